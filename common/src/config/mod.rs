@@ -1,0 +1,208 @@
+//! The configuration file: one TOML file, every key optional, every value checked.
+//!
+//! Errors name file, line, key, what was found and what is allowed; unknown keys are errors.
+
+use crate::snapshot::Anonymous;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The whole configuration with defaults filled in.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// `data_dir`: the store, the link socket and lock files live here. Relative paths are relative to the working
+    /// directory.
+    pub data_dir: PathBuf,
+    /// `cores`: CPUs of the data plane, one shard each.
+    pub cores: Cores,
+    pub control: Control,
+    pub memory: Memory,
+    /// `[[listener]]`; none written means [`Config::default`]'s two.
+    pub listeners: Vec<Listener>,
+    pub admin: Admin,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub slow_receiver: SlowReceiver,
+    pub io: Io,
+    pub snapshot: SnapshotConfig,
+    /// `[[realm]]`; none written means `realm1`, anonymous from loopback, compatible.
+    pub realms: Vec<RealmConfig>,
+    pub log: Log,
+}
+
+/// `cores = "auto"` or `cores = "0-3,6"`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Cores {
+    /// All CPUs the process may run on.
+    Auto,
+    List(Vec<u32>),
+}
+
+/// `[control]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Control {
+    /// `cpus`: CPUs of the control plane; `auto`: those of the process that no shard is pinned to, or all of them.
+    pub cpus: Cores,
+}
+
+/// `[memory]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Memory {
+    /// `max`: bytes the data plane may hold in queues and incomplete messages, all shards together; at this bound
+    /// publishers are not read.
+    pub max: u64,
+    /// `numa`: place each shard's memory on its core's node.
+    pub numa: bool,
+}
+
+/// How peers speak on a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    WebSocket,
+    RawSocket,
+}
+
+/// `[[listener]]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listener {
+    pub transport: Transport,
+    /// `address`: IP and port; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// `path`: WebSocket only.
+    pub path: String,
+    /// `connections_max`: of the node on this listener.
+    pub connections_max: u32,
+    /// `message_max`: longest message in bytes, at most 16 MiB; RawSocket rounds it down to a power of two.
+    pub message_max: u32,
+    /// `backlog` of the listening sockets.
+    pub backlog: u32,
+}
+
+/// `[admin]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Admin {
+    /// `address`: where `/ping`, `/ready`, `/metrics`, `/status` are served.
+    pub address: SocketAddr,
+}
+
+/// `[limits]`: per session unless said otherwise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    pub subscriptions_max: u32,
+    pub registrations_max: u32,
+    /// Calls waiting for an answer, as a caller.
+    pub calls_pending_max: u32,
+    /// Invocations waiting for an answer, as a callee; beyond it callers get an error.
+    pub invocations_pending_max: u32,
+    /// Unauthenticated connections of the node.
+    pub logins_pending_max: u32,
+    /// Realms of the node.
+    pub realms_max: u32,
+}
+
+/// `[timeouts]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// From accept to WELCOME.
+    pub login: Duration,
+    /// A session from which nothing came for this long is pinged.
+    pub ping_interval: Duration,
+    /// ... and closed when nothing came for this much longer.
+    pub ping_timeout: Duration,
+    /// How long a drain waits for peers to answer GOODBYE.
+    pub drain: Duration,
+}
+
+/// What is done with events for a receiver whose queue is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlowPolicy {
+    /// The oldest queued events are dropped.
+    DropOldest,
+    /// The session is closed.
+    Close,
+}
+
+/// `[slow_receiver]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlowReceiver {
+    pub policy: SlowPolicy,
+    /// `queue_max`: bytes queued to one connection before `policy` acts.
+    pub queue_max: u32,
+    /// `reply_reserve`: bytes beyond `queue_max` for results, errors and replies, which are never dropped; at that
+    /// bound the session is closed.
+    pub reply_reserve: u32,
+}
+
+/// `[io]`: per shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Io {
+    /// Entries of the shard's submission queue, a power of two.
+    pub ring_entries: u32,
+    /// Provided receive buffers, a power of two.
+    pub receive_buffers: u32,
+    /// Bytes of one receive buffer.
+    pub receive_buffer_size: u32,
+    /// Entries of each shard-to-shard queue (batches).
+    pub mesh_entries: u32,
+    /// `SO_SNDBUF`; 0 leaves the kernel's choice.
+    pub send_buffer: u32,
+    /// How long a shard waits in its own ring before it parks.
+    pub short_wait: Duration,
+}
+
+/// `[snapshot]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotConfig {
+    /// At most one snapshot in this time.
+    pub min_interval: Duration,
+    /// Changed routes that make a full snapshot worth while.
+    pub fold_min: u32,
+}
+
+/// `[[realm]]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RealmConfig {
+    pub name: String,
+    /// `degree`: `compatible` or `strict`.
+    pub strict: bool,
+    /// `uri`: `loose` or `strict`.
+    pub uri_strict: bool,
+    /// `anonymous`: `nobody`, `loopback` or `anybody`.
+    pub anonymous: Anonymous,
+}
+
+/// `[log]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Log {
+    /// `level`: error, warn, info, debug or trace.
+    pub level: String,
+}
+
+/// Why a configuration was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{file}:{line}: {key}: found {found}, allowed: {allowed}")]
+pub struct ConfigError {
+    pub file: String,
+    pub line: usize,
+    pub key: String,
+    pub found: String,
+    pub allowed: String,
+}
+
+impl Default for Config {
+    /// The embedded default: one node on loopback.
+    fn default() -> Self {
+        unimplemented!()
+    }
+}
+
+impl Config {
+    /// Reads a configuration; `file` is only named in errors.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let _ = (text, file);
+        unimplemented!()
+    }
+}
+
+/// The commented default configuration, every key in it: what `signalbox config default` prints.
+pub const DEFAULT_TEXT: &str = "";

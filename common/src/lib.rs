@@ -1,0 +1,14 @@
+//! Values and pure functions that both planes and the load generator need.
+//!
+//! No IO, no clock, no thread, no store lives here: everything takes its input as arguments.
+
+pub mod config;
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod metrics;
+pub mod pattern;
+pub mod snapshot;
+pub mod transport;
+pub mod uri;
+pub mod wire;

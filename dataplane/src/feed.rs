@@ -1,0 +1,38 @@
+//! What a shard and the link thread say to each other over bounded channels.
+
+use bytes::Bytes;
+use common::ids::{ShardId, SnapshotVersion};
+use common::link::Claim;
+use common::metrics::Metrics;
+use common::snapshot::{Delta, Snapshot};
+use std::sync::Arc;
+
+/// A checked snapshot shared by all shards.
+pub type SharedSnapshot = Arc<Snapshot<Bytes>>;
+
+/// From the link thread to a shard.
+#[derive(Clone, Debug)]
+pub enum FeedDown {
+    Snapshot(SharedSnapshot),
+    Delta(Arc<Delta>),
+    /// Report the whole claim set again: the control plane is new, or claims were lost.
+    Resync,
+    /// Report metrics.
+    Stats,
+    /// Say GOODBYE to everybody; the shard is done when its last connection is gone.
+    Drain,
+}
+
+/// From a shard to the link thread.
+#[derive(Debug)]
+pub enum FeedUp {
+    Claims { shard: ShardId, first_seq: u64, claims: Vec<Claim> },
+    ClaimsReset { shard: ShardId },
+    ClaimsPart { shard: ShardId, claims: Vec<Claim> },
+    ClaimsEnd { shard: ShardId, seq: u64 },
+    Stats { shard: ShardId, cpu: u32, metrics: Box<Metrics> },
+    /// The shard uses this version now.
+    Taken { shard: ShardId, version: SnapshotVersion },
+    /// The shard is drained: no connection is left.
+    Drained { shard: ShardId },
+}

@@ -1,0 +1,1 @@
+//! Sockets, rings, threads: the only place that names glommio and io-uring.
