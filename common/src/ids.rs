@@ -16,9 +16,7 @@ pub const fn is_wamp_id(id: u64) -> bool {
 
 /// A realm, named by a hash of its name, so the number is the same on every node.
 /// The control plane refuses a realm whose name collides with another's.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug))]
 pub struct RealmId(pub u64);
 
@@ -33,9 +31,7 @@ impl RealmId {
 }
 
 /// A shard's index inside its node: 0 for the first configured core.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug))]
 pub struct ShardId(pub u8);
 
@@ -133,9 +129,7 @@ pub struct SnapshotVersion(pub u64);
 pub struct BootEpoch(pub u64);
 
 /// What a route is for.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug))]
 #[repr(u8)]
 pub enum RouteKind {
@@ -146,9 +140,7 @@ pub enum RouteKind {
 }
 
 /// The matching policy of a subscription or registration (WAMP, advanced profile, "Pattern-based ...").
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug))]
 #[repr(u8)]
 pub enum Match {

@@ -14,31 +14,76 @@ pub const LINK_PROTOCOL: u32 = 1;
 /// One change of what a shard holds. Claims of a shard are numbered 1, 2, 3 ... over the life of its process.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum Claim {
-    Joined { session: u64, realm: RealmId },
-    Left { session: u64 },
+    Joined {
+        session: u64,
+        realm: RealmId,
+    },
+    Left {
+        session: u64,
+    },
     /// The shard wants what is sent to this URI.
-    Routed { realm: RealmId, kind: RouteKind, policy: Match, uri: String },
-    Unrouted { realm: RealmId, kind: RouteKind, policy: Match, uri: String },
+    Routed {
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: String,
+    },
+    Unrouted {
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: String,
+    },
 }
 
 /// Frames from the data plane.
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub enum Up {
-    Hello { protocol: u32, epoch: BootEpoch, pid: u32, shards: u8, version: String },
+    Hello {
+        protocol: u32,
+        epoch: BootEpoch,
+        pid: u32,
+        shards: u8,
+        version: String,
+    },
     /// Claims `first_seq`, `first_seq + 1`, ... of one shard.
-    Claims { shard: ShardId, first_seq: u64, claims: Vec<Claim> },
+    Claims {
+        shard: ShardId,
+        first_seq: u64,
+        claims: Vec<Claim>,
+    },
     /// A whole claim set follows in `ClaimsPart` frames: forget what this shard claimed before.
-    ClaimsReset { shard: ShardId },
-    ClaimsPart { shard: ShardId, claims: Vec<Claim> },
+    ClaimsReset {
+        shard: ShardId,
+    },
+    ClaimsPart {
+        shard: ShardId,
+        claims: Vec<Claim>,
+    },
     /// The set is whole and stands for everything up to claim `seq`.
-    ClaimsEnd { shard: ShardId, seq: u64 },
+    ClaimsEnd {
+        shard: ShardId,
+        seq: u64,
+    },
     /// Counters and gauges in the order of [`crate::metrics`], and the CPU the shard is pinned to.
-    Stats { shard: ShardId, cpu: u32, counters: Vec<u64>, gauges: Vec<u64> },
+    Stats {
+        shard: ShardId,
+        cpu: u32,
+        counters: Vec<u64>,
+        gauges: Vec<u64>,
+    },
     /// The version now in use by all shards.
-    Taken { version: SnapshotVersion },
-    Refused { version: SnapshotVersion, reason: String },
+    Taken {
+        version: SnapshotVersion,
+    },
+    Refused {
+        version: SnapshotVersion,
+        reason: String,
+    },
     /// Addresses the listeners are bound to, said once after `Hello`: (transport name, address).
-    Listening { listeners: Vec<(String, String)> },
+    Listening {
+        listeners: Vec<(String, String)>,
+    },
     /// The data plane is going away on its own account (it was told to by a signal).
     Draining,
 }
@@ -46,14 +91,22 @@ pub enum Up {
 /// Frames from the control plane.
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub enum Down {
-    Welcome { protocol: u32, pid: u32 },
+    Welcome {
+        protocol: u32,
+        pid: u32,
+    },
     /// The packet carries the descriptor of a sealed memfd of `bytes` bytes.
-    Snapshot { version: SnapshotVersion, bytes: u64 },
+    Snapshot {
+        version: SnapshotVersion,
+        bytes: u64,
+    },
     Delta(Delta),
     /// Say GOODBYE to every session and exit with status 0.
     Drain,
     /// A link of another protocol or a second data plane: `reason` says why; the sender closes.
-    Refuse { reason: String },
+    Refuse {
+        reason: String,
+    },
 }
 
 /// A packet that is no frame. Nothing was changed.

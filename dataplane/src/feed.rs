@@ -26,13 +26,34 @@ pub enum FeedDown {
 /// From a shard to the link thread.
 #[derive(Debug)]
 pub enum FeedUp {
-    Claims { shard: ShardId, first_seq: u64, claims: Vec<Claim> },
-    ClaimsReset { shard: ShardId },
-    ClaimsPart { shard: ShardId, claims: Vec<Claim> },
-    ClaimsEnd { shard: ShardId, seq: u64 },
-    Stats { shard: ShardId, cpu: u32, metrics: Box<Metrics> },
+    Claims {
+        shard: ShardId,
+        first_seq: u64,
+        claims: Vec<Claim>,
+    },
+    ClaimsReset {
+        shard: ShardId,
+    },
+    ClaimsPart {
+        shard: ShardId,
+        claims: Vec<Claim>,
+    },
+    ClaimsEnd {
+        shard: ShardId,
+        seq: u64,
+    },
+    Stats {
+        shard: ShardId,
+        cpu: u32,
+        metrics: Box<Metrics>,
+    },
     /// The shard uses this version now.
-    Taken { shard: ShardId, version: SnapshotVersion },
+    Taken {
+        shard: ShardId,
+        version: SnapshotVersion,
+    },
     /// The shard is drained: no connection is left.
-    Drained { shard: ShardId },
+    Drained {
+        shard: ShardId,
+    },
 }

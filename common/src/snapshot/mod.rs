@@ -158,7 +158,11 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
 
     /// As [`crate::pattern::PatternMap::for_each_match`].
     pub fn for_each_match<'a>(
-        &'a self, realm: RealmId, kind: RouteKind, uri: &str, found: impl FnMut(RouteView<'a>),
+        &'a self,
+        realm: RealmId,
+        kind: RouteKind,
+        uri: &str,
+        found: impl FnMut(RouteView<'a>),
     ) {
         let _ = (realm, kind, uri, found);
         unimplemented!()

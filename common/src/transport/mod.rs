@@ -33,7 +33,9 @@ pub enum Frame<'a> {
     Ping(&'a [u8]),
     Pong(&'a [u8]),
     /// WebSocket only: the peer's close code (1005 when it gave none). Answer with a close frame and close.
-    Close { code: u16 },
+    Close {
+        code: u16,
+    },
 }
 
 /// Why a stream cannot go on. The text is fit for a log line and a close reason.
@@ -113,7 +115,11 @@ pub enum FrameKind {
 /// binary by `serializer`.
 #[inline]
 pub fn write_header(
-    framing: Framing, serializer: Serializer, kind: FrameKind, payload_bytes: usize, out: &mut Vec<u8>,
+    framing: Framing,
+    serializer: Serializer,
+    kind: FrameKind,
+    payload_bytes: usize,
+    out: &mut Vec<u8>,
 ) {
     let _ = (framing, serializer, kind, payload_bytes, out);
     unimplemented!()
@@ -121,7 +127,12 @@ pub fn write_header(
 
 /// Appends a client's whole frame; WebSocket payloads are masked with `mask`.
 pub fn write_client_frame(
-    framing: Framing, serializer: Serializer, kind: FrameKind, payload: &[u8], mask: [u8; 4], out: &mut Vec<u8>,
+    framing: Framing,
+    serializer: Serializer,
+    kind: FrameKind,
+    payload: &[u8],
+    mask: [u8; 4],
+    out: &mut Vec<u8>,
 ) {
     let _ = (framing, serializer, kind, payload, mask, out);
     unimplemented!()

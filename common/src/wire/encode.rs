@@ -16,7 +16,11 @@ pub type Fields<'a> = &'a [(&'a str, Field<'a>)];
 
 /// EVENT `[36, subscription, publication, details, args?, kwargs?]`. The payload is in the same serializer already.
 pub fn event(
-    serializer: Serializer, out: &mut Vec<u8>, subscription: u64, publication: u64, details: Fields<'_>,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    subscription: u64,
+    publication: u64,
+    details: Fields<'_>,
     payload: Payload<'_>,
 ) {
     let _ = (serializer, out, subscription, publication, details, payload);
@@ -25,7 +29,11 @@ pub fn event(
 
 /// INVOCATION `[68, request, registration, details, args?, kwargs?]`.
 pub fn invocation(
-    serializer: Serializer, out: &mut Vec<u8>, request: u64, registration: u64, details: Fields<'_>,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    request: u64,
+    registration: u64,
+    details: Fields<'_>,
     payload: Payload<'_>,
 ) {
     let _ = (serializer, out, request, registration, details, payload);
@@ -34,7 +42,11 @@ pub fn invocation(
 
 /// RESULT `[50, request, details, args?, kwargs?]`.
 pub fn result(
-    serializer: Serializer, out: &mut Vec<u8>, request: u64, details: Fields<'_>, payload: Payload<'_>,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    request: u64,
+    details: Fields<'_>,
+    payload: Payload<'_>,
 ) {
     let _ = (serializer, out, request, details, payload);
     unimplemented!()
@@ -42,7 +54,12 @@ pub fn result(
 
 /// ERROR `[8, kind, request, details, error, args?, kwargs?]`.
 pub fn error(
-    serializer: Serializer, out: &mut Vec<u8>, kind: u64, request: u64, details: Fields<'_>, error: &str,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    kind: u64,
+    request: u64,
+    details: Fields<'_>,
+    error: &str,
     payload: Payload<'_>,
 ) {
     let _ = (serializer, out, kind, request, details, error, payload);
@@ -51,7 +68,12 @@ pub fn error(
 
 /// PUBLISH, for clients.
 pub fn publish(
-    serializer: Serializer, out: &mut Vec<u8>, request: u64, options: Fields<'_>, topic: &str, payload: Payload<'_>,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    request: u64,
+    options: Fields<'_>,
+    topic: &str,
+    payload: Payload<'_>,
 ) {
     let _ = (serializer, out, request, options, topic, payload);
     unimplemented!()
@@ -59,7 +81,11 @@ pub fn publish(
 
 /// CALL, for clients.
 pub fn call(
-    serializer: Serializer, out: &mut Vec<u8>, request: u64, options: Fields<'_>, procedure: &str,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    request: u64,
+    options: Fields<'_>,
+    procedure: &str,
     payload: Payload<'_>,
 ) {
     let _ = (serializer, out, request, options, procedure, payload);
@@ -68,7 +94,11 @@ pub fn call(
 
 /// YIELD, for clients.
 pub fn yield_(
-    serializer: Serializer, out: &mut Vec<u8>, request: u64, options: Fields<'_>, payload: Payload<'_>,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    request: u64,
+    options: Fields<'_>,
+    payload: Payload<'_>,
 ) {
     let _ = (serializer, out, request, options, payload);
     unimplemented!()
@@ -101,7 +131,12 @@ pub fn uri_dict(serializer: Serializer, out: &mut Vec<u8>, code: u64, uri: &str,
 
 /// `[code, request, dictionary, uri]`: SUBSCRIBE, REGISTER.
 pub fn id_dict_uri(
-    serializer: Serializer, out: &mut Vec<u8>, code: u64, request: u64, dict: Fields<'_>, uri: &str,
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    code: u64,
+    request: u64,
+    dict: Fields<'_>,
+    uri: &str,
 ) {
     let _ = (serializer, out, code, request, dict, uri);
     unimplemented!()

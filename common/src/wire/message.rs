@@ -10,31 +10,119 @@ use super::{Dict, Payload, Serializer, Text, WireError};
 /// count as an empty one). URIs are text, not yet checked against the URI rules.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Message<'a> {
-    Hello { realm: Text<'a>, details: Dict<'a> },
-    Welcome { session: u64, details: Dict<'a> },
-    Abort { details: Dict<'a>, reason: Text<'a>, payload: Payload<'a> },
-    Challenge { method: Text<'a>, extra: Dict<'a> },
-    Authenticate { signature: Text<'a>, extra: Dict<'a> },
-    Goodbye { details: Dict<'a>, reason: Text<'a> },
+    Hello {
+        realm: Text<'a>,
+        details: Dict<'a>,
+    },
+    Welcome {
+        session: u64,
+        details: Dict<'a>,
+    },
+    Abort {
+        details: Dict<'a>,
+        reason: Text<'a>,
+        payload: Payload<'a>,
+    },
+    Challenge {
+        method: Text<'a>,
+        extra: Dict<'a>,
+    },
+    Authenticate {
+        signature: Text<'a>,
+        extra: Dict<'a>,
+    },
+    Goodbye {
+        details: Dict<'a>,
+        reason: Text<'a>,
+    },
     /// `kind` is the type code of the request that failed, any number.
-    Error { kind: u64, request: u64, details: Dict<'a>, error: Text<'a>, payload: Payload<'a> },
-    Publish { request: u64, options: Dict<'a>, topic: Text<'a>, payload: Payload<'a> },
-    Published { request: u64, publication: u64 },
-    Subscribe { request: u64, options: Dict<'a>, topic: Text<'a> },
-    Subscribed { request: u64, subscription: u64 },
-    Unsubscribe { request: u64, subscription: u64 },
-    Unsubscribed { request: u64, details: Option<Dict<'a>> },
-    Event { subscription: u64, publication: u64, details: Dict<'a>, payload: Payload<'a> },
-    Call { request: u64, options: Dict<'a>, procedure: Text<'a>, payload: Payload<'a> },
-    Cancel { request: u64, options: Dict<'a> },
-    Result { request: u64, details: Dict<'a>, payload: Payload<'a> },
-    Register { request: u64, options: Dict<'a>, procedure: Text<'a> },
-    Registered { request: u64, registration: u64 },
-    Unregister { request: u64, registration: u64 },
-    Unregistered { request: u64, details: Option<Dict<'a>> },
-    Invocation { request: u64, registration: u64, details: Dict<'a>, payload: Payload<'a> },
-    Interrupt { request: u64, options: Dict<'a> },
-    Yield { request: u64, options: Dict<'a>, payload: Payload<'a> },
+    Error {
+        kind: u64,
+        request: u64,
+        details: Dict<'a>,
+        error: Text<'a>,
+        payload: Payload<'a>,
+    },
+    Publish {
+        request: u64,
+        options: Dict<'a>,
+        topic: Text<'a>,
+        payload: Payload<'a>,
+    },
+    Published {
+        request: u64,
+        publication: u64,
+    },
+    Subscribe {
+        request: u64,
+        options: Dict<'a>,
+        topic: Text<'a>,
+    },
+    Subscribed {
+        request: u64,
+        subscription: u64,
+    },
+    Unsubscribe {
+        request: u64,
+        subscription: u64,
+    },
+    Unsubscribed {
+        request: u64,
+        details: Option<Dict<'a>>,
+    },
+    Event {
+        subscription: u64,
+        publication: u64,
+        details: Dict<'a>,
+        payload: Payload<'a>,
+    },
+    Call {
+        request: u64,
+        options: Dict<'a>,
+        procedure: Text<'a>,
+        payload: Payload<'a>,
+    },
+    Cancel {
+        request: u64,
+        options: Dict<'a>,
+    },
+    Result {
+        request: u64,
+        details: Dict<'a>,
+        payload: Payload<'a>,
+    },
+    Register {
+        request: u64,
+        options: Dict<'a>,
+        procedure: Text<'a>,
+    },
+    Registered {
+        request: u64,
+        registration: u64,
+    },
+    Unregister {
+        request: u64,
+        registration: u64,
+    },
+    Unregistered {
+        request: u64,
+        details: Option<Dict<'a>>,
+    },
+    Invocation {
+        request: u64,
+        registration: u64,
+        details: Dict<'a>,
+        payload: Payload<'a>,
+    },
+    Interrupt {
+        request: u64,
+        options: Dict<'a>,
+    },
+    Yield {
+        request: u64,
+        options: Dict<'a>,
+        payload: Payload<'a>,
+    },
 }
 
 /// Message type codes.
