@@ -6,6 +6,7 @@
 //! ```
 //! Files here move bytes and decide nothing; what the bytes mean is [`crate::shard`]'s.
 
+pub mod link;
 pub mod probe;
 pub mod spawn;
 pub mod wake;
