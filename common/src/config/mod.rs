@@ -1,6 +1,21 @@
 //! The configuration file: one TOML file, every key optional, every value checked.
 //!
 //! Errors name file, line, key, what was found and what is allowed; unknown keys are errors.
+//!
+//! ```text
+//! text ─ toml_edit ─▶ reader (one value, by its row of the schema) ─▶ parse (one section) ─▶ check (pairs of values)
+//! ```
+//! Invariants: every key that is read has one row in [`SCHEMA`], which holds its bounds; [`DEFAULT_TEXT`] parses to
+//! [`Config::default`]; the size of a configuration is bounded by the size of its text.
+
+mod check;
+mod defaults;
+mod parse;
+mod reader;
+mod schema;
+mod value;
+
+pub use schema::{Key, Kind, SCHEMA};
 
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
@@ -68,7 +83,7 @@ pub struct Listener {
     pub transport: Transport,
     /// `address`: IP and port; port 0 lets the kernel choose.
     pub address: SocketAddr,
-    /// `path`: WebSocket only.
+    /// `path`: of the upgrade request; empty for RawSocket.
     pub path: String,
     /// `connections_max`: of the node on this listener.
     pub connections_max: u32,
@@ -189,20 +204,12 @@ pub struct ConfigError {
     pub allowed: String,
 }
 
-impl Default for Config {
-    /// The embedded default: one node on loopback.
-    fn default() -> Self {
-        unimplemented!()
-    }
-}
-
 impl Config {
     /// Reads a configuration; `file` is only named in errors.
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let _ = (text, file);
-        unimplemented!()
+        parse::config(text, file)
     }
 }
 
 /// The commented default configuration, every key in it: what `signalbox config default` prints.
-pub const DEFAULT_TEXT: &str = "";
+pub const DEFAULT_TEXT: &str = include_str!("default.toml");

@@ -1,0 +1,201 @@
+//! Rules between values, once each value is within its own bounds.
+
+use super::reader::{Section, Source};
+use super::schema::Bytes;
+use super::{Config, ConfigError, RealmConfig};
+use crate::limits::URI_BYTES_MAX;
+use crate::uri::is_reserved;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+/// Fails at the first rule that is broken. The line named is that of the key to change, or of its section when
+/// the key is not written.
+pub(super) fn config(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    queues(config, source)?;
+    memory(config, source)?;
+    addresses(config, source)?;
+    realms(config, source)
+}
+
+/// The largest message, twice, fits a connection's queue: else nothing of that size could follow another. A reply of
+/// that size fits the reserve: else a full queue of events would close the session of every caller.
+fn queues(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let section = source.section("slow_receiver")?;
+    let slow = &config.slow_receiver;
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let message_max = listener.message_max;
+        for (name, value, least) in [
+            ("queue_max", slow.queue_max, u64::from(message_max) * 2),
+            ("reply_reserve", slow.reply_reserve, u64::from(message_max)),
+        ] {
+            if u64::from(value) >= least {
+                continue;
+            }
+            let (value, message_max) = (Bytes(value.into()), Bytes(message_max.into()));
+            let written = source.sections("listener")?.unwrap_or_default().get(index).copied();
+            return Err(match written.filter(|_| !section.has(name)) {
+                Some(listener) => {
+                    let share = if name == "queue_max" { "half of" } else { "all of" };
+                    let allowed = format!("at most {share} slow_receiver.{name}, which is {value}");
+                    listener.refuse("message_max", message_max.to_string(), allowed)
+                }
+                None => {
+                    let allowed =
+                        format!("at least {} with a listener.message_max of {message_max}", Bytes(least));
+                    section.refuse(name, value.to_string(), allowed)
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One connection at its bound does not use up the node's memory.
+fn memory(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let slow = &config.slow_receiver;
+    let least = u64::from(slow.queue_max) + u64::from(slow.reply_reserve);
+    if config.memory.max >= least {
+        return Ok(());
+    }
+    let allowed = format!("at least slow_receiver.queue_max and reply_reserve together, {}", Bytes(least));
+    Err(source.section("memory")?.refuse("max", Bytes(config.memory.max).to_string(), allowed))
+}
+
+/// No two sockets want the same address. Port 0 is the kernel's choice and never taken twice.
+fn addresses(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let written: Vec<Section<'_>> = source.sections("listener")?.unwrap_or_default();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let taken = config.listeners[..index].iter().any(|other| overlap(listener.address, other.address));
+        if let (true, Some(section)) = (taken, written.get(index)) {
+            let allowed = "an address and port that no other listener has, or port 0";
+            return Err(section.refuse("address", listener.address.to_string(), allowed));
+        }
+    }
+    let admin = config.admin.address;
+    if config.listeners.iter().any(|listener| overlap(listener.address, admin)) {
+        let allowed = "an address and port that no listener has, or port 0";
+        return Err(source.section("admin")?.refuse("address", admin.to_string(), allowed));
+    }
+    Ok(())
+}
+
+/// True when one socket bound to `a` and one to `b` would take each other's connections.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // The unspecified address of IPv6 takes IPv4 connections too.
+    let covers = |wide: SocketAddr, narrow: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+    };
+    let same = a.ip() == b.ip() || covers(a, b) || covers(b, a);
+    a.port() == b.port() && a.port() != 0 && same
+}
+
+fn realms(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let written = source.sections("realm")?.unwrap_or_default();
+    let realms_max = config.limits.realms_max;
+    if config.realms.len() > realms_max as usize {
+        let found = format!("{} realms", config.realms.len());
+        return Err(source.root()?.refuse(
+            "realm",
+            found,
+            format!("at most limits.realms_max, {realms_max}"),
+        ));
+    }
+    let mut seen = HashSet::new();
+    for (realm, section) in config.realms.iter().zip(&written) {
+        if !seen.insert(realm.name.as_str()) {
+            return Err(section.refuse("name", format!("{:?} again", realm.name), "each name once"));
+        }
+    }
+    Ok(())
+}
+
+impl RealmConfig {
+    /// True when a realm may be called `name`: a URI by the loose rule, at most [`URI_BYTES_MAX`] bytes, not one of
+    /// those that WAMP reserves.
+    pub fn is_valid_name(name: &str) -> bool {
+        let loose = |part: &str| !part.is_empty() && !part.contains(|c: char| c == '#' || c.is_whitespace());
+        name.len() <= URI_BYTES_MAX && !is_reserved(name) && name.split('.').all(loose)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn refused(text: &str) -> String {
+        Config::parse(text, Path::new("test.toml")).expect_err(text).to_string()
+    }
+
+    fn accepted(text: &str) {
+        Config::parse(text, Path::new("test.toml")).expect(text);
+    }
+
+    #[test]
+    fn queues_hold_two_of_the_largest_messages() {
+        assert_eq!(
+            refused("[[listener]]\nmessage_max = \"4MiB\""),
+            "test.toml:2: listener.message_max: found 4MiB, allowed: at most half of slow_receiver.queue_max, which is 4MiB"
+        );
+        assert_eq!(
+            refused(
+                "[[listener]]\nmessage_max = \"4MiB\"\n[slow_receiver]\nqueue_max = \"7MiB\"\nreply_reserve = \"4MiB\""
+            ),
+            "test.toml:4: slow_receiver.queue_max: found 7MiB, allowed: at least 8MiB with a listener.message_max of 4MiB"
+        );
+        assert_eq!(
+            refused("[slow_receiver]\nreply_reserve = \"512KiB\""),
+            "test.toml:2: slow_receiver.reply_reserve: found 512KiB, allowed: at least 1MiB with a listener.message_max of 1MiB"
+        );
+        accepted(
+            "slow_receiver = { queue_max = \"8MiB\", reply_reserve = \"4MiB\" }\n[[listener]]\nmessage_max = \"4MiB\"",
+        );
+    }
+
+    #[test]
+    fn memory_holds_one_connection_at_its_bound() {
+        let text = "[slow_receiver]\nqueue_max = \"16MiB\"\n[memory]\nmax = \"16MiB\"";
+        assert!(refused(text).starts_with("test.toml:4: memory.max: found 16MiB, allowed: at least "));
+    }
+
+    #[test]
+    fn no_two_sockets_want_the_same_address() {
+        let two = |a: &str, b: &str| format!("listener = [{{address = \"{a}\"}},\n{{address = \"{b}\"}}]");
+        assert!(
+            refused(&two("127.0.0.1:9", "127.0.0.1:9"))
+                .starts_with("test.toml:2: listener.address: found 127")
+        );
+        refused(&two("0.0.0.0:9", "127.0.0.1:9"));
+        refused(&two("127.0.0.1:9", "[::]:9"));
+        refused(&two("[::1]:9", "[::]:9"));
+        accepted(&two("[::1]:9", "127.0.0.1:9"));
+        accepted(&two("[::1]:9", "0.0.0.0:9"));
+        accepted(&two("127.0.0.1:0", "127.0.0.1:0"));
+        accepted(&two("127.0.0.1:9", "127.0.0.2:9"));
+        assert_eq!(
+            refused("[admin]\naddress = \"0.0.0.0:18080\""),
+            "test.toml:2: admin.address: found 0.0.0.0:18080, allowed: an address and port that no listener has, or port 0"
+        );
+    }
+
+    #[test]
+    fn realms_have_different_names_and_are_bounded() {
+        assert_eq!(
+            refused("[[realm]]\nname = \"a\"\n[[realm]]\nname = \"a\""),
+            "test.toml:4: realm.name: found \"a\" again, allowed: each name once"
+        );
+        let text = "realm = [{name = \"a\"}, {name = \"b\"}]\nlimits.realms_max = 1";
+        assert!(refused(text).starts_with("test.toml:1: realm: found 2 realms, "));
+    }
+
+    #[test]
+    fn realm_names_are_loose_uris_outside_wamp() {
+        for good in ["realm1", "com.example.Ähre", "a-b.c_d", "wampum"] {
+            assert!(RealmConfig::is_valid_name(good), "{good}");
+        }
+        let long = "x".repeat(URI_BYTES_MAX + 1);
+        for bad in ["", ".", "a..b", "a.", "a b", "a#b", "a\u{a0}b", "wamp", "wamp.a", &long] {
+            assert!(!RealmConfig::is_valid_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The embedded default: one node, reachable from its own machine only.
+
+use super::{
+    Admin, Config, Control, Cores, Io, Limits, Listener, Log, Memory, RealmConfig, SlowPolicy, SlowReceiver,
+    SnapshotConfig, Timeouts, Transport,
+};
+use crate::snapshot::Anonymous;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The reasons for the figures are in tuning.md.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("signalbox-data"),
+            cores: Cores::Auto,
+            control: Control { cpus: Cores::Auto },
+            memory: Memory { max: 1 << 30, numa: true },
+            listeners: vec![Listener::of(Transport::WebSocket), Listener::of(Transport::RawSocket)],
+            admin: Admin { address: loopback(18_081) },
+            limits: Limits {
+                subscriptions_max: 100_000,
+                registrations_max: 10_000,
+                calls_pending_max: 8_192,
+                invocations_pending_max: 65_536,
+                logins_pending_max: 10_000,
+                realms_max: 10_000,
+            },
+            timeouts: Timeouts {
+                login: Duration::from_secs(10),
+                ping_interval: Duration::from_secs(30),
+                ping_timeout: Duration::from_secs(20),
+                drain: Duration::from_secs(5),
+            },
+            slow_receiver: SlowReceiver {
+                policy: SlowPolicy::DropOldest,
+                queue_max: 4 << 20,
+                reply_reserve: 1 << 20,
+            },
+            io: Io {
+                ring_entries: 4_096,
+                receive_buffers: 256,
+                receive_buffer_size: 32 << 10,
+                mesh_entries: 256,
+                send_buffer: 0,
+                short_wait: Duration::from_millis(1),
+            },
+            snapshot: SnapshotConfig { min_interval: Duration::from_millis(100), fold_min: 4_096 },
+            realms: vec![RealmConfig::named("realm1")],
+            log: Log { level: "info".to_owned() },
+        }
+    }
+}
+
+impl Listener {
+    /// A listener that says nothing but its transport.
+    pub fn of(transport: Transport) -> Self {
+        let (port, path) = match transport {
+            Transport::WebSocket => (18_080, "/ws"),
+            Transport::RawSocket => (18_082, ""),
+        };
+        Self {
+            transport,
+            address: loopback(port),
+            path: path.to_owned(),
+            connections_max: 1_000_000,
+            message_max: 1 << 20,
+            backlog: 4_096,
+        }
+    }
+}
+
+impl RealmConfig {
+    /// A realm that says nothing but its name.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), strict: false, uri_strict: false, anonymous: Anonymous::Loopback }
+    }
+}
+
+impl Transport {
+    /// As the configuration writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::RawSocket => "rawsocket",
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}

@@ -1,0 +1,260 @@
+//! Every key of the configuration, with the bounds of its value.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::SHARDS_MAX;
+use crate::limits::MESSAGE_BYTES_MAX;
+
+/// One key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key {
+    /// The table it stands in; empty for keys above all tables.
+    pub section: &'static str,
+    pub name: &'static str,
+    pub kind: Kind,
+}
+
+/// What a value may be; bounds are inclusive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Boolean,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    /// An integer that is a power of two.
+    Power {
+        min: u64,
+        max: u64,
+    },
+    /// Bytes: an integer, or a string with one of the units B, KiB, MiB, GiB, TiB.
+    Size {
+        min: u64,
+        max: u64,
+    },
+    /// A string with one of the units us, ms, s, m, h, d, w.
+    Time {
+        min: Duration,
+        max: Duration,
+    },
+    Choice(&'static [&'static str]),
+    /// `"auto"`, or CPU numbers and ranges, at most `count_max` of them.
+    Cpus {
+        count_max: usize,
+    },
+    /// `"IP:port"`.
+    Address,
+    Path,
+    /// The path of a URL.
+    UrlPath,
+    /// A WAMP URI by the loose rule.
+    Uri,
+}
+
+impl Key {
+    /// The row of `section.name`.
+    pub(super) fn find(section: &str, name: &str) -> Option<&'static Self> {
+        SCHEMA.iter().find(|key| key.section == section && key.name == name)
+    }
+}
+
+/// `section.name`, as in error texts and in tuning.md.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&path(self.section, self.name))
+    }
+}
+
+/// `section.name`, or `name` above all sections.
+pub(super) fn path(section: &str, name: &str) -> String {
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
+}
+
+impl Kind {
+    /// The bounds of a number, as documentation writes them: `512B to 16MiB`.
+    pub fn range(self) -> Option<String> {
+        match self {
+            Self::Integer { min, max } | Self::Power { min, max } => Some(format!("{min} to {max}")),
+            Self::Size { min, max } => Some(format!("{} to {}", Bytes(min), Bytes(max))),
+            Self::Time { min, max } => Some(format!("{} to {}", Time(min), Time(max))),
+            _ => None,
+        }
+    }
+}
+
+/// What is allowed, as error texts say it.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Boolean => f.write_str("true or false"),
+            Self::Integer { min, max } => write!(f, "an integer from {min} to {max}"),
+            Self::Power { min, max } => write!(f, "a power of two from {min} to {max}"),
+            Self::Size { min, max } => {
+                write!(f, "a size from {} to {}, such as \"64KiB\"", Bytes(min), Bytes(max))
+            }
+            Self::Time { min, max } => {
+                write!(f, "a time from {} to {}, such as \"10s\"", Time(min), Time(max))
+            }
+            Self::Choice(names) => {
+                for (index, name) in names.iter().enumerate() {
+                    let before = match index {
+                        0 => "",
+                        _ if index + 1 == names.len() => " or ",
+                        _ => ", ",
+                    };
+                    write!(f, "{before}\"{name}\"")?;
+                }
+                Ok(())
+            }
+            Self::Cpus { count_max } => {
+                write!(f, "\"auto\" or CPUs from 0 to {CPU_MAX}, such as \"0-3,6\", at most {count_max}")
+            }
+            Self::Address => f.write_str("an IP address and a port, such as \"127.0.0.1:18080\""),
+            Self::Path => f.write_str("the path of a folder"),
+            Self::UrlPath => {
+                write!(
+                    f,
+                    "a path of at most {PATH_BYTES_MAX} visible ASCII characters that starts with \"/\""
+                )
+            }
+            Self::Uri => f.write_str("a WAMP URI, such as \"com.example.app\", not below \"wamp.\""),
+        }
+    }
+}
+
+/// Bytes with the largest unit that divides them; 0 has none.
+pub(super) struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value, unit) = super::value::SIZE_UNITS
+            .iter()
+            .rev()
+            .find(|(_, bytes)| self.0 != 0 && self.0.is_multiple_of(*bytes))
+            .map_or((self.0, ""), |(unit, bytes)| (self.0 / bytes, unit));
+        write!(f, "{value}{unit}")
+    }
+}
+
+/// A time with the largest unit that divides it.
+pub(super) struct Time(pub Duration);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = self.0.as_nanos();
+        let (value, unit) = super::value::TIME_UNITS
+            .iter()
+            .rev()
+            .find(|(_, time)| nanos != 0 && nanos.is_multiple_of(time.as_nanos()))
+            .map_or((0, "s"), |(unit, time)| (nanos / time.as_nanos(), unit));
+        write!(f, "{value}{unit}")
+    }
+}
+
+/// Largest CPU number: the kernel's own bound for a CPU set of the usual size.
+pub const CPU_MAX: u32 = 1_023;
+/// Longest `path` of a listener.
+pub const PATH_BYTES_MAX: usize = 255;
+/// Most `[[listener]]` tables: each costs a socket and an accept operation on every shard.
+pub const LISTENERS_MAX: usize = 16;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
+    Key { section, name, kind }
+}
+
+const fn integer(section: &'static str, name: &'static str, max: u64) -> Key {
+    key(section, name, Kind::Integer { min: 1, max })
+}
+
+const fn time(section: &'static str, name: &'static str, min_ms: u64, max: Duration) -> Key {
+    key(section, name, Kind::Time { min: Duration::from_millis(min_ms), max })
+}
+
+/// All keys, in the order of the default text.
+pub const SCHEMA: &[Key] = &[
+    key("", "data_dir", Kind::Path),
+    key("", "cores", Kind::Cpus { count_max: SHARDS_MAX }),
+    key("control", "cpus", Kind::Cpus { count_max: CPU_MAX as usize + 1 }),
+    key("memory", "max", Kind::Size { min: 16 << 20, max: 16 << 40 }),
+    key("memory", "numa", Kind::Boolean),
+    key("listener", "transport", Kind::Choice(&["websocket", "rawsocket"])),
+    key("listener", "address", Kind::Address),
+    key("listener", "path", Kind::UrlPath),
+    integer("listener", "connections_max", 10_000_000),
+    key("listener", "message_max", Kind::Size { min: 512, max: MESSAGE_BYTES_MAX as u64 }),
+    integer("listener", "backlog", 65_535),
+    key("admin", "address", Kind::Address),
+    integer("limits", "subscriptions_max", 10_000_000),
+    integer("limits", "registrations_max", 10_000_000),
+    integer("limits", "calls_pending_max", 1 << 20),
+    integer("limits", "invocations_pending_max", 1 << 20),
+    integer("limits", "logins_pending_max", 1_000_000),
+    integer("limits", "realms_max", 100_000),
+    time("timeouts", "login", 10, HOUR),
+    time("timeouts", "ping_interval", 10, DAY),
+    time("timeouts", "ping_timeout", 10, HOUR),
+    time("timeouts", "drain", 0, HOUR),
+    key("slow_receiver", "policy", Kind::Choice(&["drop_oldest", "close"])),
+    key("slow_receiver", "queue_max", Kind::Size { min: 1 << 10, max: 1 << 30 }),
+    key("slow_receiver", "reply_reserve", Kind::Size { min: 512, max: 1 << 30 }),
+    key("io", "ring_entries", Kind::Power { min: 64, max: 32_768 }),
+    key("io", "receive_buffers", Kind::Power { min: 16, max: 32_768 }),
+    key("io", "receive_buffer_size", Kind::Size { min: 1 << 10, max: 1 << 20 }),
+    key("io", "mesh_entries", Kind::Integer { min: 2, max: 65_536 }),
+    key("io", "send_buffer", Kind::Size { min: 0, max: 64 << 20 }),
+    time("io", "short_wait", 0, Duration::from_secs(1)),
+    time("snapshot", "min_interval", 1, Duration::from_secs(60)),
+    integer("snapshot", "fold_min", 10_000_000),
+    key("realm", "name", Kind::Uri),
+    key("realm", "degree", Kind::Choice(&["compatible", "strict"])),
+    key("realm", "uri", Kind::Choice(&["loose", "strict"])),
+    key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
+    key("log", "level", Kind::Choice(&["error", "warn", "info", "debug", "trace"])),
+];
+
+/// The tables; those that may be written more than once are `[[name]]`.
+pub(super) const SECTIONS: &[(&str, bool)] = &[
+    ("control", false),
+    ("memory", false),
+    ("listener", true),
+    ("admin", false),
+    ("limits", false),
+    ("timeouts", false),
+    ("slow_receiver", false),
+    ("io", false),
+    ("snapshot", false),
+    ("realm", true),
+    ("log", false),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_stands_in_a_section_and_only_once() {
+        for (index, key) in SCHEMA.iter().enumerate() {
+            assert!(
+                key.section.is_empty() || SECTIONS.iter().any(|(name, _)| *name == key.section),
+                "{key} has no section"
+            );
+            assert!(
+                SCHEMA[index + 1..].iter().all(|other| other.to_string() != key.to_string()),
+                "{key} twice"
+            );
+        }
+    }
+
+    #[test]
+    fn bounds_are_shown_with_their_unit() {
+        let shown = |section, name| Key::find(section, name).expect("a key").kind.to_string();
+        assert_eq!(shown("listener", "message_max"), "a size from 512B to 16MiB, such as \"64KiB\"");
+        assert_eq!(shown("timeouts", "ping_interval"), "a time from 10ms to 1d, such as \"10s\"");
+        assert_eq!(shown("io", "short_wait"), "a time from 0s to 1s, such as \"10s\"");
+        assert_eq!(shown("realm", "anonymous"), "\"nobody\", \"loopback\" or \"anybody\"");
+    }
+}
