@@ -4,9 +4,15 @@
 //! [`crate::limits::LINK_FRAME_BYTES_MAX`] long. The control plane listens, the data plane connects and says
 //! [`Up::Hello`] first. [`Down::Snapshot`] carries one descriptor, a sealed memfd.
 
-use crate::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, SnapshotVersion};
+use crate::ids::{BootEpoch, Match, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion};
+use crate::limits::{LINK_FRAME_BYTES_MAX, URI_BYTES_MAX};
 use crate::snapshot::Delta;
-use rkyv::{Archive, Deserialize, Serialize};
+use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+use rkyv::ser::allocator::ArenaHandle;
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Portable, Serialize};
 
 /// Version of the frames; the two ends must agree.
 pub const LINK_PROTOCOL: u32 = 1;
@@ -115,23 +121,300 @@ pub enum Down {
 pub struct LinkError(pub String);
 
 impl Up {
+    /// The packet of this frame. The sender keeps it within [`LINK_FRAME_BYTES_MAX`]: see [`claims_in_one_frame`].
     pub fn encode(&self) -> Vec<u8> {
-        unimplemented!()
+        encode(self)
     }
 
+    /// Reads one packet; it may lie at any address.
+    ///
+    /// # Errors
+    /// When the packet is too long, is no archive of a frame, or names a shard, URI or realm out of bounds.
     pub fn decode(packet: &[u8]) -> Result<Self, LinkError> {
-        let _ = packet;
-        unimplemented!()
+        let frame: Self = decode::<ArchivedUp, Self>(packet)?;
+        frame.check()?;
+        Ok(frame)
+    }
+
+    fn check(&self) -> Result<(), LinkError> {
+        match self {
+            Self::Hello { shards, .. } if usize::from(*shards) > SHARDS_MAX => {
+                Err(LinkError(format!("{shards} shards, more than {SHARDS_MAX}")))
+            }
+            Self::Claims { shard, claims, .. } | Self::ClaimsPart { shard, claims } => {
+                check_shard(*shard)?;
+                claims.iter().try_for_each(Claim::check)
+            }
+            Self::ClaimsReset { shard } | Self::ClaimsEnd { shard, .. } | Self::Stats { shard, .. } => {
+                check_shard(*shard)
+            }
+            Self::Hello { .. }
+            | Self::Taken { .. }
+            | Self::Refused { .. }
+            | Self::Listening { .. }
+            | Self::Draining => Ok(()),
+        }
     }
 }
 
 impl Down {
+    /// The packet of this frame. The sender keeps it within [`LINK_FRAME_BYTES_MAX`].
     pub fn encode(&self) -> Vec<u8> {
-        unimplemented!()
+        encode(self)
     }
 
+    /// Reads one packet; it may lie at any address.
+    ///
+    /// # Errors
+    /// When the packet is too long, is no archive of a frame, or names a realm out of bounds.
     pub fn decode(packet: &[u8]) -> Result<Self, LinkError> {
-        let _ = packet;
-        unimplemented!()
+        let frame: Self = decode::<ArchivedDown, Self>(packet)?;
+        if let Self::Delta(delta) = &frame {
+            delta.realms_put.iter().try_for_each(|realm| check_uri("realm", &realm.name))?;
+        }
+        Ok(frame)
+    }
+}
+
+impl Claim {
+    /// An upper bound of what this claim adds to a frame, in bytes.
+    pub fn frame_bytes_max(&self) -> usize {
+        let uri = match self {
+            Self::Joined { .. } | Self::Left { .. } => 0,
+            Self::Routed { uri, .. } | Self::Unrouted { uri, .. } => uri.len(),
+        };
+        size_of::<ArchivedClaim>() + uri
+    }
+
+    fn check(&self) -> Result<(), LinkError> {
+        match self {
+            Self::Routed { uri, .. } | Self::Unrouted { uri, .. } => check_uri("URI", uri),
+            Self::Joined { .. } | Self::Left { .. } => Ok(()),
+        }
+    }
+}
+
+/// How many claims from the front of `claims` one [`Up::Claims`] or [`Up::ClaimsPart`] frame may carry: at least one
+/// unless `claims` is empty.
+pub fn claims_in_one_frame(claims: &[Claim]) -> usize {
+    let mut bytes = HEAD_BYTES_MAX;
+    let fits = |claim: &&Claim| {
+        bytes += claim.frame_bytes_max();
+        bytes <= LINK_FRAME_BYTES_MAX
+    };
+    claims.iter().take_while(fits).count()
+}
+
+/// What a frame of claims needs besides its claims: the root of the archive and the padding before parts.
+const HEAD_BYTES_MAX: usize = size_of::<ArchivedUp>() + 64;
+
+const _: () = assert!(HEAD_BYTES_MAX + size_of::<ArchivedClaim>() + URI_BYTES_MAX <= LINK_FRAME_BYTES_MAX);
+
+fn encode(
+    frame: &impl for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+) -> Vec<u8> {
+    rkyv::to_bytes::<rancor::Error>(frame)
+        .expect("frames are made of types whose archiving cannot fail")
+        .into_vec()
+}
+
+fn decode<A, T>(packet: &[u8]) -> Result<T, LinkError>
+where
+    A: Portable
+        + for<'a> CheckBytes<HighValidator<'a, rancor::Error>>
+        + rkyv::Deserialize<T, HighDeserializer<rancor::Error>>,
+{
+    if packet.len() > LINK_FRAME_BYTES_MAX {
+        return Err(LinkError(format!("{} bytes, more than {LINK_FRAME_BYTES_MAX}", packet.len())));
+    }
+    // A receive buffer may lie at any address; archives are read in place only when aligned.
+    let mut aligned = AlignedVec::<16>::with_capacity(packet.len());
+    aligned.extend_from_slice(packet);
+    let archived =
+        rkyv::access::<A, rancor::Error>(&aligned).map_err(|error| LinkError(error.to_string()))?;
+    rkyv::deserialize(archived).map_err(|error: rancor::Error| LinkError(error.to_string()))
+}
+
+fn check_shard(shard: ShardId) -> Result<(), LinkError> {
+    if shard.index() < SHARDS_MAX {
+        Ok(())
+    } else {
+        Err(LinkError(format!("shard {}, not below {SHARDS_MAX}", shard.0)))
+    }
+}
+
+fn check_uri(what: &str, uri: &str) -> Result<(), LinkError> {
+    if uri.len() <= URI_BYTES_MAX {
+        Ok(())
+    } else {
+        Err(LinkError(format!("{what} of {} bytes, more than {URI_BYTES_MAX}", uri.len())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Anonymous, Realm};
+    use proptest::prelude::*;
+
+    fn id() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), Just(u64::MAX), any::<u64>()]
+    }
+
+    fn shard() -> impl Strategy<Value = ShardId> {
+        (0..SHARDS_MAX as u8).prop_map(ShardId)
+    }
+
+    fn kind() -> impl Strategy<Value = RouteKind> {
+        prop_oneof![Just(RouteKind::Topic), Just(RouteKind::Procedure)]
+    }
+
+    fn policy() -> impl Strategy<Value = Match> {
+        prop_oneof![Just(Match::Exact), Just(Match::Prefix), Just(Match::Wildcard)]
+    }
+
+    fn claim() -> impl Strategy<Value = Claim> {
+        let route = || (id().prop_map(RealmId), kind(), policy(), ".{0,40}");
+        prop_oneof![
+            (id(), id().prop_map(RealmId)).prop_map(|(session, realm)| Claim::Joined { session, realm }),
+            id().prop_map(|session| Claim::Left { session }),
+            route().prop_map(|(realm, kind, policy, uri)| Claim::Routed { realm, kind, policy, uri }),
+            route().prop_map(|(realm, kind, policy, uri)| Claim::Unrouted { realm, kind, policy, uri }),
+        ]
+    }
+
+    fn claims() -> impl Strategy<Value = Vec<Claim>> {
+        prop::collection::vec(claim(), 0..20)
+    }
+
+    fn numbers() -> impl Strategy<Value = Vec<u64>> {
+        prop::collection::vec(id(), 0..40)
+    }
+
+    fn up() -> impl Strategy<Value = Up> {
+        prop_oneof![
+            (any::<u32>(), id(), any::<u32>(), 0..=SHARDS_MAX as u8, ".{0,20}").prop_map(
+                |(protocol, epoch, pid, shards, version)| {
+                    Up::Hello { protocol, epoch: BootEpoch(epoch), pid, shards, version }
+                }
+            ),
+            (shard(), id(), claims()).prop_map(|(shard, first_seq, claims)| Up::Claims {
+                shard,
+                first_seq,
+                claims
+            }),
+            shard().prop_map(|shard| Up::ClaimsReset { shard }),
+            (shard(), claims()).prop_map(|(shard, claims)| Up::ClaimsPart { shard, claims }),
+            (shard(), id()).prop_map(|(shard, seq)| Up::ClaimsEnd { shard, seq }),
+            (shard(), any::<u32>(), numbers(), numbers())
+                .prop_map(|(shard, cpu, counters, gauges)| Up::Stats { shard, cpu, counters, gauges }),
+            id().prop_map(|version| Up::Taken { version: SnapshotVersion(version) }),
+            (id(), ".{0,60}")
+                .prop_map(|(version, reason)| Up::Refused { version: SnapshotVersion(version), reason }),
+            prop::collection::vec(("[a-z]{0,10}", ".{0,20}"), 0..5)
+                .prop_map(|listeners| Up::Listening { listeners }),
+            Just(Up::Draining),
+        ]
+    }
+
+    fn realm() -> impl Strategy<Value = Realm> {
+        let anonymous =
+            prop_oneof![Just(Anonymous::Nobody), Just(Anonymous::Loopback), Just(Anonymous::Anybody)];
+        (".{0,30}", any::<bool>(), any::<bool>(), anonymous).prop_map(
+            |(name, strict, uri_strict, anonymous)| Realm {
+                id: RealmId::of(&name),
+                name,
+                strict,
+                uri_strict,
+                anonymous,
+            },
+        )
+    }
+
+    fn down() -> impl Strategy<Value = Down> {
+        let delta = (id(), id(), prop::collection::vec(realm(), 0..5), prop::collection::vec(id(), 0..5))
+            .prop_map(|(version, follows, realms_put, removed)| Delta {
+                version: SnapshotVersion(version),
+                follows: SnapshotVersion(follows),
+                realms_put,
+                realms_removed: removed.into_iter().map(RealmId).collect(),
+            });
+        prop_oneof![
+            (any::<u32>(), any::<u32>()).prop_map(|(protocol, pid)| Down::Welcome { protocol, pid }),
+            (id(), id())
+                .prop_map(|(version, bytes)| Down::Snapshot { version: SnapshotVersion(version), bytes }),
+            delta.prop_map(Down::Delta),
+            Just(Down::Drain),
+            ".{0,60}".prop_map(|reason| Down::Refuse { reason }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_back_from_any_address(up in up(), down in down(), shift in 0usize..16) {
+            let moved = |packet: Vec<u8>| [vec![0; shift], packet].concat();
+            prop_assert_eq!(&Up::decode(&moved(up.encode())[shift..]).unwrap(), &up);
+            prop_assert_eq!(&Down::decode(&moved(down.encode())[shift..]).unwrap(), &down);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Up::decode(&bytes);
+            let _ = Down::decode(&bytes);
+        }
+
+        #[test]
+        fn changed_frames_never_panic(up in up(), down in down(), at in any::<prop::sample::Index>(), to: u8) {
+            let changed = |mut packet: Vec<u8>| {
+                let at = at.index(packet.len());
+                packet[at] = to;
+                packet
+            };
+            let _ = Up::decode(&changed(up.encode()));
+            let _ = Down::decode(&changed(down.encode()));
+        }
+
+        #[test]
+        fn frames_of_claims_that_fit_are_within_the_bound(uris in prop::collection::vec(0usize..=1_024, 1..200)) {
+            let claims: Vec<_> = uris.into_iter().map(routed).collect();
+            let count = claims_in_one_frame(&claims);
+            prop_assert!(count >= 1);
+            let frame = Up::ClaimsPart { shard: ShardId(0), claims: claims[..count].to_vec() };
+            prop_assert!(frame.encode().len() <= LINK_FRAME_BYTES_MAX);
+        }
+    }
+
+    fn routed(uri_bytes: usize) -> Claim {
+        Claim::Routed {
+            realm: RealmId(1),
+            kind: RouteKind::Topic,
+            policy: Match::Exact,
+            uri: "x".repeat(uri_bytes),
+        }
+    }
+
+    #[test]
+    fn frames_fill_most_of_a_packet() {
+        let claims = vec![routed(1_000); 200];
+        let frame =
+            Up::ClaimsPart { shard: ShardId(0), claims: claims[..claims_in_one_frame(&claims)].to_vec() };
+        assert!(frame.encode().len() > LINK_FRAME_BYTES_MAX - 2_000);
+    }
+
+    #[test]
+    fn packets_out_of_bounds_are_refused() {
+        assert!(Up::decode(&[]).is_err());
+        assert!(Down::decode(&vec![0; LINK_FRAME_BYTES_MAX + 1]).is_err());
+        let long = Up::Refused { version: SnapshotVersion(1), reason: "x".repeat(LINK_FRAME_BYTES_MAX) };
+        assert!(Up::decode(&long.encode()).is_err());
+    }
+
+    #[test]
+    fn shards_and_uris_out_of_bounds_are_refused() {
+        let shard = ShardId(SHARDS_MAX as u8);
+        assert!(Up::decode(&Up::ClaimsReset { shard }.encode()).is_err());
+        let frame = |claim| Up::ClaimsPart { shard: ShardId(0), claims: vec![claim] };
+        assert!(Up::decode(&frame(routed(URI_BYTES_MAX)).encode()).is_ok());
+        assert!(Up::decode(&frame(routed(URI_BYTES_MAX + 1)).encode()).is_err());
     }
 }
