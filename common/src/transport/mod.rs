@@ -3,9 +3,12 @@
 //! A [`Framer`] takes received chunks and yields frames that borrow from the chunk when they are whole in it, and from
 //! its own buffer when they are not.
 
+mod framer;
 pub mod rawsocket;
 pub mod upgrade;
 pub mod websocket;
+
+pub use framer::Framer;
 
 use crate::wire::Serializer;
 
@@ -63,41 +66,6 @@ impl FrameError {
     }
 }
 
-/// Takes frames out of a stream. Small: an idle one owns no heap memory.
-#[derive(Debug)]
-pub struct Framer {
-    _todo: (),
-}
-
-impl Framer {
-    /// A framer of a stream whose handshake is over. `message_bytes_max` bounds one message; it may be raised later
-    /// with [`Framer::set_message_bytes_max`] (after login).
-    pub fn new(framing: Framing, role: Role, serializer: Serializer, message_bytes_max: usize) -> Self {
-        let _ = (framing, role, serializer, message_bytes_max);
-        unimplemented!()
-    }
-
-    pub fn set_message_bytes_max(&mut self, message_bytes_max: usize) {
-        let _ = message_bytes_max;
-    }
-
-    /// The next frame. `chunk` is what was received and not yet consumed; it is advanced past what was taken.
-    /// `Ok(None)` means that the chunk is used up and more must be received.
-    ///
-    /// A frame that is whole in the chunk is unmasked in place and borrowed from it; otherwise its bytes are gathered
-    /// in the framer's own buffer, which grows with the bytes that arrived, never with a length that was announced,
-    /// and is given back when the frame was taken. After an error the framer must be dropped.
-    pub fn next<'b, 'c: 'b>(&'b mut self, chunk: &mut &'c mut [u8]) -> Result<Option<Frame<'b>>, FrameError> {
-        let _ = chunk;
-        unimplemented!()
-    }
-
-    /// Bytes of heap memory held for an incomplete frame.
-    pub fn buffered_bytes(&self) -> usize {
-        0
-    }
-}
-
 /// Bytes of the header that [`write_header`] writes at most.
 pub const HEADER_BYTES_MAX: usize = 14;
 
@@ -113,6 +81,9 @@ pub enum FrameKind {
 
 /// Appends the header of a server's frame whose payload of `payload_bytes` follows. WebSocket messages are text or
 /// binary by `serializer`.
+///
+/// # Panics
+/// When RawSocket cannot say it: a close, or more than 2^24 bytes.
 #[inline]
 pub fn write_header(
     framing: Framing,
@@ -121,11 +92,16 @@ pub fn write_header(
     payload_bytes: usize,
     out: &mut Vec<u8>,
 ) {
-    let _ = (framing, serializer, kind, payload_bytes, out);
-    unimplemented!()
+    match framing {
+        Framing::RawSocket => out.extend_from_slice(&rawsocket::prefix(kind, payload_bytes)),
+        Framing::WebSocket => websocket::write_header(kind, serializer.is_text(), payload_bytes, None, out),
+    }
 }
 
 /// Appends a client's whole frame; WebSocket payloads are masked with `mask`.
+///
+/// # Panics
+/// As [`write_header`].
 pub fn write_client_frame(
     framing: Framing,
     serializer: Serializer,
@@ -134,13 +110,31 @@ pub fn write_client_frame(
     mask: [u8; 4],
     out: &mut Vec<u8>,
 ) {
-    let _ = (framing, serializer, kind, payload, mask, out);
-    unimplemented!()
+    match framing {
+        Framing::RawSocket => {
+            out.extend_from_slice(&rawsocket::prefix(kind, payload.len()));
+            out.extend_from_slice(payload);
+        }
+        Framing::WebSocket => {
+            websocket::write_header(kind, serializer.is_text(), payload.len(), Some(mask), out);
+            let start = out.len();
+            out.extend_from_slice(payload);
+            websocket::apply_mask(&mut out[start..], mask);
+        }
+    }
 }
 
 /// The length of the whole frame (header and payload) that `bytes` begins with, as written by [`write_header`], and
 /// where its payload begins. Used to walk an outbound buffer of our own frames. `None`: not a whole frame.
+#[inline]
 pub fn walk_own_frame(framing: Framing, bytes: &[u8]) -> Option<(usize, usize)> {
-    let _ = (framing, bytes);
-    unimplemented!()
+    let (payload_start, payload_bytes) = match framing {
+        Framing::RawSocket => (rawsocket::PREFIX_BYTES, rawsocket::own_payload_bytes(*bytes.first_chunk()?)),
+        Framing::WebSocket => websocket::walk_own_header(bytes)?,
+    };
+    let frame_bytes = payload_start.checked_add(payload_bytes)?;
+    (frame_bytes <= bytes.len()).then_some((frame_bytes, payload_start))
 }
+
+#[cfg(test)]
+mod tests;
