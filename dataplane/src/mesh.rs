@@ -1,13 +1,209 @@
 //! Batches of messages between the shards of a node.
+//!
+//! What a shard sends another in one turn is one [`Batch`]: typed items, and one arena that holds the text and payload
+//! bytes they point into. Batches of one pair of shards arrive whole and in order; nothing is dropped.
 
-/// What one shard sends another in one turn. Reused: an emptied batch keeps its memory.
+use common::ids::{Match, RealmId, RouteKind, ShardId};
+use common::wire::{Payload, Serializer};
+
+/// A connection somewhere in the node. Stale when the slot has another generation by now.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Owner {
+    pub shard: ShardId,
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// A call's origin: who asked, under which request id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Caller {
+    pub owner: Owner,
+    pub request: u64,
+}
+
+/// A piece of the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// Payload spans and the serializer they are in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PayloadSpan {
+    pub serializer: Serializer,
+    args: Option<Span>,
+    kwargs: Option<Span>,
+}
+
+/// (realm, kind, policy, URI) of a route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RouteSpan {
+    pub realm: RealmId,
+    pub kind: RouteKind,
+    pub policy: Match,
+    pub uri: Span,
+}
+
+/// One message between shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Item {
+    /// The sender wants what goes to this route; `seq` is its claim number. Answer with `RouteAck`.
+    RouteAdd {
+        route: RouteSpan,
+        seq: u64,
+        token: u64,
+    },
+    RouteAck {
+        token: u64,
+    },
+    RouteRemove {
+        route: RouteSpan,
+        seq: u64,
+    },
+    /// To the home shard: may the sender hold this registration?
+    RegisterAsk {
+        route: RouteSpan,
+        token: u64,
+    },
+    RegisterAnswer {
+        token: u64,
+        granted: bool,
+    },
+    /// To the home shard: the registration is given up. Answered when `token` is not 0.
+    Unregister {
+        route: RouteSpan,
+        token: u64,
+    },
+    UnregisterAck {
+        token: u64,
+    },
+    Publish {
+        realm: RealmId,
+        topic: Span,
+        publication: u64,
+        payload: PayloadSpan,
+    },
+    Call {
+        realm: RealmId,
+        procedure: Span,
+        caller: Caller,
+        payload: PayloadSpan,
+        forwarded: bool,
+    },
+    Result {
+        caller: Caller,
+        payload: PayloadSpan,
+    },
+    Error {
+        caller: Caller,
+        uri: Span,
+        payload: PayloadSpan,
+    },
+}
+
+/// What one shard sends another in one turn. An emptied batch keeps its memory up to [`KEEP_BYTES_MAX`].
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub(crate) arena: Vec<u8>,
+    items: Vec<Item>,
+    arena: Vec<u8>,
 }
+
+/// Arena bytes an emptied batch keeps for reuse.
+const KEEP_BYTES_MAX: usize = 1 << 20;
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.arena.is_empty()
+        self.items.is_empty()
+    }
+
+    /// Messages in the batch.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Bytes it occupies, for backlog accounting.
+    pub fn bytes_len(&self) -> usize {
+        self.arena.len() + self.items.len() * size_of::<Item>()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.items.clear();
+        self.arena.clear();
+        self.arena.shrink_to(KEEP_BYTES_MAX);
+        self.items.shrink_to(KEEP_BYTES_MAX / size_of::<Item>());
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, item: Item) {
+        self.items.push(item);
+    }
+
+    #[inline]
+    pub(crate) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    #[inline]
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Span {
+        let start = u32::try_from(self.arena.len()).expect("a batch stays under its backlog bound");
+        self.arena.extend_from_slice(bytes);
+        Span { start, len: bytes.len() as u32 }
+    }
+
+    #[inline]
+    pub(crate) fn put_payload(&mut self, serializer: Serializer, payload: Payload<'_>) -> PayloadSpan {
+        let args = payload.args.map(|bytes| self.put(bytes));
+        let kwargs = payload.kwargs.map(|bytes| self.put(bytes));
+        PayloadSpan { serializer, args, kwargs }
+    }
+
+    pub(crate) fn put_route(
+        &mut self,
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: &str,
+    ) -> RouteSpan {
+        let uri = self.put(uri.as_bytes());
+        RouteSpan { realm, kind, policy, uri }
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self, span: Span) -> &[u8] {
+        &self.arena[span.start as usize..][..span.len as usize]
+    }
+
+    /// Text that was put as text.
+    #[inline]
+    pub(crate) fn text(&self, span: Span) -> &str {
+        std::str::from_utf8(self.bytes(span)).expect("only text is read as text")
+    }
+
+    #[inline]
+    pub(crate) fn payload(&self, span: PayloadSpan) -> Payload<'_> {
+        Payload {
+            args: span.args.map(|span| self.bytes(span)),
+            kwargs: span.kwargs.map(|span| self.bytes(span)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_back_what_was_put() {
+        let mut batch = Batch::default();
+        let payload = Payload { args: Some(b"\x91\x01"), kwargs: None };
+        let topic = batch.put(b"a.b");
+        let span = batch.put_payload(Serializer::MsgPack, payload);
+        batch.push(Item::Publish { realm: RealmId(1), topic, publication: 9, payload: span });
+        assert_eq!(batch.text(topic), "a.b");
+        assert_eq!(batch.payload(span), payload);
+        assert_eq!(batch.len(), 1);
+        batch.clear();
+        assert!(batch.is_empty() && batch.bytes_len() == 0);
     }
 }

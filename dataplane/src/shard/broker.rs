@@ -1,0 +1,493 @@
+//! Subscriptions and events: PUBLISH in, EVENTs out.
+//!
+//! An event is encoded once for each serializer among its receivers here, whatever their number, and goes to another
+//! shard once, whatever the number of receivers there.
+
+use super::conn::{Conn, Subscribed};
+use super::flow::{Class, Queued, Queues};
+use super::options::{self, PublishOptions};
+use super::realm::{Spread, Topic, Waiting};
+use super::routes::resolve_topic;
+use super::{ConnId, Shard};
+use crate::mesh::Item;
+use bytes::Bytes;
+use common::ids::{Match, RouteKind, route_id};
+use common::link::Claim;
+use common::metrics::Counter;
+use common::transport::{FrameKind, HEADER_BYTES_MAX, write_header};
+use common::uri::{is_reserved, is_valid, is_valid_pattern, wamp};
+use common::wire::encode::{self, Field};
+use common::wire::message::code;
+use common::wire::{Dict, Payload, Serializer, transcode};
+
+/// Events at least this long are shared by their receivers instead of copied to each.
+const SHARE_BYTES_MIN: usize = 2_048;
+
+/// Memory that is reused from message to message.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub message: Vec<u8>,
+    /// The payload transcoded, by serializer.
+    payloads: [Transcoded; 3],
+    /// The event encoded, by serializer.
+    events: [Vec<u8>; 3],
+    /// The event framed for sharing, by serializer and framing.
+    shared: [[Option<Bytes>; 2]; 3],
+}
+
+/// A payload in another serializer.
+#[derive(Debug, Default)]
+pub(super) struct Transcoded {
+    state: TranscodeState,
+    bytes: Vec<u8>,
+    args_len: usize,
+    has_args: bool,
+    has_kwargs: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum TranscodeState {
+    #[default]
+    Not,
+    Done,
+    /// The payload cannot be said in this serializer.
+    Impossible,
+}
+
+impl Transcoded {
+    /// Transcodes once; later calls for the same payload (until `reset`) only read.
+    pub fn fill(&mut self, from: Serializer, to: Serializer, payload: Payload<'_>) -> Option<Payload<'_>> {
+        if self.state == TranscodeState::Not {
+            self.bytes.clear();
+            self.has_args = payload.args.is_some();
+            self.has_kwargs = payload.kwargs.is_some();
+            let args = payload.args.map_or(Ok(()), |args| transcode::value(from, args, to, &mut self.bytes));
+            self.args_len = self.bytes.len();
+            let kwargs =
+                payload.kwargs.map_or(Ok(()), |kwargs| transcode::value(from, kwargs, to, &mut self.bytes));
+            self.state =
+                if args.and(kwargs).is_ok() { TranscodeState::Done } else { TranscodeState::Impossible };
+        }
+        if self.state == TranscodeState::Impossible {
+            return None;
+        }
+        let (args, kwargs) = self.bytes.split_at(self.args_len);
+        Some(Payload { args: self.has_args.then_some(args), kwargs: self.has_kwargs.then_some(kwargs) })
+    }
+
+    pub fn reset(&mut self) {
+        self.state = TranscodeState::Not;
+        self.bytes.shrink_to(1 << 16);
+    }
+}
+
+/// One event to deliver here.
+struct Event<'a> {
+    subscription: u64,
+    publication: u64,
+    /// The topic, said to pattern subscribers (WAMP, advanced profile, "Pattern-based Subscriptions").
+    topic: Option<&'a str>,
+    from: Serializer,
+    payload: Payload<'a>,
+}
+
+impl Scratch {
+    /// The event in `to`, or nothing when its payload cannot be said in it.
+    #[inline]
+    fn event(&mut self, event: &Event<'_>, to: Serializer) -> Option<&[u8]> {
+        let at = to.index();
+        if self.events[at].is_empty() {
+            let payload = if to == event.from {
+                event.payload
+            } else {
+                self.payloads[at].fill(event.from, to, event.payload)?
+            };
+            let out = &mut self.events[at];
+            let (subscription, publication) = (event.subscription, event.publication);
+            match event.topic {
+                None => encode::event(to, out, subscription, publication, &[], payload),
+                Some(topic) => {
+                    let details = [("topic", Field::Str(topic))];
+                    encode::event(to, out, subscription, publication, &details, payload);
+                }
+            }
+        }
+        Some(&self.events[at])
+    }
+
+    /// The event's whole frame for `conn`, shared with every receiver of the same framing and serializer.
+    fn shared(&mut self, conn: &Conn) -> Bytes {
+        let (serializer, framing) = (conn.serializer, conn.framing);
+        let message = &self.events[serializer.index()];
+        let slot = &mut self.shared[serializer.index()][framing as usize];
+        slot.get_or_insert_with(|| {
+            let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
+            write_header(framing, serializer, FrameKind::Message, message.len(), &mut frame);
+            frame.extend_from_slice(message);
+            frame.into()
+        })
+        .clone()
+    }
+
+    fn next_subscription(&mut self) {
+        self.events.iter_mut().for_each(Vec::clear);
+        if self.shared.iter().flatten().any(Option::is_some) {
+            self.shared = Default::default();
+        }
+    }
+
+    fn next_payload(&mut self) {
+        self.next_subscription();
+        self.payloads.iter_mut().for_each(Transcoded::reset);
+        self.events.iter_mut().for_each(|event| event.shrink_to(1 << 16));
+    }
+
+    pub(super) fn payload(&mut self, to: Serializer) -> &mut Transcoded {
+        &mut self.payloads[to.index()]
+    }
+}
+
+impl Shard {
+    /// PUBLISH from a session of this shard.
+    #[inline]
+    pub(super) fn publish(
+        &mut self,
+        slot: u32,
+        request: u64,
+        options: &Dict<'_>,
+        topic: &str,
+        payload: Payload<'_>,
+    ) {
+        let conn = self.at(slot);
+        let from = conn.serializer;
+        let session = self.session(slot);
+        let (realm, strict) = (session.realm, session.strict);
+        let options = match PublishOptions::read(options, strict) {
+            Ok(options) => options,
+            Err(bad) => return self.bad_option(slot, &bad),
+        };
+        let Some(at) = self.topic_route(realm, topic) else {
+            if options.acknowledge {
+                let text = format!("topic {:?} cannot be published to", super::login::shorten(topic));
+                self.error(slot, code::PUBLISH, request, wamp::INVALID_URI, &text);
+            }
+            return;
+        };
+        self.metrics.count(Counter::Publishes);
+        let publication = self.global_id();
+        let resolved = self.cache.get(at);
+        let shards = resolved.shards;
+        let topics = std::mem::take(&mut resolved.topics);
+        let except = if options.exclude_me { slot } else { u32::MAX };
+        self.deliver(&topics, publication, topic, from, payload, except);
+        self.cache.get(at).topics = topics;
+        for shard in shards.iter() {
+            let realm = self.realms[realm as usize].id;
+            let batch = self.mesh(shard);
+            let topic = batch.put(topic.as_bytes());
+            let payload = batch.put_payload(from, payload);
+            batch.push(Item::Publish { realm, topic, publication, payload });
+        }
+        if options.acknowledge {
+            self.reply(slot, |serializer, out| {
+                encode::ids(serializer, out, code::PUBLISHED, &[request, publication]);
+            });
+        }
+    }
+
+    /// PUBLISH that came in on another shard.
+    pub(super) fn publish_from_mesh(
+        &mut self,
+        realm: u32,
+        topic: &str,
+        publication: u64,
+        from: Serializer,
+        payload: Payload<'_>,
+    ) {
+        let Some(at) = self.topic_route(realm, topic) else { return };
+        let topics = std::mem::take(&mut self.cache.get(at).topics);
+        self.deliver(&topics, publication, topic, from, payload, u32::MAX);
+        self.cache.get(at).topics = topics;
+    }
+
+    /// The cache entry of a topic, or nothing when it may not be published to.
+    #[inline]
+    fn topic_route(&mut self, realm: u32, topic: &str) -> Option<usize> {
+        let state = &self.realms[realm as usize];
+        if let Some(at) = self.cache.find(realm, RouteKind::Topic, topic, state.version) {
+            self.metrics.count(Counter::RouteCacheHits);
+            return Some(at);
+        }
+        let rule = state.settings.as_ref().map_or_else(Default::default, |settings| settings.uri_rule);
+        if is_reserved(topic) || !is_valid(topic, rule) {
+            return None;
+        }
+        self.metrics.count(Counter::RouteCacheMisses);
+        let resolved = resolve_topic(state, &self.folded, self.me, topic);
+        Some(self.cache.put(realm, RouteKind::Topic, topic, state.version, resolved))
+    }
+
+    /// Queues an event to every subscriber here of `topics`, except the connection in slot `except`.
+    fn deliver(
+        &mut self,
+        topics: &[u32],
+        publication: u64,
+        topic: &str,
+        from: Serializer,
+        payload: Payload<'_>,
+        except: u32,
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.next_payload();
+        for index in topics {
+            let Some(subscription) = self.topics.get(*index as usize) else { continue };
+            scratch.next_subscription();
+            let event = Event {
+                subscription: subscription.id,
+                publication,
+                topic: (subscription.policy != Match::Exact).then_some(topic),
+                from,
+                payload,
+            };
+            let conns = &mut self.conns;
+            let mut queues = Queues {
+                pool: &mut self.pool,
+                metrics: &mut self.metrics,
+                dirty: &mut self.dirty,
+                queued_bytes: &mut self.queued_bytes,
+                policy: &self.config.slow_receiver,
+            };
+            let mut events = 0;
+            for slot in &subscription.subscribers {
+                if *slot == except {
+                    continue;
+                }
+                let Some(Some(conn)) = conns.get_mut(*slot as usize) else { continue };
+                match queue_event(&mut queues, &mut scratch, &event, *slot, conn) {
+                    Queued::Yes => events += 1,
+                    Queued::Doomed => self.doomed.push(ConnId { slot: *slot, generation: conn.generation }),
+                    Queued::TooLarge => queues.metrics.count(Counter::DroppedTooLarge),
+                    Queued::Full => {}
+                }
+            }
+            self.metrics.add(Counter::Events, events);
+        }
+        self.scratch = scratch;
+    }
+
+    /// SUBSCRIBE (WAMP, basic profile, "Subscribing and Unsubscribing").
+    pub(super) fn subscribe(&mut self, slot: u32, request: u64, options: &Dict<'_>, uri: &str) {
+        let session = self.session(slot);
+        let (realm, strict) = (session.realm, session.strict);
+        let held = session.subscriptions.len() + session.pending as usize;
+        let policy = match options::policy(options, "SUBSCRIBE", strict) {
+            Ok(policy) => policy,
+            Err(bad) => return self.bad_option(slot, &bad),
+        };
+        let settings = self.realms[realm as usize].settings.as_ref();
+        let rule = settings.map_or_else(Default::default, |settings| settings.uri_rule);
+        if !is_valid_pattern(uri, policy, rule) {
+            let text = format!("{:?} is not a valid {} topic", super::login::shorten(uri), policy.name());
+            return self.error(slot, code::SUBSCRIBE, request, wamp::INVALID_URI, &text);
+        }
+        if held >= self.config.limits.subscriptions_max as usize {
+            self.metrics.count(Counter::LimitReached);
+            let text = format!("a session may hold {} subscriptions", self.config.limits.subscriptions_max);
+            return self.error(slot, code::SUBSCRIBE, request, wamp::UNAVAILABLE, &text);
+        }
+        let topic = match self.realms[realm as usize].topics.get(policy, uri) {
+            Some(topic) => *topic,
+            None => self.new_topic(realm, policy, uri),
+        };
+        let id = self.topics[topic as usize].id;
+        if self.session(slot).subscriptions.get(&id).is_some_and(|held| held.topic != topic) {
+            self.metrics.count(Counter::IdCollisions);
+            self.drop_topic_if_unused(topic);
+            let text = "its subscription id belongs to another subscription of this session";
+            return self.error(slot, code::SUBSCRIBE, request, wamp::UNAVAILABLE, text);
+        }
+        let waiting = Waiting { owner: self.owner(slot), request };
+        if self.topics[topic as usize].spread.missing.is_empty() {
+            self.subscribed(topic, waiting);
+        } else {
+            self.session(slot).pending += 1;
+            self.topics[topic as usize].spread.waiting.push(waiting);
+        }
+    }
+
+    fn new_topic(&mut self, realm: u32, policy: Match, uri: &str) -> u32 {
+        let realm_id = self.realms[realm as usize].id;
+        let id = route_id(realm_id, RouteKind::Topic, policy, uri);
+        let spread = Spread { missing: self.others(), token: self.token(), waiting: Vec::new() };
+        let token = spread.token;
+        let topic = Topic { id, realm, policy, uri: uri.into(), subscribers: Vec::new(), spread };
+        let index = self.topics.insert(topic) as u32;
+        let state = &mut self.realms[realm as usize];
+        state.topics.insert(policy, uri, index);
+        state.version += 1;
+        self.spread_route(
+            realm,
+            RouteKind::Topic,
+            policy,
+            uri,
+            token,
+            super::register::Awaited::Topic(index),
+        );
+        index
+    }
+
+    /// Answers a SUBSCRIBE whose topic every shard routes here.
+    pub(super) fn subscribed(&mut self, topic: u32, waiting: Waiting) {
+        let id = ConnId { slot: waiting.owner.slot, generation: waiting.owner.generation };
+        let state = &self.topics[topic as usize];
+        let (subscription, place) = (state.id, state.subscribers.len() as u32);
+        let Some(session) = self.conn_mut(id).and_then(|conn| conn.session.as_mut()) else { return };
+        if !session.subscriptions.contains_key(&subscription) {
+            session.subscriptions.insert(subscription, Subscribed { topic, place });
+            self.topics[topic as usize].subscribers.push(id.slot);
+            self.subscriptions += 1;
+        }
+        self.reply(id.slot, |serializer, out| {
+            encode::ids(serializer, out, code::SUBSCRIBED, &[waiting.request, subscription]);
+        });
+    }
+
+    /// UNSUBSCRIBE.
+    pub(super) fn unsubscribe(&mut self, slot: u32, request: u64, subscription: u64) {
+        match self.session(slot).subscriptions.remove(&subscription) {
+            Some(held) => {
+                self.remove_subscriber(held.topic, held.place);
+                self.reply(slot, |serializer, out| {
+                    encode::ids(serializer, out, code::UNSUBSCRIBED, &[request])
+                });
+            }
+            None => {
+                let text = format!("this session holds no subscription {subscription}");
+                self.error(slot, code::UNSUBSCRIBE, request, wamp::NO_SUCH_SUBSCRIPTION, &text);
+            }
+        }
+    }
+
+    /// Takes a subscriber out of a topic; the session's own table is the caller's business.
+    pub(super) fn remove_subscriber(&mut self, topic: u32, place: u32) {
+        let state = &mut self.topics[topic as usize];
+        state.subscribers.swap_remove(place as usize);
+        self.subscriptions -= 1;
+        let id = state.id;
+        if let Some(moved) = state.subscribers.get(place as usize).copied()
+            && let Some(session) = &mut self.at(moved).session
+            && let Some(subscribed) = session.subscriptions.get_mut(&id)
+        {
+            subscribed.place = place;
+        }
+        self.drop_topic_if_unused(topic);
+    }
+
+    pub(super) fn drop_topic_if_unused(&mut self, topic: u32) {
+        let state = &self.topics[topic as usize];
+        if !state.subscribers.is_empty() || !state.spread.waiting.is_empty() {
+            return;
+        }
+        let state = self.topics.remove(topic as usize);
+        self.awaited.remove(&state.spread.token);
+        let realm = &mut self.realms[state.realm as usize];
+        realm.topics.remove(state.policy, &state.uri);
+        realm.version += 1;
+        self.unspread_route(state.realm, RouteKind::Topic, state.policy, &state.uri);
+    }
+
+    /// Reports a route of this shard and asks every other shard to route to it.
+    pub(super) fn spread_route(
+        &mut self,
+        realm: u32,
+        kind: RouteKind,
+        policy: Match,
+        uri: &str,
+        token: u64,
+        awaited: super::register::Awaited,
+    ) {
+        let realm = self.realms[realm as usize].id;
+        let claim = Claim::Routed { realm, kind, policy, uri: uri.to_owned() };
+        let seq = self.claims.push(claim, &mut self.metrics);
+        if !self.others().is_empty() {
+            self.awaited.insert(token, awaited);
+        }
+        for shard in self.others().iter() {
+            let batch = self.mesh(shard);
+            let route = batch.put_route(realm, kind, policy, uri);
+            batch.push(Item::RouteAdd { route, seq, token });
+        }
+    }
+
+    /// Takes a route of this shard back.
+    pub(super) fn unspread_route(&mut self, realm: u32, kind: RouteKind, policy: Match, uri: &str) {
+        let realm = self.realms[realm as usize].id;
+        let claim = Claim::Unrouted { realm, kind, policy, uri: uri.to_owned() };
+        let seq = self.claims.push(claim, &mut self.metrics);
+        for shard in self.others().iter() {
+            let batch = self.mesh(shard);
+            let route = batch.put_route(realm, kind, policy, uri);
+            batch.push(Item::RouteRemove { route, seq });
+        }
+    }
+}
+
+/// Queues one event to one receiver.
+#[inline]
+fn queue_event(
+    queues: &mut Queues<'_>,
+    scratch: &mut Scratch,
+    event: &Event<'_>,
+    slot: u32,
+    conn: &mut Conn,
+) -> Queued {
+    if conn.session.as_ref().is_some_and(|session| session.dropped > 0) {
+        return queue_event_after_loss(queues, scratch, event, slot, conn);
+    }
+    let Some(message) = scratch.event(event, conn.serializer) else {
+        queues.metrics.count(Counter::DroppedTranscode);
+        return Queued::Full;
+    };
+    if message.len() < SHARE_BYTES_MIN {
+        return queues.push(slot, conn, Class::Event, message);
+    }
+    let bytes = message.len();
+    let frame = scratch.shared(conn);
+    queues.push_shared(slot, conn, frame, bytes)
+}
+
+/// As `queue_event`, to a session that has lost events and is not yet told: this event says how many
+/// (`Details._dropped`).
+#[cold]
+fn queue_event_after_loss(
+    queues: &mut Queues<'_>,
+    scratch: &mut Scratch,
+    event: &Event<'_>,
+    slot: u32,
+    conn: &mut Conn,
+) -> Queued {
+    let Some(session) = &mut conn.session else { return Queued::Full };
+    let dropped = std::mem::take(&mut session.dropped);
+    let to = conn.serializer;
+    let payload = if to == event.from {
+        Some(event.payload)
+    } else {
+        scratch.payloads[to.index()].fill(event.from, to, event.payload)
+    };
+    let Some(payload) = payload else {
+        queues.metrics.count(Counter::DroppedTranscode);
+        return Queued::Full;
+    };
+    let mut details = vec![("_dropped", Field::UInt(u64::from(dropped)))];
+    details.extend(event.topic.map(|topic| ("topic", Field::Str(topic))));
+    let message = &mut scratch.message;
+    message.clear();
+    encode::event(to, message, event.subscription, event.publication, &details, payload);
+    let queued = queues.push(slot, conn, Class::Event, message);
+    if queued != Queued::Yes
+        && let Some(session) = &mut conn.session
+    {
+        session.dropped = session.dropped.saturating_add(dropped);
+    }
+    queued
+}

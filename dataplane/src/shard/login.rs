@@ -1,0 +1,266 @@
+//! From accept to WELCOME: transport handshake, HELLO.
+
+use super::conn::{Phase, Session};
+use super::flow::Class;
+use super::realm::Settings;
+use super::{Shard, options};
+use common::config::Transport;
+use common::ids::{RealmId, is_wamp_id};
+use common::limits::{LOGIN_MESSAGE_BYTES_MAX, UPGRADE_BYTES_MAX};
+use common::link::Claim;
+use common::metrics::Counter;
+use common::snapshot::Anonymous;
+use common::transport::{Framer, Framing, Role, rawsocket, upgrade};
+use common::uri::{UriRule, is_valid, wamp};
+use common::wire::encode::{self, Field};
+use common::wire::message::code;
+use common::wire::{Dict, OwnedValue, Serializer, Value};
+use std::time::Duration;
+
+/// How long a connection may stay without a session after GOODBYE.
+const REUSE_TIME: Duration = Duration::from_secs(2);
+
+const AGENT: &str = concat!("Signalbox-", env!("CARGO_PKG_VERSION"));
+
+/// What WELCOME announces: the roles with the features that are there.
+pub(super) fn roles() -> OwnedValue {
+    let features = |names: &[&str]| {
+        let on = names.iter().map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
+        OwnedValue::Dict(vec![("features".to_owned(), OwnedValue::Dict(on))])
+    };
+    OwnedValue::Dict(vec![
+        ("broker".to_owned(), features(&["pattern_based_subscription", "publisher_exclusion"])),
+        ("dealer".to_owned(), features(&["pattern_based_registration"])),
+    ])
+}
+
+/// Why a HELLO was refused.
+struct Refusal {
+    reason: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl Shard {
+    /// Bytes of a connection whose transport handshake is not over.
+    pub(super) fn open(&mut self, slot: u32, bytes: &mut [u8]) {
+        let listener = usize::from(self.at(slot).listener);
+        match self.config.listeners[listener].transport {
+            Transport::RawSocket => self.open_rawsocket(slot, bytes),
+            Transport::WebSocket => self.open_websocket(slot, bytes),
+        }
+    }
+
+    fn open_rawsocket(&mut self, slot: u32, bytes: &mut [u8]) {
+        let conn = self.at(slot);
+        let listener = usize::from(conn.listener);
+        let taken = (4 - conn.handshake.len()).min(bytes.len());
+        conn.handshake.extend_from_slice(&bytes[..taken]);
+        let first = conn.handshake.first().copied().unwrap_or(0x7f);
+        let octets = match <[u8; 4]>::try_from(conn.handshake.as_slice()) {
+            Ok(octets) => octets,
+            // What cannot become a handshake is refused at its first octet.
+            Err(_) if first == 0x7f => return,
+            Err(_) => [first, 0, 0, 0],
+        };
+        conn.handshake = Vec::new();
+        match rawsocket::parse_request(octets) {
+            Err(error) => {
+                if let Some(answer) = error.answer() {
+                    self.push_bytes(slot, &answer);
+                }
+                self.hang_up(slot, 1002);
+            }
+            Ok(request) => {
+                let message_bytes_max = self.config.listeners[listener].message_max as usize;
+                let answer = rawsocket::Handshake { serializer: request.serializer, message_bytes_max };
+                self.push_bytes(slot, &rawsocket::write(answer));
+                self.at(slot).peer_message_max = request.message_bytes_max as u32;
+                self.framed(slot, Framing::RawSocket, request.serializer);
+                self.frames(slot, &mut bytes[taken..]);
+            }
+        }
+    }
+
+    fn open_websocket(&mut self, slot: u32, bytes: &mut [u8]) {
+        let conn = self.at(slot);
+        let listener = usize::from(conn.listener);
+        let held = conn.handshake.len();
+        conn.handshake.extend_from_slice(&bytes[..bytes.len().min(UPGRADE_BYTES_MAX + 1 - held)]);
+        let head = std::mem::take(&mut conn.handshake);
+        match upgrade::parse_request(&head, &self.config.listeners[listener].path) {
+            Ok(None) if head.len() > UPGRADE_BYTES_MAX => {
+                self.refuse_upgrade(slot, upgrade::UpgradeError::TooLarge)
+            }
+            Ok(None) => self.at(slot).handshake = head,
+            Err(error) => self.refuse_upgrade(slot, error),
+            Ok(Some(request)) => {
+                let mut answer = Vec::new();
+                upgrade::write_accept(&request, &mut answer);
+                self.push_bytes(slot, &answer);
+                self.framed(slot, Framing::WebSocket, request.serializer);
+                let rest = request.head_bytes.saturating_sub(held).min(bytes.len());
+                self.frames(slot, &mut bytes[rest..]);
+            }
+        }
+    }
+
+    fn refuse_upgrade(&mut self, slot: u32, error: upgrade::UpgradeError) {
+        let mut answer = Vec::new();
+        upgrade::write_refusal(error, &mut answer);
+        self.push_bytes(slot, &answer);
+        self.hang_up(slot, 1002);
+    }
+
+    /// The transport handshake is over; messages are small until login.
+    fn framed(&mut self, slot: u32, framing: Framing, serializer: Serializer) {
+        let conn = self.at(slot);
+        conn.framing = framing;
+        conn.serializer = serializer;
+        conn.framer = Some(Framer::new(framing, Role::Server, serializer, LOGIN_MESSAGE_BYTES_MAX));
+        conn.phase = Phase::Login;
+    }
+
+    /// HELLO on a connection without a session (WAMP, basic profile, "Session Establishment").
+    pub(super) fn hello(&mut self, slot: u32, realm: &str, details: &Dict<'_>) {
+        if self.draining {
+            return self.refuse_login(slot, Refusal::new(wamp::SYSTEM_SHUTDOWN, "the node is shutting down"));
+        }
+        match self.admit(slot, realm, details) {
+            Ok(index) => self.welcome(slot, index, realm),
+            Err(refusal) => self.refuse_login(slot, refusal),
+        }
+    }
+
+    fn refuse_login(&mut self, slot: u32, refusal: Refusal) {
+        self.abort(slot, refusal.reason, &refusal.message);
+    }
+
+    /// Decides a HELLO: the realm's index, or why not.
+    fn admit(&mut self, slot: u32, realm: &str, details: &Dict<'_>) -> Result<u32, Refusal> {
+        if !is_valid(realm, UriRule::Loose) {
+            let text = format!("HELLO.Realm {:?} is not a valid URI", shorten(realm));
+            return Err(Refusal::new(wamp::INVALID_URI, text));
+        }
+        check_roles(details)?;
+        let index = self.realm_index.get(&RealmId::of(realm)).copied();
+        let settings = index.and_then(|index| self.realms[index as usize].settings.as_ref());
+        let (Some(index), Some(settings)) = (index, settings.filter(|settings| *settings.name == *realm))
+        else {
+            let text = format!("there is no realm {:?} here", shorten(realm));
+            return Err(Refusal::new(wamp::NO_SUCH_REALM, text));
+        };
+        check_auth(settings, details, self.conns[slot as usize].as_ref().is_some_and(|conn| conn.loopback))?;
+        Ok(index)
+    }
+
+    fn welcome(&mut self, slot: u32, realm: u32, name: &str) {
+        let id = self.global_id();
+        debug_assert!(is_wamp_id(id));
+        let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
+        let session = Box::new(Session::new(id, realm, strict, &self.hasher));
+        let listener = usize::from(self.at(slot).listener);
+        let message_max = self.config.listeners[listener].message_max as usize;
+        let conn = self.at(slot);
+        conn.session = Some(session);
+        conn.phase = Phase::Open;
+        self.logins -= 1;
+        self.sessions += 1;
+        self.realms[realm as usize].sessions += 1;
+        self.set_deadline(slot, self.config.timeouts.ping_interval);
+        self.message_bound(slot, message_max);
+        self.metrics.count(Counter::SessionsOpened);
+        let realm_id = self.realms[realm as usize].id;
+        self.claims.push(Claim::Joined { session: id, realm: realm_id }, &mut self.metrics);
+        let roles = std::mem::replace(&mut self.welcome_roles, OwnedValue::Null);
+        let authid = format!("{id:x}");
+        let details = [
+            ("roles", Field::Value(&roles)),
+            ("realm", Field::Str(name)),
+            ("authid", Field::Str(&authid)),
+            ("authrole", Field::Str("anonymous")),
+            ("authmethod", Field::Str("anonymous")),
+            ("authprovider", Field::Str("static")),
+            ("agent", Field::Str(AGENT)),
+        ];
+        self.push(slot, Class::Reply, |serializer, out| {
+            encode::id_dict(serializer, out, code::WELCOME, id, &details);
+        });
+        self.welcome_roles = roles;
+    }
+
+    /// After GOODBYE the connection may carry another session (WAMP, basic profile, "Session Closing").
+    pub(super) fn await_reuse(&mut self, slot: u32) {
+        self.message_bound(slot, LOGIN_MESSAGE_BYTES_MAX);
+        self.at(slot).phase = Phase::Login;
+        self.logins += 1;
+        self.set_deadline(slot, REUSE_TIME);
+    }
+
+    /// Sets the longest message accepted from now on; the framer may be in use.
+    fn message_bound(&mut self, slot: u32, message_max: usize) {
+        match &mut self.at(slot).framer {
+            Some(framer) => framer.set_message_bytes_max(message_max),
+            None => self.new_bound = Some(message_max),
+        }
+    }
+}
+
+/// HELLO must announce one of the client roles.
+fn check_roles(details: &Dict<'_>) -> Result<(), Refusal> {
+    const CLIENT_ROLES: [&str; 4] = ["publisher", "subscriber", "caller", "callee"];
+    let refusal = |message: &str| Refusal::new(wamp::PROTOCOL_VIOLATION, message);
+    match details.get("roles") {
+        Some(Value::Dict(roles)) => {
+            if !roles.iter().any(|(role, _)| CLIENT_ROLES.contains(&&*role)) {
+                let text =
+                    "HELLO.Details.roles must name at least one of publisher, subscriber, caller, callee";
+                return Err(refusal(text));
+            }
+            if roles.iter().any(|(_, value)| !matches!(value, Value::Dict(_) | Value::Null)) {
+                return Err(refusal("every role in HELLO.Details.roles must be a dictionary"));
+            }
+            Ok(())
+        }
+        Some(_) => Err(refusal("HELLO.Details.roles must be a dictionary")),
+        None => Err(refusal("HELLO.Details.roles is missing")),
+    }
+}
+
+/// Only anonymous authentication is offered.
+fn check_auth(settings: &Settings, details: &Dict<'_>, loopback: bool) -> Result<(), Refusal> {
+    let offered = match details.get("authmethods") {
+        Some(Value::List(methods)) => {
+            let mut methods = methods.iter().peekable();
+            methods.peek().is_none() || methods.any(|method| options::is_text(&method, "anonymous"))
+        }
+        Some(_) => {
+            return Err(Refusal::new(wamp::PROTOCOL_VIOLATION, "HELLO.Details.authmethods must be a list"));
+        }
+        None => true,
+    };
+    if !offered || settings.anonymous == Anonymous::Nobody {
+        let text = if offered {
+            format!("realm {} admits no anonymous sessions", settings.name)
+        } else {
+            format!("realm {} offers the authentication method anonymous only", settings.name)
+        };
+        return Err(Refusal::new(wamp::NO_MATCHING_AUTH_METHOD, text));
+    }
+    if settings.anonymous == Anonymous::Loopback && !loopback {
+        let text = format!("realm {} admits anonymous sessions from loopback addresses only", settings.name);
+        return Err(Refusal::new(wamp::NOT_AUTHORIZED, text));
+    }
+    Ok(())
+}
+
+/// The beginning of a peer's text, for a message.
+pub(super) fn shorten(text: &str) -> &str {
+    let end = (0..=text.len().min(100)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    &text[..end]
+}

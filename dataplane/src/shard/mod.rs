@@ -1,0 +1,479 @@
+//! All state of one core: connections, sessions, routes. Sans-IO: the driver in `io` feeds it and drains it.
+//!
+//! The driver's turn: hand over what was received (`receive`), accepted, sent, closed and what other shards sent
+//! (`mesh_in`), then `poll` until `None`, then move the mesh batches (`mesh_ready`, `take_batch`) and the feed.
+//!
+//! ```text
+//! receive ▶ conn (framing) ▶ login | session ▶ broker | dealer ▶ outbound ▶ poll, take_send
+//!                                               │      ▲
+//!                                        mesh_out      mesh_in (other shards)
+//! ```
+//! Invariants: a slot with a session is in phase `Open`; a subscriber's place in its topic and the topic in its
+//! session's table agree; what a peer sends changes only its own connection's phase.
+
+mod broker;
+mod claims;
+mod conn;
+mod dealer;
+mod flow;
+mod login;
+mod options;
+mod outbound;
+mod peers;
+mod realm;
+mod realms;
+mod register;
+mod routes;
+mod session;
+mod timers;
+
+use crate::feed::{FeedDown, FeedUp};
+use crate::mesh::{Batch, Owner};
+use claims::Claims;
+use common::config::{Limits, Listener, SlowReceiver, Timeouts};
+use common::ids::{BootEpoch, ID_MAX, RealmId, ShardId, ShardSet, SnapshotVersion};
+use common::metrics::{Counter, Gauge, Metrics};
+use conn::{Conn, IdMap, Phase};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use outbound::Pool;
+use realm::{Procedure, Realm, Topic};
+use routes::{Cache, Folded};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Instant;
+use timers::{Tick, Timers};
+
+/// A connection of this shard. The driver chooses `slot` (dense, reused once every kernel operation of the old
+/// connection has ended) and `generation` (different at each reuse of a slot).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConnId {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// What a shard is made from.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub shard: ShardId,
+    pub shards: usize,
+    pub cpu: u32,
+    /// This process's life; snapshots name the life whose claims they hold.
+    pub epoch: BootEpoch,
+    pub listeners: Vec<Listener>,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub slow_receiver: SlowReceiver,
+    /// This shard's part of `memory.max`, bytes.
+    pub memory_max: u64,
+    /// Seeds session ids, publication ids and hashes.
+    pub seed: u64,
+}
+
+/// Bytes to send on one connection, in order. The driver owns it while the kernel reads it and gives it back to
+/// [`Shard::sent`].
+#[derive(Debug, Default)]
+pub struct SendBuf {
+    /// Never empty when taken from a shard.
+    pub segments: Vec<Segment>,
+}
+
+/// A piece of a [`SendBuf`].
+#[derive(Debug)]
+pub enum Segment {
+    Owned(Vec<u8>),
+    Shared(bytes::Bytes),
+}
+
+impl Segment {
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// What `receive` asks of the driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    Continue,
+    /// Read no more from this connection until [`Output::ResumeReads`].
+    Pause,
+}
+
+/// What a shard wants done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Call [`Shard::take_send`] and send it whole (`MSG_WAITALL`). Said once until `sent` is called.
+    Send(ConnId),
+    /// Shut down writing; reads go on and are discarded by the shard until the peer closes or `Close` follows.
+    ShutdownWrite(ConnId),
+    /// Close the socket; the shard has forgotten the connection. Operations under way are cancelled, a `SendBuf` still
+    /// with the kernel is dropped when it comes back.
+    Close(ConnId),
+    ResumeReads(ConnId),
+}
+
+/// One core's state.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    me: ShardId,
+    now: Instant,
+    tick: Tick,
+    conns: Vec<Option<Box<Conn>>>,
+    conns_len: usize,
+    /// Connections that are not yet logged in.
+    logins: u32,
+    /// Open connections by listener.
+    by_listener: Vec<u32>,
+    sessions: u32,
+    realms: Vec<Realm>,
+    realm_index: HashMap<RealmId, u32, RandomState>,
+    version: SnapshotVersion,
+    topics: Slab<Topic>,
+    procedures: Slab<Procedure>,
+    subscriptions: u64,
+    calls: u64,
+    folded: Folded,
+    cache: Cache,
+    /// Spreads, registrations and their ends that wait for other shards, by token.
+    awaited: IdMap<register::Awaited>,
+    last_token: u64,
+    mesh_out: Vec<Box<Batch>>,
+    mesh_ready: ShardSet,
+    mesh_blocked: ShardSet,
+    /// Shards the message in hand was passed to.
+    fed: ShardSet,
+    spare_batches: Vec<Box<Batch>>,
+    pool: Pool,
+    scratch: broker::Scratch,
+    /// Bytes queued to all connections.
+    queued_bytes: usize,
+    dirty: Vec<u32>,
+    paused: Vec<ConnId>,
+    /// Connections whose queue overflowed, closed when the input in hand is done.
+    doomed: Vec<ConnId>,
+    outputs: VecDeque<Output>,
+    timers: Timers<ConnId>,
+    due: Vec<ConnId>,
+    claims: Claims,
+    feed_up: VecDeque<FeedUp>,
+    draining: bool,
+    drained_said: bool,
+    rng: fastrand::Rng,
+    hasher: RandomState,
+    metrics: Metrics,
+    welcome_roles: common::wire::OwnedValue,
+    /// A bound for the framer that is in use.
+    new_bound: Option<usize>,
+}
+
+/// Emptied mesh batches a shard keeps.
+const SPARE_BATCHES_MAX: usize = 16;
+
+impl Shard {
+    pub fn new(config: ShardConfig, now: Instant) -> Self {
+        let mut rng = fastrand::Rng::with_seed(config.seed);
+        let hasher = RandomState::default();
+        let shards = config.shards;
+        Self {
+            me: config.shard,
+            now,
+            tick: 0,
+            conns: Vec::new(),
+            conns_len: 0,
+            logins: 0,
+            by_listener: vec![0; config.listeners.len()],
+            sessions: 0,
+            realms: Vec::new(),
+            realm_index: HashMap::with_hasher(hasher.clone()),
+            version: SnapshotVersion(0),
+            topics: Slab::new(),
+            procedures: Slab::new(),
+            subscriptions: 0,
+            calls: 0,
+            folded: Folded::default(),
+            cache: Cache::new(hasher.clone()),
+            awaited: HashMap::with_hasher(hasher.clone()),
+            last_token: 0,
+            mesh_out: (0..shards).map(|_| Box::default()).collect(),
+            mesh_ready: ShardSet::EMPTY,
+            mesh_blocked: ShardSet::EMPTY,
+            fed: ShardSet::EMPTY,
+            spare_batches: Vec::new(),
+            pool: Pool::default(),
+            scratch: broker::Scratch::default(),
+            queued_bytes: 0,
+            dirty: Vec::new(),
+            paused: Vec::new(),
+            doomed: Vec::new(),
+            outputs: VecDeque::new(),
+            timers: Timers::new(now),
+            due: Vec::new(),
+            claims: Claims::default(),
+            feed_up: VecDeque::new(),
+            draining: false,
+            drained_said: false,
+            rng: rng.fork(),
+            hasher,
+            metrics: Metrics::default(),
+            welcome_roles: login::roles(),
+            new_bound: None,
+            config,
+        }
+    }
+
+    /// A connection was accepted on `config.listeners[listener]`. False: refused, the driver closes it (the shard has
+    /// already counted it and holds nothing).
+    pub fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, peer: IpAddr) -> bool {
+        self.set_now(now);
+        if self.draining || !self.has_room(listener) {
+            self.metrics.count(Counter::ConnectionsRefused);
+            return false;
+        }
+        self.metrics.count(Counter::ConnectionsAccepted);
+        let slot = conn.slot as usize;
+        if self.conns.len() <= slot {
+            self.conns.resize_with(slot + 1, || None);
+        }
+        assert!(self.conns[slot].is_none(), "the driver reuses a slot only after Output::Close");
+        let loopback = peer.to_canonical().is_loopback();
+        self.conns[slot] = Some(Box::new(Conn::new(conn.generation, listener as u16, loopback, self.tick)));
+        self.conns_len += 1;
+        self.logins += 1;
+        self.by_listener[listener] += 1;
+        self.set_deadline(conn.slot, self.config.timeouts.login);
+        true
+    }
+
+    /// This shard's share of the node's connection limits.
+    fn has_room(&self, listener: usize) -> bool {
+        let share = |max: u32| max.div_ceil(self.config.shards as u32);
+        self.by_listener[listener] < share(self.config.listeners[listener].connections_max)
+            && self.logins < share(self.config.limits.logins_pending_max)
+    }
+
+    /// Bytes came from the peer; they may be changed in place (unmasking).
+    pub fn receive(&mut self, now: Instant, conn: ConnId, bytes: &mut [u8]) -> Flow {
+        self.set_now(now);
+        let tick = self.tick;
+        let Some(state) = self.conn_mut(conn) else { return Flow::Continue };
+        state.last_heard = tick;
+        state.pinged = false;
+        let phase = state.phase;
+        self.metrics.add(Counter::BytesReceived, bytes.len() as u64);
+        self.fed = ShardSet::EMPTY;
+        match phase {
+            Phase::Opening => self.open(conn.slot, bytes),
+            Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
+            Phase::Flushing | Phase::Lingering => {}
+        }
+        self.bury();
+        self.flow(conn)
+    }
+
+    /// The peer closed, or the connection broke. The shard answers with [`Output::Close`].
+    pub fn closed(&mut self, now: Instant, conn: ConnId) {
+        self.set_now(now);
+        if self.conn_mut(conn).is_some() {
+            self.forget(conn.slot);
+        }
+        self.bury();
+    }
+
+    /// The connection's bytes to send, after [`Output::Send`].
+    pub fn take_send(&mut self, conn: ConnId) -> SendBuf {
+        let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else { return SendBuf::default() };
+        state.sending_bytes = state.out.bytes() as u32;
+        self.metrics.add(Counter::BytesSent, u64::from(state.sending_bytes));
+        state.out.take(&mut self.pool)
+    }
+
+    /// A `SendBuf` went out whole (`ok`), or the connection broke.
+    pub fn sent(&mut self, now: Instant, conn: ConnId, buf: SendBuf, ok: bool) {
+        self.set_now(now);
+        self.pool.recycle(buf);
+        let Some(state) = self.conn_mut(conn) else { return };
+        state.sending = false;
+        let sent = std::mem::take(&mut state.sending_bytes) as usize;
+        if !ok {
+            self.queued_bytes -= sent;
+            return self.forget(conn.slot);
+        }
+        if !state.out.is_empty() || state.phase == Phase::Flushing {
+            self.mark_dirty(conn.slot);
+        }
+        self.queued_bytes -= sent;
+        self.resume();
+    }
+
+    /// Something from the link thread.
+    pub fn feed(&mut self, now: Instant, down: FeedDown) {
+        self.set_now(now);
+        match down {
+            FeedDown::Snapshot(snapshot) => self.take_snapshot(&snapshot),
+            FeedDown::Delta(delta) => self.take_delta(&delta),
+            FeedDown::Resync => self.claims.start_resync(),
+            FeedDown::Stats => self.report(),
+            FeedDown::Drain => self.drain(),
+        }
+        self.bury();
+    }
+
+    /// The next thing for the link thread, at most one claims frame's worth. When the channel is full the driver keeps
+    /// what it took and calls again only after that was sent; claims wait in the shard up to a bound and are then
+    /// replaced by a whole resync.
+    pub fn take_feed(&mut self) -> Option<FeedUp> {
+        if let Some(up) = self.feed_up.pop_front() {
+            return Some(up);
+        }
+        if let Some(up) = self.take_claims() {
+            return Some(up);
+        }
+        if self.is_drained() && !self.drained_said {
+            self.drained_said = true;
+            return Some(FeedUp::Drained { shard: self.me });
+        }
+        None
+    }
+
+    /// The next thing to do. Cheap when there is none.
+    #[inline]
+    pub fn poll(&mut self) -> Option<Output> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            let slot = self.dirty.pop()?;
+            let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { continue };
+            conn.dirty = false;
+            let id = ConnId { slot, generation: conn.generation };
+            if conn.sending {
+                continue;
+            }
+            if !conn.out.is_empty() {
+                conn.sending = true;
+                return Some(Output::Send(id));
+            }
+            if conn.phase == Phase::Flushing {
+                self.linger(slot);
+                return Some(Output::ShutdownWrite(id));
+            }
+        }
+    }
+
+    /// When [`Shard::timeout`] must be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.deadline()
+    }
+
+    /// Time has passed; due timers act.
+    pub fn timeout(&mut self, now: Instant) {
+        self.set_now(now);
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.advance(self.tick, &mut due);
+        for conn in due.drain(..) {
+            self.look_at(conn);
+        }
+        self.due = due;
+        self.bury();
+    }
+
+    /// Counters of the driver are added here.
+    pub fn metrics_mut(&mut self) -> &mut Metrics {
+        &mut self.metrics
+    }
+
+    /// True once a drain was asked for and the last connection is gone.
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.conns_len == 0
+    }
+
+    fn set_now(&mut self, now: Instant) {
+        if now != self.now {
+            self.now = now;
+            self.tick = self.timers.tick(now);
+        }
+    }
+
+    #[inline]
+    fn conn_mut(&mut self, conn: ConnId) -> Option<&mut Conn> {
+        match self.conns.get_mut(conn.slot as usize) {
+            Some(Some(state)) if state.generation == conn.generation => Some(state),
+            _ => None,
+        }
+    }
+
+    /// The connection in a slot that is known to be taken.
+    #[inline]
+    fn at(&mut self, slot: u32) -> &mut Conn {
+        self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken")
+    }
+
+    fn owner(&self, slot: u32) -> Owner {
+        let generation = self.conns[slot as usize].as_ref().map_or(0, |conn| conn.generation);
+        Owner { shard: self.me, slot, generation }
+    }
+
+    #[inline]
+    fn mark_dirty(&mut self, slot: u32) {
+        let conn = self.at(slot);
+        if !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// A random id of the global scope (WAMP, basic profile, "IDs").
+    #[inline]
+    fn global_id(&mut self) -> u64 {
+        (self.rng.u64(..) & (ID_MAX - 1)) + 1
+    }
+
+    fn token(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    /// The batch to another shard, which will be sent after the turn.
+    #[inline]
+    fn mesh(&mut self, to: ShardId) -> &mut Batch {
+        debug_assert_ne!(to, self.me, "a shard does not send itself batches");
+        self.mesh_ready = self.mesh_ready.with(to);
+        self.fed = self.fed.with(to);
+        self.metrics.count(Counter::MeshMessages);
+        &mut self.mesh_out[to.index()]
+    }
+
+    fn others(&self) -> ShardSet {
+        ShardSet::first(self.config.shards).without(self.me)
+    }
+
+    /// Puts the gauges and hands the metrics to the link thread.
+    fn report(&mut self) {
+        let backlog: usize = self.mesh_out.iter().map(|batch| batch.bytes_len()).sum();
+        let overlay: usize = self.realms.iter().map(|realm| realm.overlay.len()).sum();
+        for (gauge, value) in [
+            (Gauge::Connections, self.conns_len as u64),
+            (Gauge::Sessions, u64::from(self.sessions)),
+            (Gauge::Subscriptions, self.subscriptions),
+            (Gauge::Registrations, self.procedures.len() as u64),
+            (Gauge::CallsPending, self.calls),
+            (Gauge::OverlayRoutes, overlay as u64),
+            (Gauge::SnapshotRoutes, self.folded.len() as u64),
+            (Gauge::SnapshotVersion, self.version.0),
+            (Gauge::QueuedBytes, self.queued_bytes as u64),
+            (Gauge::MeshBacklogBytes, backlog as u64),
+        ] {
+            self.metrics.set(gauge, value);
+        }
+        let stats =
+            FeedUp::Stats { shard: self.me, cpu: self.config.cpu, metrics: Box::new(self.metrics.clone()) };
+        self.feed_up.retain(|up| !matches!(up, FeedUp::Stats { .. }));
+        self.feed_up.push_back(stats);
+    }
+}

@@ -1,0 +1,263 @@
+//! The bounded queue of bytes to one connection.
+//!
+//! Frames are appended to one growing buffer; large events are shared between receivers instead of copied. No frame
+//! boundaries are kept: when events must be dropped the queue is walked, which our own frames allow.
+
+use super::{Segment, SendBuf};
+use bytes::Bytes;
+use common::transport::{Framing, walk_own_frame};
+use common::wire::Serializer;
+
+/// Buffers of emptied queues, kept for the next connection that has something to send.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    buffers: Vec<Vec<u8>>,
+    sends: Vec<SendBuf>,
+}
+
+/// Most buffers a shard keeps for reuse.
+const POOL_BUFFERS_MAX: usize = 256;
+/// Largest buffer kept for reuse.
+const POOL_BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+impl Pool {
+    #[inline]
+    fn buffer(&mut self) -> Vec<u8> {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    fn send_buf(&mut self) -> SendBuf {
+        self.sends.pop().unwrap_or_default()
+    }
+
+    #[inline]
+    fn put_back(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= POOL_BUFFER_BYTES_MAX && self.buffers.len() < POOL_BUFFERS_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Takes back a sent buffer for reuse.
+    pub fn recycle(&mut self, mut buf: SendBuf) {
+        for segment in buf.segments.drain(..) {
+            if let Segment::Owned(bytes) = segment {
+                self.put_back(bytes);
+            }
+        }
+        if buf.segments.capacity() <= 64 && self.sends.len() < POOL_BUFFERS_MAX {
+            self.sends.push(buf);
+        }
+    }
+}
+
+/// Bytes that wait for one connection.
+#[derive(Debug, Default)]
+pub(super) struct Outbound {
+    /// Before `tail`; only used when shared frames are queued.
+    head: Vec<Segment>,
+    tail: Vec<u8>,
+    bytes: usize,
+}
+
+impl Outbound {
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Appends one whole frame, made by `write`. Returns its length.
+    #[inline]
+    pub fn append(&mut self, pool: &mut Pool, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if self.tail.capacity() == 0 {
+            self.tail = pool.buffer();
+        }
+        let before = self.tail.len();
+        write(&mut self.tail);
+        let len = self.tail.len() - before;
+        self.bytes += len;
+        len
+    }
+
+    /// Appends one whole frame that other receivers get too.
+    pub fn append_shared(&mut self, frame: Bytes) {
+        if !self.tail.is_empty() {
+            self.head.push(Segment::Owned(std::mem::take(&mut self.tail)));
+        }
+        self.bytes += frame.len();
+        self.head.push(Segment::Shared(frame));
+    }
+
+    /// Everything queued, for the driver.
+    pub fn take(&mut self, pool: &mut Pool) -> SendBuf {
+        let mut buf = pool.send_buf();
+        buf.segments.append(&mut self.head);
+        if !self.tail.is_empty() {
+            buf.segments.push(Segment::Owned(std::mem::take(&mut self.tail)));
+        }
+        self.bytes = 0;
+        if self.head.capacity() > 0 {
+            self.head = Vec::new();
+        }
+        buf
+    }
+
+    /// Drops everything; returns the bytes dropped.
+    pub fn clear(&mut self, pool: &mut Pool) -> usize {
+        self.head = Vec::new();
+        pool.put_back(std::mem::take(&mut self.tail));
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Drops the oldest queued events until at most `bytes_max` bytes are left or no event is. Returns how many
+    /// events went. Replies and control frames stay, in order.
+    pub fn drop_oldest_events(&mut self, framing: Framing, serializer: Serializer, bytes_max: usize) -> u64 {
+        let mut excess = self.bytes.saturating_sub(bytes_max);
+        let mut dropped = 0;
+        self.head.retain_mut(|segment| match segment {
+            Segment::Shared(frame) if excess > 0 => {
+                excess = excess.saturating_sub(frame.len());
+                dropped += 1;
+                false
+            }
+            Segment::Owned(bytes) if excess > 0 => {
+                dropped += drop_events(bytes, framing, serializer, &mut excess);
+                !bytes.is_empty()
+            }
+            _ => true,
+        });
+        if excess > 0 {
+            dropped += drop_events(&mut self.tail, framing, serializer, &mut excess);
+        }
+        self.bytes =
+            self.head.iter().map(|segment| segment.as_slice().len()).sum::<usize>() + self.tail.len();
+        dropped
+    }
+}
+
+/// Removes events from the front part of a buffer of whole frames until `excess` bytes are gone.
+fn drop_events(buffer: &mut Vec<u8>, framing: Framing, serializer: Serializer, excess: &mut usize) -> u64 {
+    let (mut read, mut write, mut dropped) = (0, 0, 0);
+    while *excess > 0 {
+        let Some((frame_bytes, payload_at)) = walk_own_frame(framing, &buffer[read..]) else { break };
+        if is_event(framing, serializer, &buffer[read..read + frame_bytes], payload_at) {
+            *excess = excess.saturating_sub(frame_bytes);
+            dropped += 1;
+        } else {
+            buffer.copy_within(read..read + frame_bytes, write);
+            write += frame_bytes;
+        }
+        read += frame_bytes;
+    }
+    buffer.copy_within(read.., write);
+    buffer.truncate(write + buffer.len() - read);
+    dropped
+}
+
+/// Tells an EVENT from everything else by the first bytes of a frame we wrote ourselves.
+fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: usize) -> bool {
+    let is_message = match framing {
+        Framing::RawSocket => frame[0] & 7 == 0,
+        Framing::WebSocket => matches!(frame[0] & 0x0f, 1 | 2),
+    };
+    let message = &frame[payload_at..];
+    is_message
+        && match serializer {
+            Serializer::Json => message.starts_with(b"[36,"),
+            // A list of four to six elements, then 36: fixarray and fixint; a CBOR array and uint8 after 0x18.
+            Serializer::MsgPack => {
+                message.len() > 1 && (0x94..=0x96).contains(&message[0]) && message[1] == 36
+            }
+            Serializer::Cbor => {
+                message.len() > 2 && (0x84..=0x86).contains(&message[0]) && message[1..3] == [0x18, 36]
+            }
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::transport::{FrameKind, write_header};
+    use common::wire::{Payload, encode};
+
+    fn frame(framing: Framing, serializer: Serializer, message: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_header(framing, serializer, FrameKind::Message, message.len(), &mut out);
+        out.extend_from_slice(message);
+        out
+    }
+
+    fn event(serializer: Serializer, publication: u64) -> Vec<u8> {
+        let mut message = Vec::new();
+        encode::event(serializer, &mut message, 7, publication, &[], Payload::default());
+        message
+    }
+
+    fn reply(serializer: Serializer, request: u64) -> Vec<u8> {
+        let mut message = Vec::new();
+        encode::result(serializer, &mut message, request, &[], Payload::default());
+        message
+    }
+
+    #[test]
+    fn the_oldest_events_go_and_replies_stay_in_order() {
+        for framing in [Framing::RawSocket, Framing::WebSocket] {
+            for serializer in Serializer::ALL {
+                let mut pool = Pool::default();
+                let mut queue = Outbound::default();
+                let mut expected = Vec::new();
+                for n in 1..=20 {
+                    let (event, reply) = (
+                        frame(framing, serializer, &event(serializer, n)),
+                        frame(framing, serializer, &reply(serializer, n)),
+                    );
+                    queue.append(&mut pool, |out| out.extend_from_slice(&event));
+                    queue.append(&mut pool, |out| out.extend_from_slice(&reply));
+                    if n > 10 {
+                        expected.extend_from_slice(&event);
+                    }
+                    expected.extend_from_slice(&reply);
+                }
+                let dropped = queue.drop_oldest_events(framing, serializer, expected.len());
+                assert_eq!(dropped, 10);
+                assert_eq!(queue.bytes(), expected.len());
+                let sent = queue.take(&mut pool);
+                assert_eq!(sent.segments[0].as_slice(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn shared_frames_keep_their_place_and_can_be_dropped() {
+        let (framing, serializer) = (Framing::RawSocket, Serializer::MsgPack);
+        let mut pool = Pool::default();
+        let mut queue = Outbound::default();
+        let small = frame(framing, serializer, &reply(serializer, 1));
+        queue.append(&mut pool, |out| out.extend_from_slice(&small));
+        queue.append_shared(Bytes::from_static(&[9; 100]));
+        queue.append(&mut pool, |out| out.extend_from_slice(&small));
+        assert_eq!(queue.bytes(), 2 * small.len() + 100);
+        assert_eq!(queue.drop_oldest_events(framing, serializer, 50), 1);
+        let sent = queue.take(&mut pool);
+        assert_eq!(sent.segments.len(), 2);
+        assert!(sent.segments.iter().all(|segment| segment.as_slice() == small));
+        assert!(queue.is_empty());
+        pool.recycle(sent);
+    }
+
+    #[test]
+    fn a_queue_without_events_drops_nothing() {
+        let (framing, serializer) = (Framing::WebSocket, Serializer::Json);
+        let mut pool = Pool::default();
+        let mut queue = Outbound::default();
+        let small = frame(framing, serializer, &reply(serializer, 1));
+        queue.append(&mut pool, |out| out.extend_from_slice(&small));
+        assert_eq!(queue.drop_oldest_events(framing, serializer, 0), 0);
+        assert_eq!(queue.bytes(), small.len());
+    }
+}
