@@ -12,10 +12,19 @@ pub mod value;
 
 mod cbor;
 mod json;
+mod json_text;
 mod msgpack;
+mod owned;
+mod reader;
+mod utf8;
+mod writer;
+
+#[cfg(test)]
+mod tests;
 
 pub use message::{Message, decode};
-pub use value::{Dict, List, OwnedValue, Value};
+pub use owned::OwnedValue;
+pub use value::{Dict, List, Value};
 
 /// A serializer; the numbers are RawSocket's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -57,6 +66,15 @@ impl Serializer {
         Self::ALL.into_iter().find(|serializer| serializer.subprotocol() == name)
     }
 
+    /// The format's own name.
+    pub const fn format(self) -> &'static str {
+        match self {
+            Self::Json => "JSON",
+            Self::MsgPack => "MessagePack",
+            Self::Cbor => "CBOR",
+        }
+    }
+
     /// True when WebSocket carries it in text frames.
     #[inline]
     pub const fn is_text(self) -> bool {
@@ -73,6 +91,11 @@ pub struct Payload<'a> {
 }
 
 impl Payload<'_> {
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.args.is_none() && self.kwargs.is_none()
+    }
+
     #[inline]
     pub fn bytes_len(&self) -> usize {
         self.args.map_or(0, <[u8]>::len) + self.kwargs.map_or(0, <[u8]>::len)
@@ -91,6 +114,9 @@ pub enum WireError {
     TooDeep { depth_max: usize },
     #[error("a message must be a list that begins with a type code")]
     NotAMessage,
+    /// Only where a value is written in JSON or as a tree.
+    #[error("a dictionary key that is not a string, an integer or a boolean has no form in JSON")]
+    Key,
     #[error("unknown message type {code}")]
     UnknownType { code: u64 },
     #[error("{message} must have {expected} elements")]

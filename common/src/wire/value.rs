@@ -1,6 +1,10 @@
 //! Values inside options and details: borrowed and shallow ([`Value`], [`Dict`], [`List`]) or owned ([`OwnedValue`]).
 
-use super::{Serializer, Text, WireError};
+use super::cbor::CborReader;
+use super::json::JsonReader;
+use super::msgpack::MsgPackReader;
+use super::reader::Reader;
+use super::{OwnedValue, Serializer, Text};
 use std::borrow::Cow;
 
 /// An encoded dictionary with string keys, checked to be well formed.
@@ -15,6 +19,7 @@ pub struct Dict<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct List<'a> {
     serializer: Serializer,
+    /// The whole encoded value; may be empty when the list has no element at all.
     bytes: &'a [u8],
 }
 
@@ -36,8 +41,14 @@ pub enum Value<'a> {
 
 impl<'a> Dict<'a> {
     /// A dictionary without entries.
+    #[inline]
     pub const fn empty(serializer: Serializer) -> Self {
         Self { serializer, bytes: &[] }
+    }
+
+    #[inline]
+    pub(super) const fn checked(serializer: Serializer, bytes: &'a [u8]) -> Self {
+        Self { serializer, bytes }
     }
 
     #[inline]
@@ -45,57 +56,179 @@ impl<'a> Dict<'a> {
         self.bytes.is_empty()
     }
 
+    #[inline]
     pub const fn serializer(&self) -> Serializer {
         self.serializer
     }
 
-    /// The entries in wire order. A key that appears twice is yielded twice.
+    /// The whole encoded value; no bytes when the dictionary has no entry.
+    #[inline]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The entries in wire order. A key that appears twice is yielded twice. Entries whose key is no string, which only
+    /// dictionaries inside of options and details can have, are passed over.
     pub fn iter(&self) -> impl Iterator<Item = (Text<'a>, Value<'a>)> + use<'a> {
-        std::iter::empty()
+        Entries(Items::open(self.serializer, self.bytes, true))
     }
 
     /// The last value under `key`; null counts as absent.
     pub fn get(&self, key: &str) -> Option<Value<'a>> {
-        let _ = key;
-        unimplemented!()
+        if self.bytes.is_empty() {
+            return None;
+        }
+        let (_, value) = self.iter().filter(|(candidate, _)| candidate == key).last()?;
+        if value == Value::Null { None } else { Some(value) }
     }
 
     pub fn to_owned(&self) -> OwnedValue {
-        unimplemented!()
+        if self.bytes.is_empty() {
+            return OwnedValue::Dict(Vec::new());
+        }
+        OwnedValue::decode(self.serializer, self.bytes).unwrap_or(OwnedValue::Dict(Vec::new()))
     }
 }
 
 impl<'a> List<'a> {
+    #[inline]
+    pub(super) const fn checked(serializer: Serializer, bytes: &'a [u8]) -> Self {
+        Self { serializer, bytes }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
-        let _ = (self.serializer, self.bytes);
-        std::iter::empty()
+        Elements(Items::open(self.serializer, self.bytes, false))
+    }
+
+    pub fn to_owned(&self) -> OwnedValue {
+        if self.bytes.is_empty() {
+            return OwnedValue::List(Vec::new());
+        }
+        OwnedValue::decode(self.serializer, self.bytes).unwrap_or(OwnedValue::List(Vec::new()))
     }
 }
 
-/// A value as a tree, for details we write ourselves, for tests and for the load generator.
-#[derive(Clone, PartialEq, Debug)]
-pub enum OwnedValue {
-    Null,
-    Bool(bool),
-    UInt(u64),
-    Int(i64),
-    Float(f64),
-    Str(String),
-    Bin(Vec<u8>),
-    List(Vec<OwnedValue>),
-    Dict(Vec<(String, OwnedValue)>),
-}
-
-impl OwnedValue {
-    /// Appends the encoded value. Byte strings follow the JSON convention of WAMP (`\0` + base64) in JSON.
-    pub fn encode(&self, serializer: Serializer, out: &mut Vec<u8>) {
-        let _ = (serializer, out);
-        unimplemented!()
+impl<'a> Value<'a> {
+    #[inline]
+    pub const fn is_null(&self) -> bool {
+        matches!(self, Self::Null)
     }
 
-    /// Decodes exactly one value that fills `bytes`.
-    pub fn decode(serializer: Serializer, bytes: &[u8]) -> Result<Self, WireError> {
-        let _ = (serializer, bytes);
-        unimplemented!()
+    #[inline]
+    pub const fn as_bool(&self) -> Option<bool> {
+        if let Self::Bool(value) = self { Some(*value) } else { None }
+    }
+
+    #[inline]
+    pub const fn as_u64(&self) -> Option<u64> {
+        if let Self::UInt(value) = self { Some(*value) } else { None }
+    }
+
+    #[inline]
+    pub fn as_str(&self) -> Option<&str> {
+        if let Self::Str(value) = self { Some(value) } else { None }
+    }
+
+    #[inline]
+    pub const fn as_list(&self) -> Option<List<'a>> {
+        if let Self::List(value) = self { Some(*value) } else { None }
+    }
+
+    #[inline]
+    pub const fn as_dict(&self) -> Option<Dict<'a>> {
+        if let Self::Dict(value) = self { Some(*value) } else { None }
+    }
+
+    pub fn to_owned(&self) -> OwnedValue {
+        match self {
+            Self::Null => OwnedValue::Null,
+            Self::Bool(value) => OwnedValue::Bool(*value),
+            Self::UInt(value) => OwnedValue::UInt(*value),
+            Self::Int(value) => OwnedValue::Int(*value),
+            Self::Float(value) => OwnedValue::Float(*value),
+            Self::Str(value) => OwnedValue::Str(value.to_string()),
+            Self::Bin(value) => OwnedValue::Bin(value.to_vec()),
+            Self::List(value) => value.to_owned(),
+            Self::Dict(value) => value.to_owned(),
+        }
+    }
+}
+
+/// A reader inside a container. What cannot be read ends the iteration; checked bytes always can be.
+enum Items<'a> {
+    Json(JsonReader<'a>),
+    MsgPack(MsgPackReader<'a>),
+    Cbor(CborReader<'a>),
+    Done,
+}
+
+struct Entries<'a>(Items<'a>);
+struct Elements<'a>(Items<'a>);
+
+impl<'a> Items<'a> {
+    fn open(serializer: Serializer, bytes: &'a [u8], dict: bool) -> Self {
+        if bytes.is_empty() {
+            return Self::Done;
+        }
+        fn inside<'a, R: Reader<'a>>(bytes: &'a [u8], dict: bool) -> Option<R> {
+            let mut reader = R::new(bytes).ok()?;
+            if dict { reader.open_dict() } else { reader.open_list() }.ok()?;
+            Some(reader)
+        }
+        match serializer {
+            Serializer::Json => inside(bytes, dict).map(Self::Json),
+            Serializer::MsgPack => inside(bytes, dict).map(Self::MsgPack),
+            Serializer::Cbor => inside(bytes, dict).map(Self::Cbor),
+        }
+        .unwrap_or(Self::Done)
+    }
+}
+
+fn next_entry<'a, R: Reader<'a>>(reader: &mut R) -> Option<(Text<'a>, Value<'a>)> {
+    while reader.more().ok()? {
+        let key = reader.key().ok()?;
+        let value = reader.value().ok()?;
+        if let Some(key) = key {
+            return Some((key, value));
+        }
+    }
+    None
+}
+
+fn next_element<'a, R: Reader<'a>>(reader: &mut R) -> Option<Value<'a>> {
+    if reader.more().ok()? { reader.value().ok() } else { None }
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = (Text<'a>, Value<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = match &mut self.0 {
+            Items::Json(reader) => next_entry(reader),
+            Items::MsgPack(reader) => next_entry(reader),
+            Items::Cbor(reader) => next_entry(reader),
+            Items::Done => None,
+        };
+        if next.is_none() {
+            self.0 = Items::Done;
+        }
+        next
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = match &mut self.0 {
+            Items::Json(reader) => next_element(reader),
+            Items::MsgPack(reader) => next_element(reader),
+            Items::Cbor(reader) => next_element(reader),
+            Items::Done => None,
+        };
+        if next.is_none() {
+            self.0 = Items::Done;
+        }
+        next
     }
 }
