@@ -3,8 +3,7 @@
 use super::reader::{Section, Source};
 use super::schema::Bytes;
 use super::{Config, ConfigError, RealmConfig};
-use crate::limits::URI_BYTES_MAX;
-use crate::uri::is_reserved;
+use crate::uri::{UriRule, is_reserved, is_valid};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
@@ -110,17 +109,16 @@ fn realms(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
 }
 
 impl RealmConfig {
-    /// True when a realm may be called `name`: a URI by the loose rule, at most [`URI_BYTES_MAX`] bytes, not one of
-    /// those that WAMP reserves.
+    /// True when a realm may be called `name`: a URI by the loose rule, and not one of those that WAMP reserves.
     pub fn is_valid_name(name: &str) -> bool {
-        let loose = |part: &str| !part.is_empty() && !part.contains(|c: char| c == '#' || c.is_whitespace());
-        name.len() <= URI_BYTES_MAX && !is_reserved(name) && name.split('.').all(loose)
+        !is_reserved(name) && is_valid(name, UriRule::Loose)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::URI_BYTES_MAX;
     use std::path::Path;
 
     fn refused(text: &str) -> String {
