@@ -9,7 +9,15 @@
 
 use crate::ids::{BootEpoch, Match, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use rkyv::{Archive, Deserialize, Serialize};
+use std::fmt;
 use std::ops::Deref;
+
+mod build;
+mod check;
+mod layout;
+mod lookup;
+
+pub use build::build;
 
 /// Who may join a realm without credentials.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Archive, Serialize, Deserialize)]
@@ -77,16 +85,11 @@ pub enum SnapshotError {
     Invalid(String),
 }
 
-/// The bytes of a snapshot of `source`; `seed` keys the hashes of its indexes.
-pub fn build(source: &Source, seed: u64) -> rkyv::util::AlignedVec<16> {
-    let _ = (source, seed);
-    unimplemented!()
-}
-
 /// A checked snapshot over bytes that never change (a sealed, private-read mapping, or a buffer).
-#[derive(Debug)]
 pub struct Snapshot<B> {
     bytes: B,
+    /// Address and length of the slice that was checked.
+    proven: (usize, usize),
 }
 
 /// A realm inside a snapshot.
@@ -108,63 +111,90 @@ pub struct RouteView<'a> {
 }
 
 impl<B: Deref<Target = [u8]>> Snapshot<B> {
-    /// The one door to a snapshot: proves layout, offsets, order, and that the indexes agree with the entries.
+    /// The one door to a snapshot: proves layout, offsets, order, and that the indexes agree with the entries. Takes
+    /// time in proportion to the bytes.
     ///
-    /// `bytes` must be 16-byte aligned and must not change as long as the snapshot lives.
+    /// `bytes` must be 16-byte aligned, must lie in one place however `B` is moved, and must not change as long as the
+    /// snapshot lives.
     pub fn check(bytes: B) -> Result<Self, SnapshotError> {
-        let _ = &bytes;
-        unimplemented!()
+        let slice: &[u8] = &bytes;
+        check::check(slice)?;
+        let proven = (slice.as_ptr().addr(), slice.len());
+        Ok(Self { bytes, proven })
+    }
+
+    #[inline]
+    fn tables(&self) -> &layout::ArchivedTables {
+        let slice: &[u8] = &self.bytes;
+        assert!(
+            (slice.as_ptr().addr(), slice.len()) == self.proven,
+            "the bytes of a snapshot stay where they were checked"
+        );
+        // SAFETY: `check` accessed this very slice (same address and length) with full validation before the snapshot
+        // was made, and its bytes do not change: they are borrowed shared from `B`, which is never lent out mutably.
+        unsafe { rkyv::access_unchecked::<layout::ArchivedTables>(&slice[layout::HEADER_BYTES..]) }
     }
 
     pub fn version(&self) -> SnapshotVersion {
-        let _ = &self.bytes;
-        unimplemented!()
+        SnapshotVersion(self.tables().version.0.to_native())
     }
 
     pub fn epoch(&self) -> BootEpoch {
-        unimplemented!()
+        BootEpoch(self.tables().epoch.0.to_native())
     }
 
     /// See [`Source::claims_folded`]; 0 for shards it does not name.
     pub fn claims_folded(&self, shard: usize) -> u64 {
-        let _ = shard;
-        unimplemented!()
+        self.tables().claims_folded.get(shard).map_or(0, |seq| seq.to_native())
     }
 
+    /// By ascending id.
     pub fn realms(&self) -> impl Iterator<Item = RealmView<'_>> {
-        std::iter::empty()
+        let tables = self.tables();
+        tables.realms.iter().map(|row| realm_view(tables, row))
     }
 
     pub fn realm(&self, id: RealmId) -> Option<RealmView<'_>> {
-        let _ = id;
-        unimplemented!()
+        let tables = self.tables();
+        let at = tables.realms.binary_search_by_key(&id.0, |row| row.id.to_native()).ok()?;
+        Some(realm_view(tables, &tables.realms[at]))
     }
 
-    /// Routes of every kind, in an unspecified order.
+    /// Routes of every kind.
     pub fn routes_len(&self) -> usize {
-        unimplemented!()
+        self.tables().routes.len()
     }
 
-    pub fn exact(&self, realm: RealmId, kind: RouteKind, uri: &str) -> Option<RouteView<'_>> {
-        let _ = (realm, kind, uri);
-        unimplemented!()
-    }
-
-    /// The route of exactly this policy and pattern.
-    pub fn get(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> Option<RouteView<'_>> {
-        let _ = (realm, kind, policy, uri);
-        unimplemented!()
-    }
-
-    /// As [`crate::pattern::PatternMap::for_each_match`].
-    pub fn for_each_match<'a>(
-        &'a self,
-        realm: RealmId,
-        kind: RouteKind,
-        uri: &str,
-        found: impl FnMut(RouteView<'a>),
-    ) {
-        let _ = (realm, kind, uri, found);
-        unimplemented!()
+    /// Every route, by ascending (realm, kind, policy, URI).
+    pub fn routes(&self) -> impl Iterator<Item = (RealmId, RouteKind, RouteView<'_>)> {
+        let tables = self.tables();
+        tables.routes.iter().map(|row| (RealmId(row.realm.to_native()), row.kind(), tables.view(row)))
     }
 }
+
+impl<B: Deref<Target = [u8]>> fmt::Debug for Snapshot<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("version", &self.version())
+            .field("routes", &self.routes_len())
+            .field("bytes", &self.proven.1)
+            .finish()
+    }
+}
+
+fn realm_view<'a>(tables: &'a layout::ArchivedTables, row: &layout::ArchivedRealmRow) -> RealmView<'a> {
+    RealmView {
+        id: RealmId(row.id.to_native()),
+        name: tables.text(row.name_at.to_native(), row.name_bytes.to_native()),
+        strict: row.flags & layout::STRICT != 0,
+        uri_strict: row.flags & layout::URI_STRICT != 0,
+        anonymous: match row.anonymous {
+            ArchivedAnonymous::Nobody => Anonymous::Nobody,
+            ArchivedAnonymous::Loopback => Anonymous::Loopback,
+            ArchivedAnonymous::Anybody => Anonymous::Anybody,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

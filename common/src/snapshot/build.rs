@@ -1,0 +1,246 @@
+//! Routes and realms in, bytes out.
+
+use super::layout::*;
+use super::{Route, Source};
+use crate::ids::{Match, RouteKind};
+use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
+use crate::pattern::hash::UriHash;
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+use std::collections::BTreeSet;
+
+/// The bytes of a snapshot of `source`; `seed` keys the hashes of its indexes.
+///
+/// The time is that of sorting the routes (close to linear when they come sorted) and a pass over each index.
+///
+/// # Panics
+/// When two realms have one id or two routes one key, a name or URI is longer than
+/// [`URI_BYTES_MAX`], or the snapshot is larger than an archive can be (2 GiB).
+pub fn build(source: &Source, seed: u64) -> AlignedVec<16> {
+    bytes(&tables(source, seed))
+}
+
+pub(super) fn bytes(tables: &Tables) -> AlignedVec<16> {
+    let mut bytes = AlignedVec::new();
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&LAYOUT.to_le_bytes());
+    bytes.resize(HEADER_BYTES, 0);
+    rkyv::api::high::to_bytes_in::<_, rancor::Error>(tables, bytes).expect("a snapshot is smaller than 2 GiB")
+}
+
+pub(super) fn tables(source: &Source, seed: u64) -> Tables {
+    let mut text = Text::default();
+    let realms = realm_rows(source, &mut text);
+    let mut sorted: Vec<&Route> = source.routes.iter().collect();
+    sorted.sort_by(|a, b| key(a).cmp(&key(b)));
+    assert!(sorted.is_sorted_by(|a, b| key(a) < key(b)), "each route has its own key");
+    let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text)).collect();
+    let mut patterns = Patterns::default();
+    for range in groups(&sorted) {
+        patterns.add_group(&sorted, &routes, range);
+    }
+    let nodes = patterns.nodes(&sorted, &routes);
+    Tables {
+        version: source.version,
+        epoch: source.epoch,
+        seed,
+        claims_folded: source.claims_folded.clone(),
+        slots: slots(&sorted, seed),
+        text: text.pool,
+        realms,
+        routes,
+        groups: patterns.groups,
+        lengths: patterns.lengths,
+        tries: patterns.tries,
+        nodes,
+    }
+}
+
+fn key(route: &Route) -> (u64, RouteKind, Match, &str) {
+    (route.realm.0, route.kind, route.policy, &route.uri)
+}
+
+fn realm_rows(source: &Source, text: &mut Text) -> Vec<RealmRow> {
+    let mut sorted: Vec<_> = source.realms.iter().collect();
+    sorted.sort_by_key(|realm| realm.id);
+    assert!(sorted.is_sorted_by(|a, b| a.id < b.id), "each realm has its own id");
+    let row = |realm: &&super::Realm| {
+        let (name_at, name_bytes) = text.add(&realm.name);
+        let strict = if realm.strict { STRICT } else { 0 };
+        let uri_strict = if realm.uri_strict { URI_STRICT } else { 0 };
+        RealmRow {
+            id: realm.id.0,
+            name_at,
+            name_bytes,
+            flags: strict | uri_strict,
+            anonymous: realm.anonymous,
+        }
+    };
+    sorted.iter().map(row).collect()
+}
+
+fn route_row(route: &Route, text: &mut Text) -> RouteRow {
+    let (uri_at, uri_bytes) = text.add(&route.uri);
+    RouteRow {
+        shards: route.shards,
+        realm: route.realm.0,
+        uri_at,
+        uri_bytes,
+        kind: route.kind,
+        policy: route.policy,
+    }
+}
+
+#[derive(Default)]
+struct Text {
+    pool: String,
+}
+
+impl Text {
+    /// Where `part` is now, and its length in bytes.
+    fn add(&mut self, part: &str) -> (u32, u16) {
+        assert!(part.len() <= URI_BYTES_MAX, "names and URIs are within their bound");
+        let at = self.pool.len().try_into().expect("a snapshot is smaller than 2 GiB");
+        self.pool.push_str(part);
+        (at, part.len() as u16)
+    }
+}
+
+fn slots(sorted: &[&Route], seed: u64) -> Vec<Slot> {
+    let hash = UriHash::new(seed);
+    let mut slots = vec![Slot { tag: 0, route: EMPTY }; (sorted.len() * 2).next_power_of_two()];
+    let mask = slots.len() - 1;
+    for (index, route) in (0..).zip(sorted) {
+        let mut running = hash.running(&hash_head(route.realm, route.kind, route.policy));
+        running.extend(route.uri.as_bytes());
+        let hash = running.hash();
+        let mut at = hash as usize & mask;
+        while slots[at].route != EMPTY {
+            at = (at + 1) & mask;
+        }
+        slots[at] = Slot { tag: (hash >> 32) as u32, route: index };
+    }
+    slots
+}
+
+/// The ranges of routes of one (realm, kind) that hold a pattern; each range has all its prefixes and wildcards.
+fn groups(sorted: &[&Route]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let is_pattern = |route: &&Route| route.policy != Match::Exact;
+        let start = end + sorted[end..].iter().position(is_pattern)?;
+        let key = |route: &Route| (route.realm, route.kind);
+        end = start + sorted[start..].iter().take_while(|route| key(route) == key(sorted[start])).count();
+        Some(start..end)
+    })
+}
+
+/// The tables for prefixes and wildcards.
+#[derive(Default)]
+struct Patterns {
+    groups: Vec<Group>,
+    lengths: Vec<u16>,
+    tries: Vec<u16>,
+    /// For each trie, its routes in `order`.
+    trie_routes: Vec<std::ops::Range<usize>>,
+    /// The wildcard routes: trie by trie, and by components within a trie.
+    order: Vec<u32>,
+}
+
+impl Patterns {
+    fn add_group(&mut self, sorted: &[&Route], routes: &[RouteRow], range: std::ops::Range<usize>) {
+        let (lengths_first, tries_first) = (self.lengths.len(), self.tries.len());
+        let wildcards_first =
+            range.start + sorted[range.clone()].iter().filter(|route| route.policy == Match::Prefix).count();
+        let lengths: BTreeSet<_> =
+            routes[range.start..wildcards_first].iter().map(|route| route.uri_bytes).collect();
+        self.lengths.extend(lengths);
+        self.add_tries(sorted, wildcards_first..range.end);
+        self.groups.push(Group {
+            realm: sorted[range.start].realm.0,
+            kind: sorted[range.start].kind,
+            lengths_first: lengths_first as u32,
+            lengths_len: (self.lengths.len() - lengths_first) as u16,
+            tries_first: tries_first as u32,
+            tries_len: (self.tries.len() - tries_first) as u16,
+            unused: [0; 3],
+        });
+    }
+
+    fn add_tries(&mut self, sorted: &[&Route], wildcards: std::ops::Range<usize>) {
+        let uri = |route: u32| sorted[route as usize].uri.as_str();
+        let mut counted: Vec<(usize, u32)> = wildcards
+            .map(|route| (uri(route as u32).split('.').count(), route as u32))
+            .filter(|&(components, _)| components <= URI_COMPONENTS_MAX)
+            .collect();
+        // Two stable sorts: the routes of one count come in the order of their strings, which is nearly that of
+        // their components.
+        counted.sort_by_key(|&(components, _)| components);
+        for trie in counted.chunk_by_mut(|a, b| a.0 == b.0) {
+            trie.sort_by(|a, b| uri(a.1).split('.').cmp(uri(b.1).split('.')));
+            let first = self.order.len();
+            self.order.extend(trie.iter().map(|&(_, route)| route));
+            self.tries.push(trie[0].0 as u16);
+            self.trie_routes.push(first..self.order.len());
+        }
+    }
+
+    /// The nodes of all tries, level by level.
+    fn nodes(&self, sorted: &[&Route], routes: &[RouteRow]) -> Vec<Node> {
+        let mut nodes = Vec::with_capacity(self.order.len() * 2);
+        let mut spans = Vec::with_capacity(self.order.len() * 2);
+        for (routes, &components) in self.trie_routes.iter().zip(&self.tries) {
+            nodes.push(Node { component_at: 0, component_bytes: 0, any: 0, first: 0, children_len: 0 });
+            spans.push(Span { routes: routes.clone(), skip: 0, components_left: components });
+        }
+        let mut parent = 0;
+        while parent < nodes.len() {
+            let span = spans[parent].clone();
+            let first = nodes.len();
+            if span.components_left == 0 {
+                nodes[parent].first = self.order[span.routes.start];
+                parent += 1;
+                continue;
+            }
+            let mut at = span.routes.start;
+            while at < span.routes.end {
+                let component = self.component(sorted, at, span.skip);
+                let same = |&route: &usize| self.component(sorted, route, span.skip) == component;
+                let end = at + (at..span.routes.end).take_while(same).count();
+                nodes.push(Node {
+                    component_at: routes[self.order[at] as usize].uri_at + span.skip as u32,
+                    component_bytes: component.len() as u16,
+                    any: 0,
+                    first: 0,
+                    children_len: 0,
+                });
+                spans.push(Span {
+                    routes: at..end,
+                    skip: span.skip + component.len() + 1,
+                    components_left: span.components_left - 1,
+                });
+                at = end;
+            }
+            nodes[parent].any = u16::from(nodes[first].component_bytes == 0);
+            nodes[parent].children_len = (nodes.len() - first) as u32;
+            nodes[parent].first = first.try_into().expect("a snapshot is smaller than 2 GiB");
+            parent += 1;
+        }
+        nodes
+    }
+
+    /// The component that starts at byte `skip` of the pattern at `at` in the order.
+    fn component<'a>(&self, sorted: &[&'a Route], at: usize, skip: usize) -> &'a str {
+        let rest = &sorted[self.order[at] as usize].uri[skip..];
+        &rest[..memchr::memchr(b'.', rest.as_bytes()).unwrap_or(rest.len())]
+    }
+}
+
+/// The patterns below a node.
+#[derive(Clone)]
+struct Span {
+    /// Of the order; they agree in their first `skip` bytes.
+    routes: std::ops::Range<usize>,
+    skip: usize,
+    components_left: u16,
+}

@@ -1,0 +1,176 @@
+//! The bytes of a snapshot: a header, then one rkyv archive of [`Tables`].
+//!
+//! ```text
+//! 0        8        12       16
+//! │ MAGIC  │ LAYOUT │ zero   │ archive ... root │
+//! ```
+//! The header has its place and meaning in every layout, so a reader of another one can say so. Rows name text by
+//! its place in one pool and each other by index; their sizes leave no padding, so equal tables are equal bytes.
+
+use crate::ids::{BootEpoch, Match, RealmId, RouteKind, SnapshotVersion};
+use crate::snapshot::Anonymous;
+use rkyv::{Archive, Archived, Serialize};
+
+pub(super) const MAGIC: [u8; 8] = *b"SBSNAPSH";
+
+/// The version of everything after the header. Any change of the types below is another one.
+pub(super) const LAYOUT: u32 = 1;
+
+pub(super) const HEADER_BYTES: usize = 16;
+
+/// What the bytes of a snapshot are aligned to.
+pub(super) const ALIGN: usize = 16;
+
+#[derive(Archive, Serialize)]
+pub(super) struct Tables {
+    pub version: SnapshotVersion,
+    pub epoch: BootEpoch,
+    /// The key of the hashes in `slots`.
+    pub seed: u64,
+    pub claims_folded: Vec<u64>,
+    /// The names of realms and the URIs of routes, one after the other.
+    pub text: String,
+    /// By ascending id.
+    pub realms: Vec<RealmRow>,
+    /// By ascending (realm, kind, policy, URI).
+    pub routes: Vec<RouteRow>,
+    /// A hash table of `routes` with linear probing: a power of two, at least twice the routes.
+    pub slots: Vec<Slot>,
+    /// One for each (realm, kind) with a prefix or wildcard route, by ascending (realm, kind).
+    pub groups: Vec<Group>,
+    /// The distinct lengths of each group's prefixes in bytes, ascending within the group.
+    pub lengths: Vec<u16>,
+    /// The number of components of the patterns in each trie, ascending within the group. Trie `i` has its root at
+    /// node `i`.
+    pub tries: Vec<u16>,
+    /// Level by level: all roots, then the children of node 0, of node 1 ...
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Archive, Serialize)]
+pub(super) struct RealmRow {
+    pub id: u64,
+    pub name_at: u32,
+    pub name_bytes: u16,
+    /// [`STRICT`] and [`URI_STRICT`].
+    pub flags: u8,
+    pub anonymous: Anonymous,
+}
+
+/// Flag of a [`RealmRow`].
+pub(super) const STRICT: u8 = 1;
+/// Flag of a [`RealmRow`].
+pub(super) const URI_STRICT: u8 = 2;
+
+#[derive(Archive, Serialize)]
+pub(super) struct RouteRow {
+    pub shards: u128,
+    pub realm: u64,
+    pub uri_at: u32,
+    pub uri_bytes: u16,
+    pub kind: RouteKind,
+    pub policy: Match,
+}
+
+#[derive(Clone, Copy, Archive, Serialize)]
+pub(super) struct Slot {
+    /// The upper half of the hash, so most of the others' slots are passed without a look at their routes.
+    pub tag: u32,
+    /// An index of `routes`, or [`EMPTY`].
+    pub route: u32,
+}
+
+pub(super) const EMPTY: u32 = u32::MAX;
+
+#[derive(Archive, Serialize)]
+pub(super) struct Group {
+    pub realm: u64,
+    /// The first of `lengths_len` lengths of the group.
+    pub lengths_first: u32,
+    /// The first of `tries_len` tries of the group.
+    pub tries_first: u32,
+    pub lengths_len: u16,
+    pub tries_len: u16,
+    pub kind: RouteKind,
+    pub unused: [u8; 3],
+}
+
+/// A node of a trie by components: a leaf has no children and names a route.
+#[derive(Archive, Serialize)]
+pub(super) struct Node {
+    /// The component that leads here, a part of some route's URI; empty for a root and for a wildcard.
+    pub component_at: u32,
+    pub component_bytes: u16,
+    /// 1 when the first child is the one for any component, else 0. The others ascend by component.
+    pub any: u16,
+    /// The first of `children_len` children; for a leaf the route.
+    pub first: u32,
+    pub children_len: u32,
+}
+
+const _: () = assert!(size_of::<ArchivedRealmRow>() == 16);
+const _: () = assert!(size_of::<ArchivedRouteRow>() == 32);
+const _: () = assert!(size_of::<ArchivedSlot>() == 8);
+const _: () = assert!(size_of::<ArchivedGroup>() == 24);
+const _: () = assert!(size_of::<ArchivedNode>() == 16);
+const _: () = assert!(align_of::<ArchivedTables>() <= ALIGN && HEADER_BYTES.is_multiple_of(ALIGN));
+
+impl ArchivedTables {
+    /// A part of the text pool that `check` has found to be text.
+    #[inline]
+    pub(super) fn text(&self, at: u32, bytes: u16) -> &str {
+        &self.text[at as usize..at as usize + usize::from(bytes)]
+    }
+
+    #[inline]
+    pub(super) fn uri(&self, route: &ArchivedRouteRow) -> &str {
+        self.text(route.uri_at.to_native(), route.uri_bytes.to_native())
+    }
+
+    #[inline]
+    pub(super) fn component(&self, node: &ArchivedNode) -> &str {
+        self.text(node.component_at.to_native(), node.component_bytes.to_native())
+    }
+}
+
+impl ArchivedRouteRow {
+    #[inline]
+    pub(super) fn kind(&self) -> RouteKind {
+        native_kind(self.kind)
+    }
+
+    #[inline]
+    pub(super) fn policy(&self) -> Match {
+        match self.policy {
+            Archived::<Match>::Exact => Match::Exact,
+            Archived::<Match>::Prefix => Match::Prefix,
+            Archived::<Match>::Wildcard => Match::Wildcard,
+        }
+    }
+}
+
+impl ArchivedGroup {
+    /// What the groups are sorted by.
+    #[inline]
+    pub(super) fn key(&self) -> (u64, RouteKind) {
+        (self.realm.to_native(), native_kind(self.kind))
+    }
+}
+
+#[inline]
+fn native_kind(kind: Archived<RouteKind>) -> RouteKind {
+    match kind {
+        Archived::<RouteKind>::Topic => RouteKind::Topic,
+        Archived::<RouteKind>::Procedure => RouteKind::Procedure,
+    }
+}
+
+/// What is hashed before the URI of a route. Its size is a multiple of the hash's word.
+#[inline]
+pub(super) fn hash_head(realm: RealmId, kind: RouteKind, policy: Match) -> [u8; 16] {
+    let mut head = [0; 16];
+    head[..8].copy_from_slice(&realm.0.to_le_bytes());
+    head[8] = kind as u8;
+    head[9] = policy as u8;
+    head
+}

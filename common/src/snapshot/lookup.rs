@@ -1,0 +1,175 @@
+//! URI in, routes out. Nothing here allocates.
+
+use super::layout::*;
+use super::{RouteView, Snapshot};
+use crate::ids::{Match, RealmId, RouteKind, ShardSet};
+use crate::pattern::hash::UriHash;
+use crate::pattern::prefix::{Probes, probes};
+use crate::pattern::walk::{Components, Trie, Walk};
+use std::ops::Deref;
+
+impl<B: Deref<Target = [u8]>> Snapshot<B> {
+    /// The route whose policy is exact and whose URI is `uri`.
+    #[inline]
+    pub fn exact(&self, realm: RealmId, kind: RouteKind, uri: &str) -> Option<RouteView<'_>> {
+        self.get(realm, kind, Match::Exact, uri)
+    }
+
+    /// The route of exactly this policy and pattern.
+    #[inline]
+    pub fn get(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> Option<RouteView<'_>> {
+        let tables = self.tables();
+        let hash = tables.hash(realm, kind, policy, uri);
+        Some(tables.view(tables.find(hash, realm, kind, policy, uri.as_bytes())?))
+    }
+
+    /// As [`crate::pattern::PatternMap::for_each_match`].
+    #[inline]
+    pub fn for_each_match<'a>(
+        &'a self,
+        realm: RealmId,
+        kind: RouteKind,
+        uri: &str,
+        mut found: impl FnMut(RouteView<'a>),
+    ) {
+        self.find_match(realm, kind, uri, |route| {
+            found(route);
+            false
+        });
+    }
+
+    /// As [`crate::pattern::PatternMap::best_match`].
+    #[inline]
+    pub fn best_match(&self, realm: RealmId, kind: RouteKind, uri: &str) -> Option<RouteView<'_>> {
+        let mut best = None;
+        self.find_match(realm, kind, uri, |route| {
+            best = Some(route);
+            true
+        });
+        best
+    }
+
+    /// Calls `found` for the routes that match, best first, until it says true.
+    #[inline]
+    fn find_match<'a>(
+        &'a self,
+        realm: RealmId,
+        kind: RouteKind,
+        uri: &str,
+        mut found: impl FnMut(RouteView<'a>) -> bool,
+    ) {
+        if let Some(route) = self.exact(realm, kind, uri)
+            && found(route)
+        {
+            return;
+        }
+        let tables = self.tables();
+        let Ok(group) = tables.groups.binary_search_by(|group| group.key().cmp(&(realm.0, kind))) else {
+            return;
+        };
+        let group = &tables.groups[group];
+        for (length, hash) in tables.prefix_probes(group, realm, kind, uri).into_iter().rev() {
+            let prefix = &uri.as_bytes()[..usize::from(length)];
+            if let Some(route) = tables.find(hash, realm, kind, Match::Prefix, prefix)
+                && found(tables.view(route))
+            {
+                return;
+            }
+        }
+        if group.tries_len == 0 {
+            return;
+        }
+        let Some(components) = Components::of(uri) else { return };
+        let Some(root) = tables.trie(group, components.len()) else { return };
+        for leaf in Walk::new(tables, root, &components) {
+            let route = &tables.routes[tables.nodes[leaf as usize].first.to_native() as usize];
+            if found(tables.view(route)) {
+                return;
+            }
+        }
+    }
+}
+
+impl ArchivedTables {
+    #[inline]
+    pub(super) fn hash(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> u64 {
+        let hash = UriHash::new(self.seed.to_native());
+        let mut running = hash.running(&hash_head(realm, kind, policy));
+        running.extend(uri.as_bytes());
+        running.hash()
+    }
+
+    /// The route of this key, whose hash is `hash`. It ends because half of the slots are empty.
+    #[inline]
+    fn find(
+        &self,
+        hash: u64,
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: &[u8],
+    ) -> Option<&ArchivedRouteRow> {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = &self.slots[at];
+            if slot.route == EMPTY {
+                return None;
+            }
+            if slot.tag == (hash >> 32) as u32 {
+                let route = &self.routes[slot.route.to_native() as usize];
+                if route.realm == realm.0
+                    && (route.kind(), route.policy()) == (kind, policy)
+                    && self.uri(route).as_bytes() == uri
+                {
+                    return Some(route);
+                }
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    #[inline]
+    pub(super) fn view<'a>(&'a self, route: &'a ArchivedRouteRow) -> RouteView<'a> {
+        RouteView { policy: route.policy(), uri: self.uri(route), shards: ShardSet(route.shards.to_native()) }
+    }
+
+    #[inline]
+    fn prefix_probes(&self, group: &ArchivedGroup, realm: RealmId, kind: RouteKind, uri: &str) -> Probes {
+        let first = group.lengths_first.to_native() as usize;
+        let lengths = &self.lengths[first..first + usize::from(group.lengths_len.to_native())];
+        let lengths = lengths.iter().map(|length| usize::from(length.to_native()));
+        let hash = UriHash::new(self.seed.to_native());
+        probes(hash, &hash_head(realm, kind, Match::Prefix), uri, lengths)
+    }
+
+    /// The root of the group's trie for this number of components.
+    #[inline]
+    fn trie(&self, group: &ArchivedGroup, components: usize) -> Option<u32> {
+        let first = group.tries_first.to_native();
+        let end = first + u32::from(group.tries_len.to_native());
+        let tries = &self.tries[first as usize..end as usize];
+        let at = tries.binary_search_by_key(&components, |trie| usize::from(trie.to_native())).ok()?;
+        Some(first + at as u32)
+    }
+}
+
+impl Trie for ArchivedTables {
+    type Node = u32;
+
+    #[inline]
+    fn literal(&self, node: u32, component: &str) -> Option<u32> {
+        let node = &self.nodes[node as usize];
+        let any = u32::from(node.any.to_native());
+        let first = node.first.to_native() + any;
+        let literals = &self.nodes[first as usize..(first + node.children_len.to_native() - any) as usize];
+        let at = literals.binary_search_by(|child| self.component(child).cmp(component)).ok()?;
+        Some(first + at as u32)
+    }
+
+    #[inline]
+    fn any(&self, node: u32) -> Option<u32> {
+        let node = &self.nodes[node as usize];
+        (node.any == 1).then(|| node.first.to_native())
+    }
+}
