@@ -1,19 +1,7 @@
 use super::*;
+use crate::uri::matches;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-
-/// The definition of a match, pattern by pattern.
-pub(crate) fn matches(policy: Match, pattern: &str, uri: &str) -> bool {
-    match policy {
-        Match::Exact => pattern == uri,
-        Match::Prefix => uri.starts_with(pattern),
-        Match::Wildcard => {
-            let (pattern, uri): (Vec<_>, Vec<_>) = (pattern.split('.').collect(), uri.split('.').collect());
-            pattern.len() == uri.len()
-                && pattern.iter().zip(&uri).all(|(want, have)| want.is_empty() || want == have)
-        }
-    }
-}
 
 /// What the dealer prefers: a smaller key is better. For a wildcard it is the lengths of the literal runs before each
 /// empty component, longest first.
@@ -42,7 +30,7 @@ pub(crate) fn oracle<'a, V>(
 ) -> Vec<(Match, &'a str, V)> {
     let mut found: Vec<_> = entries
         .into_iter()
-        .filter(|((policy, pattern), _)| matches(*policy, pattern, uri))
+        .filter(|((policy, pattern), _)| matches(pattern, *policy, uri))
         .map(|((policy, pattern), value)| (*policy, pattern.as_str(), value))
         .collect();
     found.sort_by_key(|(policy, pattern, _)| preference(*policy, pattern));
