@@ -418,3 +418,212 @@ const _: () = assert!(
     "the metrics of a shard fit in one frame"
 );
 const _: () = assert!(common::ids::SHARDS_MAX <= u8::MAX as usize, "Hello counts shards in one byte");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ids::{Match, RealmId, RouteKind};
+
+    const DRAIN: Duration = Duration::from_secs(10);
+
+    fn link(shards: usize, now: Instant) -> Link {
+        let identity = Identity {
+            epoch: BootEpoch(1),
+            pid: 2,
+            shards,
+            version: "v".to_owned(),
+            listeners: vec![],
+            drain_timeout: DRAIN,
+        };
+        Link::new(identity, now)
+    }
+
+    fn established(shards: usize, now: Instant) -> Link {
+        let mut link = link(shards, now);
+        link.connected(now);
+        link.received(now, Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 });
+        frames(&mut link);
+        outputs(&mut link);
+        link
+    }
+
+    fn frames(link: &mut Link) -> Vec<Up> {
+        let mut ups = Vec::new();
+        while let Some(frame) = link.frame() {
+            ups.push(Up::decode(frame).unwrap());
+            link.frame_sent();
+        }
+        ups
+    }
+
+    fn outputs(link: &mut Link) -> Vec<String> {
+        std::iter::from_fn(|| link.poll().map(|output| format!("{output:?}"))).collect()
+    }
+
+    #[test]
+    fn nothing_but_the_greeting_is_sent_before_welcome() {
+        let now = Instant::now();
+        let mut link = link(1, now);
+        assert!(link.connect_due(now));
+        link.connected(now);
+        let metrics = Box::default();
+        link.reported(FeedUp::Stats { shard: ShardId(0), cpu: 0, metrics });
+        link.reported(FeedUp::ClaimsReset { shard: ShardId(0) });
+        link.reported(FeedUp::Taken { shard: ShardId(0), version: SnapshotVersion(4) });
+        let sent = frames(&mut link);
+        assert!(matches!(sent[..], [Up::Hello { .. }, Up::Listening { .. }]), "{sent:?}");
+        link.received(now, Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 });
+        assert_eq!(frames(&mut link), [Up::Taken { version: SnapshotVersion(4) }]);
+        assert_eq!(outputs(&mut link), ["Shards(Resync)", "Shards(Stats)"]);
+    }
+
+    #[test]
+    fn metrics_are_asked_for_once_a_second_while_linked() {
+        let now = Instant::now();
+        let mut link = established(1, now);
+        link.timeout(now + STATS_INTERVAL - Duration::from_millis(1));
+        assert!(outputs(&mut link).is_empty());
+        assert_eq!(link.deadline(), now + STATS_INTERVAL);
+        link.timeout(now + STATS_INTERVAL);
+        assert_eq!(outputs(&mut link), ["Shards(Stats)"]);
+        link.disconnected(now + STATS_INTERVAL);
+        link.timeout(now + STATS_INTERVAL * 5);
+        assert!(outputs(&mut link).is_empty());
+    }
+
+    #[test]
+    fn connecting_is_tried_again_for_ever_at_the_interval() {
+        let mut now = Instant::now();
+        let mut link = link(1, now);
+        for _ in 0..100 {
+            assert!(link.connect_due(now));
+            link.connect_failed(now);
+            assert!(!link.connect_due(now));
+            assert_eq!(link.deadline(), now + RETRY_INTERVAL);
+            now += RETRY_INTERVAL;
+        }
+    }
+
+    #[test]
+    fn a_silent_control_plane_is_left() {
+        let now = Instant::now();
+        let mut link = link(1, now);
+        link.connected(now);
+        assert_eq!(link.deadline(), now + WELCOME_TIMEOUT);
+        link.timeout(now + WELCOME_TIMEOUT);
+        assert!(outputs(&mut link)[0].contains("did not say welcome"));
+        assert!(link.connect_due(now + WELCOME_TIMEOUT + REFUSED_INTERVAL));
+    }
+
+    #[test]
+    fn another_link_protocol_is_left() {
+        let now = Instant::now();
+        let mut link = link(1, now);
+        link.connected(now);
+        link.received(now, Down::Welcome { protocol: LINK_PROTOCOL + 1, pid: 1 });
+        assert!(outputs(&mut link)[0].contains("link protocol"));
+    }
+
+    #[test]
+    fn frames_out_of_turn_close_the_link() {
+        let now = Instant::now();
+        let mut early = link(1, now);
+        early.connected(now);
+        early.received(now, Down::Drain);
+        assert!(outputs(&mut early)[0].contains("out of turn"));
+        let mut twice = established(1, now);
+        twice.received(now, Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 });
+        assert!(outputs(&mut twice)[0].contains("out of turn"));
+    }
+
+    #[test]
+    fn claims_too_long_for_a_frame_are_split_and_keep_their_numbers() {
+        let now = Instant::now();
+        let mut link = established(1, now);
+        let shard = ShardId(0);
+        let uri = |n: usize| format!("{n:0>1000}");
+        let claims: Vec<Claim> = (0..301)
+            .map(|n| Claim::Unrouted {
+                realm: RealmId(1),
+                kind: RouteKind::Procedure,
+                policy: Match::Exact,
+                uri: uri(n),
+            })
+            .collect();
+        link.reported(FeedUp::ClaimsReset { shard });
+        link.reported(FeedUp::Claims { shard, first_seq: 10, claims: claims.clone() });
+        let mut seen = Vec::new();
+        let sent = frames(&mut link);
+        assert!(sent.len() > 5);
+        for up in &sent[1..] {
+            assert!(up.encode().len() <= LINK_FRAME_BYTES_MAX);
+            let Up::Claims { first_seq, claims, .. } = up else { panic!("{up:?}") };
+            assert_eq!(*first_seq, 10 + seen.len() as u64);
+            seen.extend(claims.iter().cloned());
+        }
+        assert_eq!(seen, claims);
+    }
+
+    #[test]
+    fn taken_is_the_least_version_of_all_shards_and_said_once() {
+        let now = Instant::now();
+        let mut link = established(2, now);
+        let took = |link: &mut Link, shard, version| {
+            link.reported(FeedUp::Taken { shard: ShardId(shard), version: SnapshotVersion(version) });
+            frames(link)
+        };
+        assert_eq!(took(&mut link, 0, 5), []);
+        assert_eq!(took(&mut link, 1, 4), [Up::Taken { version: SnapshotVersion(4) }]);
+        assert_eq!(took(&mut link, 1, 4), []);
+        assert_eq!(took(&mut link, 1, 9), [Up::Taken { version: SnapshotVersion(5) }]);
+        assert_eq!(took(&mut link, 7, 9), [], "a shard that is not there");
+    }
+
+    #[test]
+    fn a_drain_ends_at_its_deadline_at_the_latest() {
+        let now = Instant::now();
+        let mut link = link(2, now);
+        link.drain(now);
+        link.drain(now + DRAIN);
+        assert_eq!(outputs(&mut link), ["Shards(Drain)"], "told once");
+        link.reported(FeedUp::Drained { shard: ShardId(0) });
+        link.timeout(now + DRAIN);
+        assert!(outputs(&mut link).is_empty());
+        link.timeout(now + DRAIN + DRAIN_GRACE);
+        assert_eq!(outputs(&mut link), ["Exit { clean: false }"]);
+        link.reported(FeedUp::Drained { shard: ShardId(1) });
+        assert!(outputs(&mut link).is_empty(), "it ends once");
+    }
+
+    #[test]
+    fn a_control_plane_that_comes_during_a_drain_is_told() {
+        let now = Instant::now();
+        let mut link = link(1, now);
+        link.drain(now);
+        link.connected(now);
+        let sent = frames(&mut link);
+        assert!(matches!(sent[..], [Up::Hello { .. }, Up::Listening { .. }, Up::Draining]), "{sent:?}");
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let now = Instant::now();
+        let mut link = established(1, now);
+        link.snapshot(SnapshotVersion(1), Err("ä".repeat(REASON_BYTES_MAX)));
+        let [Up::Refused { reason, .. }] = &frames(&mut link)[..] else { panic!("one frame") };
+        assert_eq!(reason.len(), REASON_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_outbox_says_when_it_is_full() {
+        let now = Instant::now();
+        let mut link = established(1, now);
+        for version in 1..=OUTBOX_FRAMES_MAX as u64 {
+            assert!(link.has_room());
+            link.snapshot(SnapshotVersion(version), Err(String::new()));
+        }
+        assert!(!link.has_room());
+        link.frame_sent();
+        assert!(link.has_room());
+    }
+}

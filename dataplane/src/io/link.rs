@@ -437,3 +437,6 @@ fn timespec(duration: Duration) -> Timespec {
 }
 
 const _: () = assert!(MAILBOX_MAX > 3, "Stats, Resync and Drain wait once each");
+
+#[cfg(test)]
+mod tests;
