@@ -259,6 +259,8 @@ impl<'a> Reader<'a> for JsonReader<'a> {
             return Err(self.unwanted());
         }
         match self.number()? {
+            // In a list something follows every number; without it, this may be half of one.
+            _ if self.at == self.text.len() => Err(Fault::End),
             (text, true) => text.parse().map_err(|_| Fault::Kind),
             _ => Err(Fault::Kind),
         }

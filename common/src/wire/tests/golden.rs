@@ -1,15 +1,11 @@
-//! Tests that compare the three formats with each other and with texts of the specification.
+//! One message of each shape, by hand in all three formats.
 
-use super::message::code;
-use super::*;
-
-fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
-}
+use super::super::message::{self, code};
+use super::super::*;
+use super::hex;
 
 /// One message of each type and shape: in JSON, MessagePack and CBOR, each as this crate writes it.
-const GOLDEN: &[(&str, &str, &str, &str)] = &[
+pub(super) const GOLDEN: &[(&str, &str, &str, &str)] = &[
     (
         "HELLO",
         r#"[1,"realm1",{"roles":{"caller":{}}}]"#,
