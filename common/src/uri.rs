@@ -74,50 +74,93 @@ fn scan(uri: &str, rule: UriRule) -> Option<Empty> {
     if bytes.len() > URI_BYTES_MAX {
         return None;
     }
-    let mut classes = 0;
-    let mut dots = 0;
-    let mut is_empty_before_last = false;
-    let mut is_after_dot = true;
-    for &byte in bytes {
-        let is_dot = byte == b'.';
-        classes |= CLASSES[byte as usize];
-        dots += usize::from(is_dot);
-        is_empty_before_last |= is_dot & is_after_dot;
-        is_after_dot = is_dot;
-    }
+    let found = faults(bytes);
     let is_forbidden = match rule {
-        UriRule::Strict => classes & NOT_STRICT != 0,
-        UriRule::Loose if classes & NOT_LOOSE != 0 => true,
-        UriRule::Loose => classes & NOT_ASCII != 0 && uri.chars().any(is_forbidden_char),
+        UriRule::Strict => found & NOT_STRICT != 0,
+        UriRule::Loose if found & NOT_LOOSE != 0 => true,
+        UriRule::Loose => found & NOT_ASCII != 0 && uri.chars().any(is_forbidden_char),
     };
+    // Only longer ones can have too many.
+    let dots = if bytes.len() < URI_COMPONENTS_MAX { 0 } else { memchr::memchr_iter(b'.', bytes).count() };
     if is_forbidden || dots >= URI_COMPONENTS_MAX {
         return None;
     }
-    Some(match (is_empty_before_last, is_after_dot) {
-        (true, _) => Empty::BeforeLast,
-        (false, true) => Empty::OnlyLast,
-        (false, false) => Empty::Nowhere,
+    Some(match bytes {
+        [b'.', ..] => Empty::BeforeLast,
+        _ if found & TWO_DOTS != 0 => Empty::BeforeLast,
+        [] | [.., b'.'] => Empty::OnlyLast,
+        _ => Empty::Nowhere,
     })
 }
 
 const NOT_STRICT: u8 = 1;
 const NOT_LOOSE: u8 = 2;
 const NOT_ASCII: u8 = 4;
+const TWO_DOTS: u8 = 8;
 
-/// What each byte of a URI breaks. The separator breaks nothing.
-const CLASSES: [u8; 256] = {
-    let mut classes = [NOT_STRICT; 256];
+/// Bytes looked at together; what the narrowest vector unit holds.
+const BLOCK: usize = 16;
+
+/// What the bytes break, all together.
+#[inline]
+fn faults(bytes: &[u8]) -> u8 {
+    let Some(last) = bytes.last_chunk() else {
+        return short_faults(bytes);
+    };
+    let mut found = [0; BLOCK];
+    found[0] = FAULTS[bytes[0] as usize];
+    let mut rest = bytes;
+    while let Some(window) = rest.first_chunk() {
+        add_faults(&mut found, window);
+        rest = &rest[BLOCK..];
+    }
+    // Faults are only ever added up, so the last block may overlap the one before it.
+    add_faults(&mut found, last);
+    found.into_iter().fold(0, |all, one| all | one)
+}
+
+/// The same for what is too short for a block. Byte by byte a table is faster than comparisons.
+#[inline]
+fn short_faults(bytes: &[u8]) -> u8 {
+    let mut found = 0;
+    let mut is_after_dot = false;
+    for &byte in bytes {
+        let is_dot = byte == b'.';
+        found |= FAULTS[byte as usize] | (u8::from(is_dot & is_after_dot) * TWO_DOTS);
+        is_after_dot = is_dot;
+    }
+    found
+}
+
+/// Adds what the bytes of a block, which follow the first one of `window`, break.
+#[inline]
+fn add_faults(found: &mut [u8; BLOCK], window: &[u8; BLOCK + 1]) {
+    for index in 0..BLOCK {
+        found[index] |= fault(window[index], window[index + 1]);
+    }
+}
+
+/// What `byte` breaks, coming after `before`. Without branches or tables, so that a block of it is vector code.
+#[inline]
+const fn fault(before: u8, byte: u8) -> u8 {
+    let is_dot = byte == b'.';
+    let is_strict = byte.wrapping_sub(b'a') < 26 || byte.wrapping_sub(b'0') < 10 || byte == b'_' || is_dot;
+    let is_not_loose = byte <= b' ' || byte == b'#' || byte == 0x7f;
+    ((!is_strict) as u8 * NOT_STRICT)
+        | (is_not_loose as u8 * NOT_LOOSE)
+        | ((byte >= 0x80) as u8 * NOT_ASCII)
+        | ((is_dot && before == b'.') as u8 * TWO_DOTS)
+}
+
+/// What each byte breaks by itself.
+const FAULTS: [u8; 256] = {
+    let mut faults = [0; 256];
     let mut byte = 0;
-    while byte < 256 {
-        classes[byte] = match byte as u8 {
-            b'0'..=b'9' | b'a'..=b'z' | b'_' | b'.' => 0,
-            0..=b' ' | b'#' | 0x7f => NOT_STRICT | NOT_LOOSE,
-            0x80.. => NOT_STRICT | NOT_ASCII,
-            _ => NOT_STRICT,
-        };
+    while byte < faults.len() {
+        faults[byte] = fault(0, byte as u8);
         byte += 1;
     }
-    classes
+    faults
 };
 
 /// White space, controls, and the marks, embeddings, overrides and isolates of Unicode's bidirectional algorithm.
