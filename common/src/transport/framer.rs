@@ -124,6 +124,13 @@ impl Framer {
     /// and is given back by the call after the one that lent the frame. After an error the framer must be dropped.
     #[inline]
     pub fn next<'b, 'c: 'b>(&'b mut self, chunk: &mut &'c mut [u8]) -> Result<Option<Frame<'b>>, FrameError> {
+        if let Some(payload) = self.take_whole_message(chunk) {
+            if self.is_text && simdutf8::basic::from_utf8(payload).is_err() {
+                self.end(Step::Failed);
+                return Err(FrameError::Utf8);
+            }
+            return Ok(Some(Frame::Message(payload)));
+        }
         match self.advance(chunk) {
             Ok(None) => Ok(None),
             Ok(Some(Found::InChunk(kind, payload))) => Ok(Some(frame(kind, payload))),
@@ -136,7 +143,43 @@ impl Framer {
         }
     }
 
+    /// The payload, not yet checked, of the case that has to be fast: an unfragmented message, whole in the chunk, with
+    /// nothing pending and nothing wrong. Everything else is left as it is to [`Framer::advance`].
     #[inline]
+    fn take_whole_message<'c>(&mut self, chunk: &mut &'c mut [u8]) -> Option<&'c mut [u8]> {
+        if !matches!(self.step, Step::Idle) || self.fragments != 0 {
+            return None;
+        }
+        match self.framing {
+            Framing::RawSocket => {
+                let prefix = u32::from_be_bytes(*chunk.first_chunk()?);
+                // Kind, reserved bits and the 25th length bit are zero.
+                let is_short_message = prefix >> 24 == 0;
+                let frame_bytes = rawsocket::PREFIX_BYTES + prefix as usize;
+                if !is_short_message || prefix > self.message_bytes_max || frame_bytes > chunk.len() {
+                    return None;
+                }
+                Some(&mut take(chunk, frame_bytes)[rawsocket::PREFIX_BYTES..])
+            }
+            Framing::WebSocket => {
+                let (first, header_bytes, payload_bytes, mask) = websocket::parse_short(chunk, self.role)?;
+                let is_text = self.is_text_expected?;
+                let frame_bytes = header_bytes + payload_bytes;
+                if first != websocket::first_octet(is_text)
+                    || payload_bytes > self.message_bytes_max as usize
+                    || frame_bytes > chunk.len()
+                {
+                    return None;
+                }
+                self.is_text = is_text;
+                let payload = &mut take(chunk, frame_bytes)[header_bytes..];
+                websocket::apply_mask(payload, mask);
+                Some(payload)
+            }
+        }
+    }
+
+    #[inline(never)]
     fn advance<'c>(&mut self, chunk: &mut &'c mut [u8]) -> Result<Option<Found<'c>>, FrameError> {
         loop {
             match self.step {

@@ -79,6 +79,37 @@ pub(super) fn parse_header(bytes: &[u8], role: Role) -> Result<Option<(Header, u
     Ok(Some((Header { opcode, is_final, payload_bytes, mask }, bytes.len() - rest.len())))
 }
 
+/// The first octet of an unfragmented message.
+#[inline]
+pub(super) const fn first_octet(is_text: bool) -> u8 {
+    FINAL_BIT | if is_text { Opcode::Text as u8 } else { Opcode::Binary as u8 }
+}
+
+/// The fast way through a header whose length field has at most 16 bits: its unchecked first octet, its own length,
+/// the payload's, and the mask. `None` when it is longer, wrong, or not whole; [`parse_header`] tells which.
+#[inline]
+pub(super) fn parse_short(bytes: &[u8], role: Role) -> Option<(u8, usize, usize, [u8; 4])> {
+    let &[first, second] = bytes.first_chunk()?;
+    let (mask_bit, mask_bytes) = match role {
+        Role::Server => (MASK_BIT, 4),
+        Role::Client => (0, 0),
+    };
+    let (mask_start, payload_bytes) = match second ^ mask_bit {
+        length @ 0..LENGTH_16 => (2, usize::from(length)),
+        LENGTH_16 => {
+            let &[.., high, low] = bytes.first_chunk::<4>()?;
+            let bytes = u16::from_be_bytes([high, low]);
+            (4, if bytes >= u16::from(LENGTH_16) { usize::from(bytes) } else { return None })
+        }
+        _ => return None,
+    };
+    let mask = match role {
+        Role::Server => *bytes[mask_start..].first_chunk()?,
+        Role::Client => [0; 4],
+    };
+    Some((first, mask_start + mask_bytes, payload_bytes, mask))
+}
+
 /// RFC 6455, 5.5.
 fn check_control(length: u8, is_final: bool) -> Result<(), FrameError> {
     if !is_final {
