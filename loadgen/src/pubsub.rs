@@ -51,6 +51,9 @@ impl Plan {
     }
 }
 
+/// The topic of a source that another thread has.
+const NO_TOPIC: u32 = u32::MAX;
+
 /// Every this many messages of a source the whole payload is compared; must be a power of two.
 pub const INTACT_CHECK_PERIOD: u64 = 16;
 
@@ -60,8 +63,8 @@ pub struct PubSub {
     shape: Shape,
     subscribers: Vec<Subscriber>,
     publishers: Vec<Publisher>,
-    /// Position in `publishers` by global index; [`NOT_HERE`] for those of other threads.
-    publisher_of_source: Vec<u32>,
+    /// By global index.
+    sources: Vec<Source>,
     /// Publishers that may be able to send.
     hopeful: Vec<u32>,
     schedule: Option<Schedule>,
@@ -90,7 +93,15 @@ struct Publisher {
     hopeful: bool,
 }
 
-const NOT_HERE: u32 = u32::MAX;
+/// Where an event's publisher is found, worked out beforehand: divisions cost more than the rest of its check.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// Position in `publishers`.
+    publisher: u32,
+    topic: u32,
+    /// Position in `checkers` of the topic's subscribers.
+    checker: u32,
+}
 
 impl PubSub {
     pub fn new(plan: Plan) -> Self {
@@ -105,10 +116,12 @@ impl PubSub {
         let sending = Shape::new(plan.publisher_serializer, plan.coding, plan.payload_bytes);
         let in_flight_max = if let Pace::Window(messages) = plan.pace { messages } else { 1 };
 
-        let mut publisher_of_source = vec![NOT_HERE; plan.publishers_total as usize];
+        let nobody = Source { publisher: u32::MAX, topic: NO_TOPIC, checker: u32::MAX };
+        let mut sources = vec![nobody; plan.publishers_total as usize];
         let mut publishers = Vec::with_capacity(plan.publishers.len());
         for (index, source) in plan.publishers.iter().enumerate() {
-            publisher_of_source[*source as usize] = index as u32;
+            sources[*source as usize] =
+                Source { publisher: index as u32, topic: source % topics, checker: source / topics };
             publishers.push(Publisher {
                 source: *source,
                 connection: subscribers.len() + index,
@@ -128,7 +141,7 @@ impl PubSub {
             shape,
             subscribers,
             publishers,
-            publisher_of_source,
+            sources,
             hopeful: Vec::new(),
             schedule: None,
             phases: Phases { start_ns: u64::MAX, measure_ns: u64::MAX, end_ns: u64::MAX },
@@ -218,16 +231,16 @@ impl PubSub {
             self.corrupt("a payload does not begin with a stamp");
             return;
         };
-        let publisher = self.publisher_of_source.get(stamp.source as usize).copied().unwrap_or(NOT_HERE);
         let receiver = &mut self.subscribers[subscriber];
-        if publisher == NOT_HERE || stamp.source % self.plan.topics != receiver.topic {
+        let source = self.sources.get(stamp.source as usize).filter(|source| source.topic == receiver.topic);
+        let Some(&Source { publisher, checker, .. }) = source else {
             self.tally.misrouted += 1;
             self.tally.fault(|| {
                 format!("an event of publisher {} reached another topic's subscriber", stamp.source)
             });
             return;
-        }
-        let checker = &mut receiver.checkers[(stamp.source / self.plan.topics) as usize];
+        };
+        let checker = &mut receiver.checkers[checker as usize];
         let (sequence, verdict) = checker.accept(stamp.sequence, coding.sequence_bits());
         if sequence % INTACT_CHECK_PERIOD == 0 && !self.shape.is_intact(payload) {
             self.corrupt("a payload is not what was published");
@@ -375,7 +388,7 @@ impl Workload for PubSub {
         for subscriber in &self.subscribers {
             for (index, checker) in subscriber.checkers.iter().enumerate() {
                 let source = index * self.plan.topics as usize + subscriber.topic as usize;
-                let Some(publisher) = self.publishers.get(self.publisher_of_source[source] as usize) else {
+                let Some(publisher) = self.publishers.get(self.sources[source].publisher as usize) else {
                     continue;
                 };
                 self.tally.lost += checker.lost(publisher.sent);

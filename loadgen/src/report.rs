@@ -147,10 +147,14 @@ impl Connecting {
             seconds: outcome.connecting.as_secs_f64(),
             router_cpu_seconds: cpu_seconds,
             sessions_per_cpu_second: cpu_seconds
-                .map(|seconds| sessions as f64 / seconds.max(CPU_SECONDS_MIN)),
+                .filter(|seconds| *seconds >= RAMP_CPU_SECONDS_MIN)
+                .map(|seconds| sessions as f64 / seconds),
             memory_before_bytes: outcome.memory.map(|(before, _)| before),
             memory_bytes: outcome.memory.map(|(_, after)| after),
-            memory_bytes_per_session: outcome.memory.map(|memory| grown(memory) / sessions.max(1) as f64),
+            memory_bytes_per_session: outcome
+                .memory
+                .filter(|_| sessions >= RAMP_SESSIONS_MIN)
+                .map(|memory| grown(memory) / sessions as f64),
         }
     }
 }
@@ -175,7 +179,12 @@ impl Latency {
 
 /// Threads that did something, busiest first.
 fn busy_threads(cpu: &CpuUse) -> Vec<ThreadUse> {
-    let mut threads: Vec<_> = cpu.threads.iter().filter(|thread| thread.seconds > 0.0).cloned().collect();
+    let mut threads: Vec<_> = cpu
+        .threads
+        .iter()
+        .filter(|thread| thread.seconds > cpu.seconds * THREAD_SHARE_MIN)
+        .cloned()
+        .collect();
     threads.sort_by(|one, two| two.seconds.total_cmp(&one.seconds));
     threads
 }
@@ -293,7 +302,12 @@ fn grouped(number: f64) -> String {
 }
 
 const MIB: f64 = 1_048_576.0;
-const THREADS_SHOWN: usize = 16;
+const THREADS_SHOWN: usize = 8;
+/// Threads below this share of the CPU are not listed.
+const THREAD_SHARE_MIN: f64 = 0.005;
+/// Less than this is no basis for a rate of sessions, or for the memory of one.
+const RAMP_CPU_SECONDS_MIN: f64 = 0.01;
+const RAMP_SESSIONS_MIN: usize = 100;
 /// Below what the kernel resolves; keeps a ratio finite.
 const CPU_SECONDS_MIN: f64 = 1e-9;
 

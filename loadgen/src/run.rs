@@ -129,6 +129,10 @@ pub fn run<W: Workload>(
         failure: Mutex::new(None),
         workers: parts.iter().map(|_| Counters::default()).collect(),
     };
+    if let Some(cpu) = timing.cpus.first() {
+        // This thread, too, keeps off the router's CPUs; the workers pin themselves again.
+        pin(*cpu)?;
+    }
     let mut observer = Observer::new(router);
     observer.begin();
     std::thread::scope(|scope| {
