@@ -25,6 +25,7 @@ table! {
     Counter, COUNTERS:
     ConnectionsAccepted "signalbox_connections_accepted_total" "" "Connections accepted.";
     ConnectionsRefused "signalbox_connections_refused_total" "" "Connections closed at once because a limit was reached.";
+    AcceptsFailed "signalbox_accepts_failed_total" "" "Connections the kernel could not hand over, mostly for want of descriptors.";
     HandshakesFailed "signalbox_handshakes_failed_total" "" "Connections that ended before a session was established.";
     LoginTimeouts "signalbox_login_timeouts_total" "" "Connections closed at the login deadline.";
     PingTimeouts "signalbox_ping_timeouts_total" "" "Connections closed because a ping stayed unanswered.";

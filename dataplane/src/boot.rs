@@ -124,17 +124,18 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     let wake = Arc::new(wake);
     let system = |what| move |source| BootError::System { what, source };
     let seeds = random(placement.shards.len()).map_err(system("random numbers"))?;
-    let epoch = random(1).map_err(system("random numbers"))?[0];
+    let epoch = BootEpoch(random(1).map_err(system("random numbers"))?[0]);
     let plan = Plan {
         config: config.clone(),
         cores: placement.shards.clone(),
         features,
+        epoch,
         seeds,
         link_waker: link_waker(&wake),
     };
     let running = crate::io::spawn_shards(plan)?;
     log_start(&config, &placement, &running);
-    let identity = identity(&config, BootEpoch(epoch), &running);
+    let identity = identity(&config, epoch, &running);
     let link = link_plan(&config, identity, running, wake, signals);
     let helpers = placement.helpers;
     let thread = std::thread::Builder::new()

@@ -2,15 +2,28 @@
 //!
 //! ```text
 //! boot ▶ spawn ▶ driver (one thread a shard) ▶ turn ▶ shard
-//!                  │ ring, conns, listen, mesh ▶ kernel
+//!                  │ ring, buffers, conns, listen, mesh ▶ kernel
 //! ```
 //! Files here move bytes and decide nothing; what the bytes mean is [`crate::shard`]'s.
 
+mod buffers;
+mod conns;
+mod driver;
 pub mod link;
+mod listen;
+mod machine;
+mod mesh;
 pub mod probe;
+mod ring;
 pub mod spawn;
+#[cfg(test)]
+mod tests;
+mod token;
+mod turn;
+mod vectors;
 pub mod wake;
 
+pub use machine::Machine;
 pub use probe::{Features, ProbeError};
 pub use spawn::{Plan, Running, ShardHandle, SpawnError, spawn_shards};
 pub use wake::{LinkWaker, ShardWaker};

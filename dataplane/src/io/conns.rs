@@ -1,0 +1,239 @@
+//! The connections of a shard as the driver sees them: a descriptor, the operations under way, and what they hold.
+//!
+//! Invariants: a slot is free, or holds an open descriptor; it becomes free only when no operation of its connection
+//! is with the kernel, and then its generation changes; at most one send is under way.
+
+use crate::io::ring::SEND_PIECES_MAX;
+use crate::io::token::{GENERATIONS, Op, Token};
+use crate::shard::{ConnId, SendBuf};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// One connection.
+pub struct Conn {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    /// Operations with the kernel.
+    pub ops: u8,
+    pub reads: Reads,
+    /// The shard asked for no more.
+    pub paused: bool,
+    /// The shard was told that the connection ended.
+    pub ended: bool,
+    /// The shard has forgotten the connection.
+    pub closing: bool,
+    pub sending: Option<Sending>,
+    /// What came while paused.
+    pub held: Option<Box<Held>>,
+}
+
+/// The state of the receive operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reads {
+    /// None with the kernel.
+    Idle,
+    Armed,
+    /// Its cancellation is with the kernel.
+    Cancelling,
+}
+
+/// Bytes received after a pause was asked for, until the receive operation was cancelled. They are copied: a paused
+/// connection must not keep receive buffers from the others. What one connection can hold is what the kernel
+/// hands over in the turn of the pause, at most all buffers.
+#[derive(Default)]
+pub struct Held {
+    pub bytes: Vec<u8>,
+    /// The peer closed after them.
+    pub ended: bool,
+}
+
+/// A send under way.
+pub struct Sending {
+    buf: SendBuf,
+    /// The first segment that is not sent whole.
+    segment: usize,
+    /// Bytes of that segment which are sent.
+    offset: usize,
+}
+
+/// All connections of a shard.
+#[derive(Default)]
+pub struct Conns {
+    slots: Vec<Conn>,
+    free: Vec<u32>,
+}
+
+impl Conn {
+    fn new(fd: OwnedFd, generation: u32) -> Self {
+        Self {
+            fd: Some(fd),
+            generation,
+            ops: 0,
+            reads: Reads::Idle,
+            paused: false,
+            ended: false,
+            closing: false,
+            sending: None,
+            held: None,
+        }
+    }
+
+    #[inline]
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_ref().expect("the slot is in use").as_raw_fd()
+    }
+}
+
+impl Sending {
+    pub fn new(buf: SendBuf) -> Self {
+        let mut sending = Self { buf, segment: 0, offset: 0 };
+        sending.advance(0);
+        sending
+    }
+
+    /// What is left to send, in pieces that are not empty.
+    #[inline]
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut offset = self.offset;
+        self.buf.segments[self.segment..].iter().map(move |segment| {
+            let bytes = &segment.as_slice()[offset..];
+            offset = 0;
+            bytes
+        })
+    }
+
+    /// The only piece left, if there is one.
+    #[inline]
+    pub fn single(&self) -> Option<&[u8]> {
+        match &self.buf.segments[self.segment..] {
+            [last] => Some(&last.as_slice()[self.offset..]),
+            _ => None,
+        }
+    }
+
+    /// Counts `sent` bytes as gone. The kernel sends no more than it was given, which is at most
+    /// [`SEND_PIECES_MAX`] pieces.
+    pub fn advance(&mut self, mut sent: usize) {
+        while let Some(segment) = self.buf.segments.get(self.segment) {
+            let left = segment.as_slice().len() - self.offset;
+            if sent < left {
+                self.offset += sent;
+                return;
+            }
+            sent -= left;
+            self.segment += 1;
+            self.offset = 0;
+        }
+        assert_eq!(sent, 0, "the kernel sends no more than it was given");
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.segment == self.buf.segments.len()
+    }
+
+    pub fn into_buf(self) -> SendBuf {
+        self.buf
+    }
+}
+
+impl Conns {
+    /// A slot for a new connection.
+    pub fn insert(&mut self, fd: OwnedFd) -> ConnId {
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                let generation = self.slots[slot as usize].generation;
+                self.slots[slot as usize] = Conn::new(fd, generation);
+                slot
+            }
+            None => {
+                let slot = u32::try_from(self.slots.len()).expect("descriptors are fewer than 2^31");
+                self.slots.push(Conn::new(fd, 0));
+                slot
+            }
+        };
+        ConnId { slot, generation: self.slots[slot as usize].generation }
+    }
+
+    /// The connection, unless it is gone.
+    #[inline]
+    pub fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.slots
+            .get_mut(id.slot as usize)
+            .filter(|conn| conn.generation == id.generation && conn.fd.is_some())
+    }
+
+    /// The connection a completion belongs to.
+    #[inline]
+    pub fn of(&mut self, token: Token) -> (ConnId, &mut Conn) {
+        let id = ConnId { slot: token.slot(), generation: token.generation() };
+        (id, self.get(id).expect("a slot is not reused while an operation is under way"))
+    }
+
+    /// Frees the slot and gives the descriptor back to be closed.
+    pub fn remove(&mut self, id: ConnId) -> OwnedFd {
+        let conn = self.get(id).expect("removed once");
+        assert!(conn.ops == 0, "no operation is under way");
+        conn.sending = None;
+        conn.held = None;
+        conn.generation = (conn.generation + 1) % GENERATIONS;
+        let fd = conn.fd.take().expect("the slot is in use");
+        self.free.push(id.slot);
+        fd
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    #[cfg(test)]
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+/// The token of an operation on a connection.
+#[inline]
+pub fn token(op: Op, id: ConnId) -> Token {
+    Token::new(op, id.slot, id.generation)
+}
+
+const _: () = assert!(size_of::<Conn>() <= 72, "a million idle connections pay for each byte");
+const _: () = assert!(SEND_PIECES_MAX > 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::Segment;
+
+    fn any_fd() -> OwnedFd {
+        std::fs::File::open("/dev/null").expect("opened").into()
+    }
+
+    #[test]
+    fn a_reused_slot_has_another_generation() {
+        let mut conns = Conns::default();
+        let first = conns.insert(any_fd());
+        let other = conns.insert(any_fd());
+        conns.remove(first);
+        let again = conns.insert(any_fd());
+        assert_eq!(again.slot, first.slot);
+        assert_ne!(again.generation, first.generation);
+        assert!(conns.get(first).is_none());
+        assert!(conns.get(again).is_some() && conns.get(other).is_some());
+        assert_eq!(conns.len(), 2);
+    }
+
+    #[test]
+    fn a_send_goes_on_after_any_number_of_bytes() {
+        let segments = [b"abc".as_slice(), b"", b"de", b"f"];
+        for cut in 0..=6 {
+            let buf = SendBuf { segments: segments.iter().map(|s| Segment::Owned(s.to_vec())).collect() };
+            let mut sending = Sending::new(buf);
+            sending.advance(cut);
+            let rest: Vec<u8> = sending.pieces().flatten().copied().collect();
+            assert_eq!(rest, b"abcdef"[cut..]);
+            assert_eq!(sending.is_done(), cut == 6);
+            assert_eq!(sending.single().is_some(), cut == 5);
+        }
+    }
+}

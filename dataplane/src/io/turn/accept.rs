@@ -1,0 +1,107 @@
+//! New connections.
+
+use super::{Accepting, Turn};
+use crate::io::machine::Machine;
+use crate::io::ring::Completion;
+use crate::io::token::{Op, Token};
+use common::metrics::Counter;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// How long a listener rests after the kernel had no descriptor or memory for a connection.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+impl<M: Machine> Turn<M> {
+    pub(super) fn on_accept(&mut self, completion: &Completion) -> io::Result<()> {
+        let index = completion.token.slot() as usize;
+        if !completion.more() {
+            self.listeners[index].armed = false;
+        }
+        match completion.result {
+            fd @ 0.. => {
+                // SAFETY: the kernel made this descriptor for us and nobody else knows it.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                self.on_connection(index, fd)?;
+            }
+            error => match -error {
+                libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+                    self.machine.metrics_mut().count(Counter::AcceptsFailed);
+                    self.accept_again = Some(self.now + ACCEPT_BACKOFF);
+                }
+                libc::ECANCELED => {}
+                // The connection was gone before it was accepted.
+                _ => self.machine.metrics_mut().count(Counter::AcceptsFailed),
+            },
+        }
+        if self.accepting == Accepting::Yes {
+            self.arm_accepts()
+        } else {
+            self.close_listener(index);
+            Ok(())
+        }
+    }
+
+    pub(super) fn on_connection(&mut self, listener: usize, fd: OwnedFd) -> io::Result<()> {
+        let peer = if self.accepting == Accepting::Yes { peer_of(&fd) } else { None };
+        let Some(peer) = peer else { return self.ring.close(fd) };
+        let id = self.conns.insert(fd);
+        if self.machine.accept(self.now, id, listener, peer) {
+            self.arm_reads(id)
+        } else {
+            let fd = self.conns.remove(id);
+            self.ring.close(fd)
+        }
+    }
+
+    pub(super) fn arm_accepts(&mut self) -> io::Result<()> {
+        if self.accepting != Accepting::Yes || self.accept_again.is_some() {
+            return Ok(());
+        }
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if let (false, Some(socket)) = (listener.armed, &listener.socket) {
+                listener.armed = true;
+                let token = Token::new(Op::Accept, index as u32, 0);
+                self.ring.accept(socket.fd.as_raw_fd(), token, self.features.multishot_accept)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Listens and accepts from now on.
+    pub fn start_accepting(&mut self) -> io::Result<()> {
+        self.accepting = Accepting::Yes;
+        for socket in self.listeners.iter().filter_map(|listener| listener.socket.as_ref()) {
+            let backlog = i32::try_from(socket.backlog).unwrap_or(i32::MAX);
+            rustix::net::listen(&socket.fd, backlog)?;
+        }
+        self.arm_accepts()
+    }
+
+    /// New connections are refused by the kernel from now on.
+    pub(super) fn stop_accepting(&mut self) -> io::Result<()> {
+        self.accepting = Accepting::Over;
+        for index in 0..self.listeners.len() {
+            if self.listeners[index].armed {
+                let accept = Token::new(Op::Accept, index as u32, 0);
+                self.ring.cancel(accept, Token::new(Op::Nothing, 0, 0))?;
+            } else {
+                self.close_listener(index);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_listener(&mut self, index: usize) {
+        if !self.listeners[index].armed {
+            self.listeners[index].socket = None;
+        }
+    }
+}
+
+/// `None`: the peer is gone already.
+fn peer_of(fd: &OwnedFd) -> Option<IpAddr> {
+    let address = rustix::net::getpeername(fd).ok()??;
+    Some(std::net::SocketAddr::try_from(address).ok()?.ip().to_canonical())
+}
