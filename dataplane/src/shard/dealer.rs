@@ -101,7 +101,6 @@ impl Shard {
         Some(callee)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a call is just that many things")]
     fn pass_call(
         &mut self,
         shard: ShardId,

@@ -143,11 +143,13 @@ pub struct Shard {
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
     last_token: u64,
+    #[expect(clippy::vec_box, reason = "batches travel between shards as boxes")]
     mesh_out: Vec<Box<Batch>>,
     mesh_ready: ShardSet,
     mesh_blocked: ShardSet,
     /// Shards the message in hand was passed to.
     fed: ShardSet,
+    #[expect(clippy::vec_box, reason = "batches travel between shards as boxes")]
     spare_batches: Vec<Box<Batch>>,
     pool: Pool,
     scratch: broker::Scratch,
