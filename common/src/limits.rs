@@ -14,8 +14,10 @@ pub const LOGIN_MESSAGE_BYTES_MAX: usize = 4_096;
 pub const UPGRADE_BYTES_MAX: usize = 8_192;
 /// Most headers of an HTTP upgrade request.
 pub const UPGRADE_HEADERS_MAX: usize = 64;
-/// Most fragments of one WebSocket message.
+/// Most fragments of one WebSocket message, whatever their length.
 pub const FRAGMENTS_MAX: u32 = 1_024;
+/// A message may have one more fragment for each so many bytes of it.
+pub const FRAGMENT_BYTES: u32 = 64;
 /// Longest payload of a WebSocket control frame (RFC 6455, 5.5).
 pub const CONTROL_FRAME_BYTES_MAX: usize = 125;
 /// Largest RawSocket PING accepted and echoed.

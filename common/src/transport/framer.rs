@@ -1,6 +1,6 @@
 //! Taking frames out of a received stream.
 //!
-//! Invariants: the heap holds only bytes that arrived, at most twice as many as are still needed; an announced length
+//! Invariants: the heap memory is at most twice the payload bytes that arrived and are still needed; an announced length
 //! is compared with the limit before anything is kept; no step depends on where the stream was cut into chunks.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 
 use super::websocket::{self, Opcode};
 use super::{Frame, FrameError, FrameKind, Framing, HEADER_BYTES_MAX, Role, rawsocket};
-use crate::limits::{FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::{FRAGMENT_BYTES, FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
 use crate::wire::Serializer;
 
 /// Takes frames out of a stream. Small: an idle one owns no heap memory.
@@ -28,7 +28,7 @@ pub struct Framer {
     /// Leading bytes of `gathered` known to be whole characters, when the open message is text.
     utf8_bytes: u32,
     /// Frames of the open message; 0 when none is open.
-    fragments: u16,
+    fragments: u32,
     framing: Framing,
     role: Role,
     /// The type that messages must have; `None` takes both.
@@ -39,7 +39,6 @@ pub struct Framer {
 
 const _: () = assert!(size_of::<Framer>() <= 64, "a framer is one cache line of every connection");
 const _: () = assert!(MESSAGE_BYTES_MAX <= u32::MAX as usize);
-const _: () = assert!(FRAGMENTS_MAX <= u16::MAX as u32);
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -226,7 +225,7 @@ impl Framer {
             Framing::RawSocket => {
                 let Some(&prefix) = bytes.first_chunk() else { return Ok(None) };
                 let (kind, payload_bytes) = rawsocket::parse_prefix(prefix, self.message_bytes_max as usize)?;
-                self.fragments = u16::from(kind == FrameKind::Message);
+                self.fragments = u32::from(kind == FrameKind::Message);
                 let head = Head { kind, is_final: true, mask: [0; 4], payload_bytes: payload_bytes as u32 };
                 Ok(Some((head, rawsocket::PREFIX_BYTES)))
             }
@@ -263,7 +262,8 @@ impl Framer {
             Opcode::Pong => FrameKind::Pong,
         };
         if kind == FrameKind::Message {
-            if u32::from(self.fragments) == FRAGMENTS_MAX {
+            // Large messages may come in many fragments, but not in many that are next to nothing.
+            if self.fragments >= FRAGMENTS_MAX + self.message_bytes / FRAGMENT_BYTES {
                 return Err(FrameError::Protocol("a message has too many fragments"));
             }
             self.fragments += 1;
@@ -343,7 +343,8 @@ impl Framer {
         let gathered = &mut self.gathered;
         let needed = gathered.len() + part.len();
         if needed > gathered.capacity() {
-            let capacity = needed.max(2 * gathered.capacity()).min(gathered.len() + missing);
+            let whole = if head.is_final { gathered.len() + missing } else { usize::MAX };
+            let capacity = needed.max(2 * gathered.capacity()).min(whole);
             gathered.reserve_exact(capacity - gathered.len());
         }
         gathered.extend_from_slice(part);

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{FRAGMENTS_MAX, MESSAGE_BYTES_MAX, RAW_PING_BYTES_MAX};
+use crate::limits::{FRAGMENT_BYTES, FRAGMENTS_MAX, MESSAGE_BYTES_MAX, RAW_PING_BYTES_MAX};
 
 /// A frame with its own payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -172,6 +172,19 @@ fn fragments_are_bounded_even_when_empty() {
     parts.last_mut().expect("there are fragments")[0] = FIN_CONTINUATION;
     assert_eq!(text(&parts).0, [Owned::Message(Vec::new())]);
     parts.insert(1, client_frame(CONTINUATION, b""));
+    assert_eq!(text(&parts).1, Err(FrameError::Protocol("a message has too many fragments")));
+}
+
+#[test]
+fn long_messages_may_have_as_many_fragments_as_their_bytes_pay_for() {
+    let fragment_bytes = FRAGMENT_BYTES as usize;
+    let mut parts = vec![client_frame(CONTINUATION, &vec![b'x'; fragment_bytes]); 4 * FRAGMENTS_MAX as usize];
+    parts[0][0] = TEXT;
+    parts.last_mut().expect("there are fragments")[0] = FIN_CONTINUATION;
+    assert_eq!(text(&parts).0, [Owned::Message(vec![b'x'; parts.len() * fragment_bytes])]);
+    for part in &mut parts[1..] {
+        *part = client_frame(CONTINUATION, b"x");
+    }
     assert_eq!(text(&parts).1, Err(FrameError::Protocol("a message has too many fragments")));
 }
 
