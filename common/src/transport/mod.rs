@@ -137,4 +137,6 @@ pub fn walk_own_frame(framing: Framing, bytes: &[u8]) -> Option<(usize, usize)> 
 }
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;
