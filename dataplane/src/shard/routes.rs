@@ -336,7 +336,7 @@ mod tests {
         say(&mut realm, Match::Prefix, "a1.b2.c3", 2);
         say(&mut realm, Match::Prefix, "a1.b2.c3.d4", 3);
         say(&mut realm, Match::Wildcard, "a1.b2..d4.e5", 4);
-        say(&mut realm, Match::Wildcard, "a1.b2.c33..e5", 5);
+        say(&mut realm, Match::Wildcard, "a1.b2.d33..e5", 5);
         say(&mut realm, Match::Wildcard, "a1.b2..d4.e5..g7", 6);
         say(&mut realm, Match::Wildcard, "a1.b2..d4..f6.g7", 7);
         let callee = |uri| resolve_procedure(&realm, &Folded::default(), ShardId(0), uri).callee;
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(callee("a1.b2.c3.d98.e74"), Callee::Remote(ShardId(2)));
         assert_eq!(callee("a1.b2.c3.d4.e325"), Callee::Remote(ShardId(3)));
         assert_eq!(callee("a1.b2.c55.d4.e5"), Callee::Remote(ShardId(4)));
-        assert_eq!(callee("a1.b2.c33.d4.e5"), Callee::Remote(ShardId(5)));
+        assert_eq!(callee("a1.b2.d33.d4.e5"), Callee::Remote(ShardId(5)));
         assert_eq!(callee("a1.b2.c88.d4.e5.f6.g7"), Callee::Remote(ShardId(6)));
         assert_eq!(callee("a2.b2.c2.d2.e2"), Callee::Nobody);
     }
