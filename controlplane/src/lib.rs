@@ -1,1 +1,3 @@
-//! Control plane.
+//! The control plane.
+
+pub mod store;
