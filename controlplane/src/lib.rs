@@ -1,3 +1,8 @@
 //! The control plane.
 
+pub mod catalog;
+pub mod node;
+pub mod publish;
+pub mod registry;
 pub mod store;
+pub mod supervise;

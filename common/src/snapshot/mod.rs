@@ -55,7 +55,7 @@ pub struct Route {
 
 /// What a snapshot is built from. `build` sorts, so the order of `realms` and `routes` is of no matter; two entries of
 /// one key are an error of the caller (asserted).
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Source {
     pub version: SnapshotVersion,
     /// The data-plane process whose claims are folded in.

@@ -1,0 +1,229 @@
+//! The realms of this node: those of the configuration file and those of the store. Sans-IO.
+//!
+//! Invariants: a name of the configuration hides a stored realm of that name; no two names share a [`RealmId`]; there
+//! are at most `limits.realms_max` names, but for those of the configuration, which always count.
+
+use common::config::RealmConfig;
+use common::ids::RealmId;
+use common::snapshot::Realm;
+use common::uri::{self, UriRule};
+use std::collections::BTreeMap;
+
+#[derive(Debug)]
+pub struct Catalog {
+    realms: BTreeMap<String, Entry>,
+    names: BTreeMap<RealmId, String>,
+    realms_max: usize,
+}
+
+/// Where a realm comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The configuration file; it cannot be changed at run time.
+    Config,
+    Store,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub config: RealmConfig,
+    pub origin: Origin,
+}
+
+/// Why a realm was not put or removed. Nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RealmError {
+    #[error(
+        "{name:?} is not a valid realm name: use non-empty parts without '#' or white space, joined by '.'"
+    )]
+    Name { name: String },
+    #[error("{name:?} is reserved: names that begin with \"wamp\" belong to the router")]
+    Reserved { name: String },
+    #[error("realm {name:?} is defined in the configuration file; change it there")]
+    Configured { name: String },
+    #[error("there is no realm {name:?}")]
+    Unknown { name: String },
+    #[error("the number of realm {name:?} collides with that of realm {other:?}; choose another name")]
+    Collision { name: String, other: String },
+    #[error("there are {realms} realms, limits.realms_max is {realms_max}")]
+    Full { realms: usize, realms_max: usize },
+}
+
+impl Catalog {
+    /// The realms of the configuration. Two of one name or number are an error.
+    pub fn new(config: &[RealmConfig], realms_max: u32) -> Result<Self, RealmError> {
+        let mut catalog =
+            Self { realms: BTreeMap::new(), names: BTreeMap::new(), realms_max: realms_max as usize };
+        for realm in config {
+            catalog.check_name(&realm.name)?;
+            catalog.insert(realm.clone(), Origin::Config);
+        }
+        Ok(catalog)
+    }
+
+    /// A realm found in the store at start. Refused like a put, except that the limit is not asked.
+    pub fn load(&mut self, config: RealmConfig) -> Result<(), RealmError> {
+        self.check_change(&config.name)?;
+        self.check_name(&config.name)?;
+        self.insert(config, Origin::Store);
+        Ok(())
+    }
+
+    /// Whether [`Catalog::put`] may follow.
+    pub fn check_put(&self, config: &RealmConfig) -> Result<(), RealmError> {
+        self.check_change(&config.name)?;
+        self.check_name(&config.name)?;
+        if !self.realms.contains_key(&config.name) && self.realms.len() >= self.realms_max {
+            return Err(RealmError::Full { realms: self.realms.len(), realms_max: self.realms_max });
+        }
+        Ok(())
+    }
+
+    /// Whether [`Catalog::remove`] may follow.
+    pub fn check_remove(&self, name: &str) -> Result<(), RealmError> {
+        self.check_change(name)?;
+        if !self.realms.contains_key(name) {
+            return Err(RealmError::Unknown { name: name.into() });
+        }
+        Ok(())
+    }
+
+    /// Puts a realm that [`Catalog::check_put`] has accepted and that is stored.
+    pub fn put(&mut self, config: RealmConfig) -> Realm {
+        let realm = realm_of(&config);
+        self.insert(config, Origin::Store);
+        realm
+    }
+
+    pub fn remove(&mut self, name: &str) -> Option<RealmId> {
+        self.realms.remove(name)?;
+        let id = RealmId::of(name);
+        self.names.remove(&id);
+        Some(id)
+    }
+
+    pub fn contains(&self, id: RealmId) -> bool {
+        self.names.contains_key(&id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.realms.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.realms.is_empty()
+    }
+
+    /// By name.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.realms.values()
+    }
+
+    /// As the shards need them.
+    pub fn realms(&self) -> Vec<Realm> {
+        self.realms.values().map(|entry| realm_of(&entry.config)).collect()
+    }
+
+    fn check_change(&self, name: &str) -> Result<(), RealmError> {
+        match self.realms.get(name) {
+            Some(Entry { origin: Origin::Config, .. }) => Err(RealmError::Configured { name: name.into() }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), RealmError> {
+        if !uri::is_valid(name, UriRule::Loose) {
+            return Err(RealmError::Name { name: name.chars().take(NAME_SHOWN_CHARS_MAX).collect() });
+        }
+        if uri::is_reserved(name) {
+            return Err(RealmError::Reserved { name: name.into() });
+        }
+        match self.names.get(&RealmId::of(name)) {
+            Some(other) if other != name => {
+                Err(RealmError::Collision { name: name.into(), other: other.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, config: RealmConfig, origin: Origin) {
+        self.names.insert(RealmId::of(&config.name), config.name.clone());
+        self.realms.insert(config.name.clone(), Entry { config, origin });
+    }
+}
+
+impl Origin {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Store => "store",
+        }
+    }
+}
+
+fn realm_of(config: &RealmConfig) -> Realm {
+    Realm {
+        id: RealmId::of(&config.name),
+        name: config.name.clone(),
+        strict: config.strict,
+        uri_strict: config.uri_strict,
+        anonymous: config.anonymous,
+    }
+}
+
+/// How much of a bad name an error repeats.
+const NAME_SHOWN_CHARS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::snapshot::Anonymous;
+
+    fn realm(name: &str) -> RealmConfig {
+        RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
+    }
+
+    fn catalog() -> Catalog {
+        Catalog::new(&[realm("realm1")], 3).unwrap()
+    }
+
+    #[test]
+    fn realms_of_the_configuration_cannot_be_changed() {
+        let mut catalog = catalog();
+        let configured = || RealmError::Configured { name: "realm1".into() };
+        assert_eq!(catalog.check_put(&realm("realm1")), Err(configured()));
+        assert_eq!(catalog.check_remove("realm1"), Err(configured()));
+        assert_eq!(catalog.load(RealmConfig { strict: true, ..realm("realm1") }), Err(configured()));
+        assert!(!catalog.realms()[0].strict);
+    }
+
+    #[test]
+    fn a_realm_comes_and_goes() {
+        let mut catalog = catalog();
+        assert_eq!(catalog.check_put(&realm("a.b")), Ok(()));
+        assert_eq!(catalog.put(realm("a.b")).id, RealmId::of("a.b"));
+        assert!(catalog.contains(RealmId::of("a.b")));
+        assert_eq!(catalog.check_remove("a.b"), Ok(()));
+        assert_eq!(catalog.remove("a.b"), Some(RealmId::of("a.b")));
+        assert_eq!(catalog.check_remove("a.b"), Err(RealmError::Unknown { name: "a.b".into() }));
+        assert!(!catalog.contains(RealmId::of("a.b")));
+    }
+
+    #[test]
+    fn the_limit_counts_new_names_only() {
+        let mut catalog = catalog();
+        catalog.put(realm("a"));
+        catalog.put(realm("b"));
+        assert_eq!(catalog.check_put(&realm("a")), Ok(()));
+        assert_eq!(catalog.check_put(&realm("c")), Err(RealmError::Full { realms: 3, realms_max: 3 }));
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        let catalog = catalog();
+        for name in ["", "a..b", "a b", "#", ".", "a.\u{0}\n"] {
+            assert!(matches!(catalog.check_put(&realm(name)), Err(RealmError::Name { .. })), "{name:?}");
+        }
+        assert!(matches!(catalog.check_put(&realm("wamp.x")), Err(RealmError::Reserved { .. })));
+    }
+}

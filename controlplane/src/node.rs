@@ -1,0 +1,549 @@
+//! The control plane of one node as a machine: frames of the data plane, realm changes and `now` go in; frames, snapshot
+//! builds and notices come out. Sans-IO.
+//!
+//! ```text
+//! Frame ─▶ link session ─▶ registry ─┐
+//! realm put, removed ─▶ catalog ─────┴▶ publisher ─▶ Send | Build ─▶ Built
+//! ```
+//! Invariants: at most one link is the data plane's; a second one is refused while the first lives; claims outlive the
+//! link and go only when a data plane of another epoch says hello; nothing is sent before a `Welcome`.
+
+use crate::catalog::Catalog;
+use crate::publish::{Policy, Publish, Publisher};
+use crate::registry::{ClaimError, Registry};
+use common::config::RealmConfig;
+use common::ids::{BootEpoch, SHARDS_MAX, ShardId, SnapshotVersion};
+use common::link::{Down, LINK_PROTOCOL, Up};
+use common::snapshot::Source;
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// One connection to the link socket, numbered by the driver and never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkId(pub u64);
+
+#[derive(Debug)]
+pub struct Node {
+    pid: u32,
+    catalog: Catalog,
+    registry: Registry,
+    publisher: Publisher,
+    link: Option<DataPlane>,
+    draining: bool,
+    counts: Counts,
+    outputs: VecDeque<Output>,
+}
+
+/// The data plane at the other end of the link.
+#[derive(Clone, Debug)]
+pub struct DataPlane {
+    pub link: LinkId,
+    pub epoch: BootEpoch,
+    pub pid: u32,
+    pub shards: u8,
+    pub version: String,
+    /// (transport name, address), as bound.
+    pub listeners: Vec<(String, String)>,
+    /// It said that it is going away.
+    pub draining: bool,
+    /// The last measurement of each shard.
+    pub stats: Vec<Option<Stats>>,
+    pub linked_at: Instant,
+    /// [`Output::Serving`] was said.
+    announced: bool,
+}
+
+/// Counters and gauges of a shard in the order of [`common::metrics`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stats {
+    pub cpu: u32,
+    pub counters: Vec<u64>,
+    pub gauges: Vec<u64>,
+}
+
+/// What the driver must do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    Send {
+        link: LinkId,
+        frame: Down,
+    },
+    /// Send what was queued, then close.
+    Close {
+        link: LinkId,
+    },
+    /// Build the snapshot, send it and say [`Node::built`].
+    Build {
+        link: LinkId,
+        source: Source,
+    },
+    /// Realm changes up to this number are in use by all shards.
+    RealmsTaken {
+        realm_seq: u64,
+    },
+    /// The data plane has taken its first snapshot and listens.
+    Serving,
+    /// Something worth a line in the log.
+    Notice(Notice),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    Linked { pid: u32, epoch: BootEpoch, adopted: bool },
+    Lost { pid: u32 },
+    Refused { link: LinkId, reason: String },
+    Violation { link: LinkId, reason: String },
+    SnapshotRefused { version: SnapshotVersion, reason: String },
+    Resynced { shard: ShardId, seq: u64 },
+    Draining { pid: u32 },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    pub frames: u64,
+    /// Links refused, and links closed because of an impossible frame.
+    pub links_refused: u64,
+    pub violations: u64,
+}
+
+/// What a node is made from.
+#[derive(Debug)]
+pub struct NodeConfig {
+    pub pid: u32,
+    pub catalog: Catalog,
+    pub policy: Policy,
+    /// No snapshot version up to this one is used.
+    pub version_last: SnapshotVersion,
+}
+
+/// Why the node is not ready to serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unready {
+    #[error("no data plane is linked")]
+    NoDataPlane,
+    #[error("the data plane has not taken a snapshot yet")]
+    NoSnapshot,
+    #[error("the data plane has not said where it listens yet")]
+    NotListening,
+    #[error("the node is draining")]
+    Draining,
+}
+
+impl Node {
+    pub fn new(config: NodeConfig) -> Self {
+        Self {
+            pid: config.pid,
+            catalog: config.catalog,
+            registry: Registry::default(),
+            publisher: Publisher::new(config.policy, config.version_last),
+            link: None,
+            draining: false,
+            counts: Counts::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// A frame came in on `link`.
+    pub fn frame(&mut self, now: Instant, link: LinkId, frame: Up) {
+        self.counts.frames += 1;
+        if self.is_current(link) {
+            if let Err(reason) = self.on_frame(now, frame) {
+                self.violation(now, link, reason);
+            }
+            return;
+        }
+        match frame {
+            Up::Hello { protocol, epoch, pid, shards, version } => {
+                if protocol != LINK_PROTOCOL {
+                    let reason =
+                        format!("link protocol {protocol}, this control plane speaks {LINK_PROTOCOL}");
+                    self.refuse(link, reason);
+                } else if let Some(first) = &self.link {
+                    let reason = format!("a data plane is linked already (pid {})", first.pid);
+                    self.refuse(link, reason);
+                } else {
+                    self.hello(now, link, DataPlane::new(now, link, epoch, pid, shards, version));
+                }
+            }
+            _ => self.violation(now, link, "the first frame was not a hello".into()),
+        }
+    }
+
+    /// A packet on `link` was no frame.
+    pub fn violation(&mut self, now: Instant, link: LinkId, reason: String) {
+        self.counts.violations += 1;
+        self.outputs.push_back(Output::Notice(Notice::Violation { link, reason }));
+        self.outputs.push_back(Output::Close { link });
+        self.closed(now, link);
+    }
+
+    /// `link` is gone. Its claims stay.
+    pub fn closed(&mut self, now: Instant, link: LinkId) {
+        let _ = now;
+        if let Some(data) = self.link.take_if(|data| data.link == link) {
+            self.publisher.receiver_lost();
+            self.outputs.push_back(Output::Notice(Notice::Lost { pid: data.pid }));
+        }
+    }
+
+    /// The snapshot asked for by [`Output::Build`] was queued, or could not be built.
+    pub fn built(&mut self, now: Instant, version: SnapshotVersion, ok: bool) {
+        if ok { self.publisher.sent(now, version) } else { self.publisher.failed(now, version) }
+    }
+
+    /// Puts a realm that the catalog accepts and the store holds. Returns the number of the change, for
+    /// [`Output::RealmsTaken`].
+    pub fn realm_put(&mut self, now: Instant, config: RealmConfig) -> u64 {
+        let realm = self.catalog.put(config);
+        self.publisher.realm_changed(now, realm.id, Some(realm))
+    }
+
+    /// None: there is no such realm.
+    pub fn realm_remove(&mut self, now: Instant, name: &str) -> Option<u64> {
+        let id = self.catalog.remove(name)?;
+        Some(self.publisher.realm_changed(now, id, None))
+    }
+
+    /// Tells the data plane to say goodbye to everybody and exit. True when one is linked.
+    pub fn drain(&mut self) -> bool {
+        self.draining = true;
+        let Some(data) = &self.link else { return false };
+        self.outputs.push_back(Output::Send { link: data.link, frame: Down::Drain });
+        true
+    }
+
+    /// The next thing to do. `wall_us`: the wall clock in microseconds since 1970.
+    pub fn poll(&mut self, now: Instant, wall_us: u64) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        let link = self.link.as_ref()?.link;
+        Some(match self.publisher.poll(now, wall_us)? {
+            Publish::Delta(delta) => Output::Send { link, frame: Down::Delta(delta) },
+            Publish::Full { version } => Output::Build { link, source: self.source(version) },
+        })
+    }
+
+    /// When [`Node::poll`] must be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.publisher.deadline()
+    }
+
+    pub fn ready(&self) -> Result<(), Unready> {
+        let data = self.link.as_ref().ok_or(Unready::NoDataPlane)?;
+        if self.draining || data.draining {
+            return Err(Unready::Draining);
+        }
+        self.publisher.taken_version().ok_or(Unready::NoSnapshot)?;
+        if data.listeners.is_empty() { Err(Unready::NotListening) } else { Ok(()) }
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    pub fn data_plane(&self) -> Option<&DataPlane> {
+        self.link.as_ref()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    fn is_current(&self, link: LinkId) -> bool {
+        self.link.as_ref().is_some_and(|data| data.link == link)
+    }
+
+    fn hello(&mut self, now: Instant, link: LinkId, data: DataPlane) {
+        let adopted = match self.registry.begin(data.epoch, data.shards.into()) {
+            Ok(new) => !new,
+            Err(error) => return self.violation(now, link, error.to_string()),
+        };
+        let frame = Down::Welcome { protocol: LINK_PROTOCOL, pid: self.pid };
+        self.outputs.push_back(Output::Send { link, frame });
+        self.outputs.push_back(Output::Notice(Notice::Linked { pid: data.pid, epoch: data.epoch, adopted }));
+        if self.draining {
+            self.outputs.push_back(Output::Send { link, frame: Down::Drain });
+        }
+        self.link = Some(data);
+        self.publisher.receiver_new(now);
+        self.publisher.routes_changed(now, 0, self.registry.is_settled());
+    }
+
+    /// A frame of the data plane that is linked; the error says why it cannot be.
+    fn on_frame(&mut self, now: Instant, frame: Up) -> Result<(), String> {
+        let text = |error: ClaimError| error.to_string();
+        let changes = match frame {
+            Up::Claims { shard, first_seq, claims } => {
+                self.registry.claims(shard, first_seq, claims).map_err(text)?
+            }
+            Up::ClaimsReset { shard } => {
+                self.registry.reset(shard).map_err(text)?;
+                0
+            }
+            Up::ClaimsPart { shard, claims } => self.registry.part(shard, claims).map_err(text)?,
+            Up::ClaimsEnd { shard, seq } => {
+                self.outputs.push_back(Output::Notice(Notice::Resynced { shard, seq }));
+                self.registry.end(shard, seq).map_err(text)?
+            }
+            frame => return self.on_notice(now, frame),
+        };
+        self.publisher.routes_changed(now, changes, self.registry.is_settled());
+        Ok(())
+    }
+
+    /// As [`Node::on_frame`], for the frames that are not claims.
+    fn on_notice(&mut self, now: Instant, frame: Up) -> Result<(), String> {
+        let Some(data) = &mut self.link else { return Ok(()) };
+        match frame {
+            Up::Stats { shard, cpu, counters, gauges } => {
+                let stats = data.stats.get_mut(shard.index()).ok_or("measurement of no shard")?;
+                *stats = Some(Stats { cpu, counters, gauges });
+            }
+            Up::Taken { version } => {
+                if let Some(realm_seq) = self.publisher.taken(version) {
+                    self.outputs.push_back(Output::RealmsTaken { realm_seq });
+                }
+                self.announce();
+            }
+            Up::Refused { version, reason } => {
+                self.publisher.refused(now, version);
+                self.outputs.push_back(Output::Notice(Notice::SnapshotRefused { version, reason }));
+            }
+            Up::Listening { listeners } => {
+                if listeners.len() > LISTENERS_MAX {
+                    return Err(format!("{} listeners, allowed: {LISTENERS_MAX}", listeners.len()));
+                }
+                data.listeners = listeners;
+                self.announce();
+            }
+            Up::Draining => {
+                data.draining = true;
+                self.outputs.push_back(Output::Notice(Notice::Draining { pid: data.pid }));
+            }
+            Up::Hello { .. } => return Err("a second hello".into()),
+            Up::Claims { .. } | Up::ClaimsReset { .. } | Up::ClaimsPart { .. } | Up::ClaimsEnd { .. } => {
+                unreachable!("on_frame handles claims")
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        if self.ready().is_ok()
+            && let Some(data) = &mut self.link
+            && !data.announced
+        {
+            data.announced = true;
+            self.outputs.push_back(Output::Serving);
+        }
+    }
+
+    fn refuse(&mut self, link: LinkId, reason: String) {
+        self.counts.links_refused += 1;
+        self.outputs.push_back(Output::Notice(Notice::Refused { link, reason: reason.clone() }));
+        self.outputs.push_back(Output::Send { link, frame: Down::Refuse { reason } });
+        self.outputs.push_back(Output::Close { link });
+    }
+
+    fn source(&self, version: SnapshotVersion) -> Source {
+        Source {
+            version,
+            epoch: self.registry.epoch().unwrap_or_default(),
+            claims_folded: self.registry.claims_folded(),
+            realms: self.catalog.realms(),
+            routes: self.registry.routes(|realm| self.catalog.contains(realm)),
+        }
+    }
+}
+
+impl DataPlane {
+    fn new(now: Instant, link: LinkId, epoch: BootEpoch, pid: u32, shards: u8, version: String) -> Self {
+        Self {
+            link,
+            epoch,
+            pid,
+            shards,
+            version: version.chars().take(VERSION_CHARS_MAX).collect(),
+            listeners: Vec::new(),
+            draining: false,
+            stats: vec![None; usize::from(shards).min(SHARDS_MAX)],
+            linked_at: now,
+            announced: false,
+        }
+    }
+}
+
+/// Most listeners a data plane may name.
+const LISTENERS_MAX: usize = 256;
+/// How much of a data plane's version is kept.
+const VERSION_CHARS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ids::{Match, RealmId, RouteKind};
+    use common::link::Claim;
+    use common::snapshot::Anonymous;
+    use std::time::Duration;
+
+    const A: LinkId = LinkId(1);
+    const B: LinkId = LinkId(2);
+
+    fn realm(name: &str) -> RealmConfig {
+        RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
+    }
+
+    fn node() -> Node {
+        Node::new(NodeConfig {
+            pid: 1,
+            catalog: Catalog::new(&[realm("realm1")], 10).unwrap(),
+            policy: Policy { min_interval: Duration::from_millis(100), fold_min: 2 },
+            version_last: SnapshotVersion(0),
+        })
+    }
+
+    fn hello(epoch: u64) -> Up {
+        let (epoch, version) = (BootEpoch(epoch), "1".into());
+        Up::Hello { protocol: LINK_PROTOCOL, epoch, pid: 99, shards: 2, version }
+    }
+
+    fn drain(node: &mut Node, now: Instant) -> Vec<Output> {
+        std::iter::from_fn(|| node.poll(now, 0))
+            .filter(|output| !matches!(output, Output::Notice(_)))
+            .collect()
+    }
+
+    fn routed(uri: &str) -> Claim {
+        let realm = RealmId::of("realm1");
+        Claim::Routed { realm, kind: RouteKind::Topic, policy: Match::Exact, uri: uri.into() }
+    }
+
+    fn serve(node: &mut Node, now: Instant) -> Source {
+        node.frame(now, A, hello(5));
+        let listeners = vec![("websocket".into(), "127.0.0.1:1".into())];
+        node.frame(now, A, Up::Listening { listeners });
+        let mut outputs = drain(node, now);
+        let Some(Output::Build { link: A, source }) = outputs.pop() else { panic!("no build") };
+        let welcome = Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 };
+        assert_eq!(outputs, [Output::Send { link: A, frame: welcome }]);
+        node.built(now, source.version, true);
+        node.frame(now, A, Up::Taken { version: source.version });
+        source
+    }
+
+    #[test]
+    fn a_hello_is_answered_with_welcome_and_a_full_snapshot() {
+        let (mut node, now) = (node(), Instant::now());
+        assert_eq!(node.ready(), Err(Unready::NoDataPlane));
+        let source = serve(&mut node, now);
+        assert_eq!((source.epoch, source.claims_folded, source.realms.len()), (BootEpoch(5), vec![0, 0], 1));
+        assert_eq!(drain(&mut node, now), [Output::RealmsTaken { realm_seq: 0 }, Output::Serving]);
+        assert_eq!(node.ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_second_data_plane_is_refused_and_the_first_stays() {
+        let (mut node, now) = (node(), Instant::now());
+        serve(&mut node, now);
+        drain(&mut node, now);
+        node.frame(now, B, hello(6));
+        let outputs = drain(&mut node, now);
+        assert!(matches!(&outputs[0], Output::Send { link: B, frame: Down::Refuse { .. } }), "{outputs:?}");
+        assert_eq!(outputs[1], Output::Close { link: B });
+        node.closed(now, B);
+        assert_eq!((node.ready(), node.registry().epoch()), (Ok(()), Some(BootEpoch(5))));
+    }
+
+    #[test]
+    fn another_protocol_is_refused() {
+        let (mut node, now) = (node(), Instant::now());
+        let (protocol, epoch) = (LINK_PROTOCOL + 1, BootEpoch(1));
+        node.frame(now, A, Up::Hello { protocol, epoch, pid: 1, shards: 1, version: String::new() });
+        assert!(matches!(&drain(&mut node, now)[0], Output::Send { frame: Down::Refuse { .. }, .. }));
+        assert!(node.data_plane().is_none());
+    }
+
+    #[test]
+    fn claims_survive_the_link_and_are_in_the_next_first_snapshot() {
+        let (mut node, now) = (node(), Instant::now());
+        serve(&mut node, now);
+        node.frame(now, A, Up::Claims { shard: ShardId(1), first_seq: 1, claims: vec![routed("x")] });
+        node.closed(now, A);
+        assert_eq!(node.ready(), Err(Unready::NoDataPlane));
+        drain(&mut node, now);
+        let source = serve(&mut node, now);
+        assert_eq!((source.claims_folded, source.routes.len()), (vec![0, 1], 1));
+        assert_eq!(source.routes[0].shards, 2);
+    }
+
+    #[test]
+    fn enough_claims_make_a_full_snapshot_and_routes_of_unknown_realms_stay_out() {
+        let (mut node, now) = (node(), Instant::now());
+        serve(&mut node, now);
+        drain(&mut node, now);
+        let stray = Claim::Routed {
+            realm: RealmId(1),
+            kind: RouteKind::Topic,
+            policy: Match::Exact,
+            uri: "y".into(),
+        };
+        node.frame(now, A, Up::Claims { shard: ShardId(0), first_seq: 1, claims: vec![routed("x"), stray] });
+        assert_eq!(drain(&mut node, now), []);
+        let outputs = drain(&mut node, now + Duration::from_millis(100));
+        let [Output::Build { source, .. }] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!((source.claims_folded.clone(), source.routes.len()), (vec![2, 0], 1));
+    }
+
+    #[test]
+    fn impossible_frames_close_the_link() {
+        let now = Instant::now();
+        let bad = [
+            Up::ClaimsEnd { shard: ShardId(0), seq: 1 },
+            Up::ClaimsReset { shard: ShardId(2) },
+            Up::Stats { shard: ShardId(77), cpu: 0, counters: vec![], gauges: vec![] },
+            hello(5),
+        ];
+        for frame in bad {
+            let mut node = node();
+            serve(&mut node, now);
+            drain(&mut node, now);
+            node.frame(now, A, frame.clone());
+            assert_eq!(drain(&mut node, now), [Output::Close { link: A }], "{frame:?}");
+            assert!(node.data_plane().is_none());
+        }
+        let mut node = node();
+        node.frame(now, A, Up::Draining);
+        assert_eq!(drain(&mut node, now), [Output::Close { link: A }]);
+    }
+
+    #[test]
+    fn a_realm_put_is_a_delta_and_its_number_comes_back_when_taken() {
+        let (mut node, now) = (node(), Instant::now());
+        serve(&mut node, now);
+        drain(&mut node, now);
+        let seq = node.realm_put(now, realm("a"));
+        let outputs = drain(&mut node, now);
+        let [Output::Send { frame: Down::Delta(delta), .. }] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(delta.realms_put[0].name, "a");
+        node.frame(now, A, Up::Taken { version: delta.version });
+        assert_eq!(drain(&mut node, now), [Output::RealmsTaken { realm_seq: seq }]);
+    }
+
+    #[test]
+    fn a_drain_reaches_the_data_plane_now_and_one_that_comes_later() {
+        let (mut node, now) = (node(), Instant::now());
+        assert!(!node.drain());
+        node.frame(now, A, hello(1));
+        assert!(drain(&mut node, now).contains(&Output::Send { link: A, frame: Down::Drain }));
+        assert_eq!(node.ready(), Err(Unready::Draining));
+    }
+}
