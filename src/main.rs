@@ -1,11 +1,9 @@
 //! `signalbox`: parses the command line and the configuration, then calls a plane. No logic of its own.
 
 mod cli;
-mod planes;
 
 use clap::Parser;
 use cli::{Cli, Command, ConfigCommand, RealmCommand};
-use planes::controlplane;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

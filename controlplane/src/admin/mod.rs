@@ -1,0 +1,132 @@
+//! The admin endpoint: HTTP/1.1 for operators and scrapers. Never on a request's path.
+//!
+//! ```text
+//! GET /ping /ready /metrics /status /realms      anybody who reaches the address
+//! PUT, DELETE /realms/{name}                     loopback peers only, see `guard`
+//! ```
+//! Everything a client can make us hold is bounded: connections, their life, heads, bodies and the time they take.
+
+mod guard;
+mod metrics;
+mod pages;
+mod realms;
+
+use crate::io::driver::Handle;
+use crate::store::Store;
+use axum::routing::{get, put};
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, Semaphore};
+use tracing::{debug, warn};
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub struct Admin {
+    pub handle: Handle,
+    pub store: Store,
+    pub facts: Arc<Facts>,
+    /// Changes of realms are checked and stored one at a time.
+    changes: Arc<Mutex<()>>,
+}
+
+/// What does not change while the process lives.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub pid: u32,
+    pub started: Instant,
+    pub address: SocketAddr,
+    pub data_dir: PathBuf,
+    pub shard_cpus: Vec<u32>,
+    pub control_cpus: Vec<u32>,
+    pub supervise: bool,
+}
+
+/// The address of the client.
+#[derive(Clone, Copy, Debug)]
+struct Peer(SocketAddr);
+
+impl Admin {
+    pub fn new(handle: Handle, store: Store, facts: Facts) -> Self {
+        Self { handle, store, facts: Arc::new(facts), changes: Arc::default() }
+    }
+
+    fn router(self) -> Router {
+        Router::new()
+            .route("/", get(pages::index))
+            .route("/ping", get(pages::ping))
+            .route("/ready", get(pages::ready))
+            .route("/metrics", get(pages::metrics))
+            .route("/status", get(pages::status))
+            .route("/realms", get(realms::list))
+            .route("/realms/{name}", put(realms::put).delete(realms::remove))
+            .fallback(pages::not_found)
+            .with_state(self)
+    }
+
+    /// Serves for ever.
+    pub async fn serve(self, listener: TcpListener) {
+        let router = self.router();
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // The client has gone, or descriptors are short; both pass.
+                    warn!(%error, "could not accept an admin connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let router = router.clone().layer(Extension(Peer(peer)));
+            tokio::spawn(async move {
+                serve_connection(router, stream).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn serve_connection(router: Router, stream: TcpStream) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tokio::time::sleep(CONNECTION_LIFE) => {
+            // Whoever keeps its connection busy may finish what it does and connect again.
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(LAST_REQUEST_MAX, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "admin connection ended");
+    }
+}
+
+const CONNECTIONS_MAX: usize = 64;
+/// How long a head may take to arrive, which is also how long a connection may be idle.
+const HEAD_MAX: Duration = Duration::from_secs(20);
+const HEADERS_MAX: usize = 64;
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// Longest request body.
+const BODY_BYTES_MAX: usize = 16 * 1_024;
+/// How long a body may take to arrive.
+const BODY_MAX: Duration = Duration::from_secs(5);
+const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+const LAST_REQUEST_MAX: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

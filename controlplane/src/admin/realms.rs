@@ -1,0 +1,215 @@
+//! Realms at run time: list, put, remove.
+//!
+//! A put or removal is checked, stored, then put in force; it is answered when every shard of the data plane uses it, so
+//! a client can use the realm as soon as the command returns.
+
+use super::pages::{fail, stopping};
+use super::{Admin, BODY_BYTES_MAX, BODY_MAX, Peer, guard};
+use crate::catalog::{Entry, RealmError};
+use crate::io::driver::Change;
+use crate::store::StoreError;
+use crate::store::realm::encode;
+use crate::store::record::Kind;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use common::config::RealmConfig;
+use common::ids::RealmId;
+use common::snapshot::Anonymous;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A realm as it is put; what is left out has its default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    degree: Degree,
+    uri: Rule,
+    anonymous: Who,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Degree {
+    Compatible,
+    Strict,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Rule {
+    Loose,
+    Strict,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Who {
+    Nobody,
+    Loopback,
+    Anybody,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { degree: Degree::Compatible, uri: Rule::Loose, anonymous: Who::Loopback }
+    }
+}
+
+pub async fn list(State(admin): State<Admin>) -> Response {
+    let realms = admin.handle.view(|view| {
+        let sessions = view.node.registry().sessions_by_realm();
+        let realm = |entry: &Entry| show(entry, sessions.get(&RealmId::of(&entry.config.name)).copied());
+        view.node.catalog().iter().map(realm).collect::<Vec<_>>()
+    });
+    match realms.await {
+        Some(realms) => Json(json!({ "realms": realms })).into_response(),
+        None => stopping(),
+    }
+}
+
+pub async fn put(
+    State(admin): State<Admin>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    if let Err(refusal) = guard::check_change(&admin.facts, peer, &headers) {
+        return fail(StatusCode::FORBIDDEN, &refusal.to_string());
+    }
+    let wanted = match read(body).await {
+        Ok(wanted) => wanted,
+        Err(response) => return response,
+    };
+    let config = wanted.realm(name);
+    let changing = admin.changes.lock().await;
+    let checked = config.clone();
+    match admin.handle.view(move |view| view.node.catalog().check_put(&checked)).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return refused(&error),
+        None => return stopping(),
+    }
+    if let Err(error) = admin.store.put(Kind::Realm, &config.name, encode(&config)).await {
+        return not_stored(&error);
+    }
+    let name = config.name.clone();
+    let change = admin.handle.realm_put(config).await;
+    drop(changing);
+    in_force(&name, change).await
+}
+
+pub async fn remove(
+    State(admin): State<Admin>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(refusal) = guard::check_change(&admin.facts, peer, &headers) {
+        return fail(StatusCode::FORBIDDEN, &refusal.to_string());
+    }
+    let changing = admin.changes.lock().await;
+    let checked = name.clone();
+    match admin.handle.view(move |view| view.node.catalog().check_remove(&checked)).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return refused(&error),
+        None => return stopping(),
+    }
+    if let Err(error) = admin.store.delete(Kind::Realm, &name).await {
+        return not_stored(&error);
+    }
+    let change = admin.handle.realm_remove(name.clone()).await;
+    drop(changing);
+    in_force(&name, change).await
+}
+
+/// A realm as JSON.
+pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
+    let realm = &entry.config;
+    json!({
+        "name": realm.name,
+        "degree": if realm.strict { "strict" } else { "compatible" },
+        "uri": if realm.uri_strict { "strict" } else { "loose" },
+        "anonymous": match realm.anonymous {
+            Anonymous::Nobody => "nobody",
+            Anonymous::Loopback => "loopback",
+            Anonymous::Anybody => "anybody",
+        },
+        "origin": entry.origin.name(),
+        "sessions": sessions.unwrap_or(0),
+    })
+}
+
+impl Wanted {
+    fn realm(self, name: String) -> RealmConfig {
+        RealmConfig {
+            name,
+            strict: matches!(self.degree, Degree::Strict),
+            uri_strict: matches!(self.uri, Rule::Strict),
+            anonymous: match self.anonymous {
+                Who::Nobody => Anonymous::Nobody,
+                Who::Loopback => Anonymous::Loopback,
+                Who::Anybody => Anonymous::Anybody,
+            },
+        }
+    }
+}
+
+/// An empty body asks for the defaults.
+async fn read(body: Body) -> Result<Wanted, Response> {
+    let Ok(bytes) = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await else {
+        return Err(fail(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"));
+    };
+    let Ok(bytes) = bytes else {
+        let error = format!("the body is broken or longer than {BODY_BYTES_MAX} bytes");
+        return Err(fail(StatusCode::PAYLOAD_TOO_LARGE, &error));
+    };
+    if bytes.is_empty() {
+        return Ok(Wanted::default());
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| fail(StatusCode::BAD_REQUEST, &format!("the body: {error}")))
+}
+
+/// Waits until all shards use the change, for a while.
+async fn in_force(name: &str, change: Option<Change>) -> Response {
+    let Some(change) = change else { return stopping() };
+    let note = match change.taken {
+        None => Some("stored; no data plane is linked, the next one will use it"),
+        Some(taken) => match timeout(TAKEN_MAX, taken).await {
+            Ok(Ok(())) => None,
+            Ok(Err(_)) => return stopping(),
+            Err(_) => Some("stored; the data plane has not confirmed it yet"),
+        },
+    };
+    Json(json!({ "name": name, "stored": true, "in_force": note.is_none(), "note": note })).into_response()
+}
+
+fn refused(error: &RealmError) -> Response {
+    let status = match error {
+        RealmError::Name { .. } | RealmError::Reserved { .. } => StatusCode::BAD_REQUEST,
+        RealmError::Unknown { .. } => StatusCode::NOT_FOUND,
+        RealmError::Configured { .. } | RealmError::Collision { .. } | RealmError::Full { .. } => {
+            StatusCode::CONFLICT
+        }
+    };
+    fail(status, &error.to_string())
+}
+
+fn not_stored(error: &StoreError) -> Response {
+    let status = match error {
+        StoreError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        StoreError::Object(_) => StatusCode::BAD_REQUEST,
+        StoreError::Poisoned | StoreError::Busy | StoreError::Read(_) | StoreError::Closed => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    fail(status, &error.to_string())
+}
+
+/// How long a change of realms waits for the data plane.
+const TAKEN_MAX: Duration = Duration::from_secs(5);
