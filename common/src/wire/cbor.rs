@@ -149,11 +149,17 @@ impl<'a> CborReader<'a> {
         })
     }
 
-    /// Reads past tags: the innermost one and the head that follows it.
+    /// Reads past tags: the innermost one and the head that follows it. A tag costs us nothing, but a receiver that
+    /// gets these bytes as they are may nest with each, so they are bounded like nesting.
     #[cold]
     fn tags(&mut self, mut head: u8) -> Result<(u64, u8), Fault> {
         let mut tag = TAG_NONE;
+        let mut tags = 0;
         while head >> 5 == MAJOR_TAG {
+            tags += 1;
+            if tags > DEPTH_MAX {
+                return Err(Fault::Depth);
+            }
             tag = self.argument(head & 0x1f)?;
             head = self.byte()?;
         }

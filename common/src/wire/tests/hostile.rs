@@ -250,10 +250,12 @@ fn nesting_has_a_limit() {
             );
         }
     }
-    // Tags are no levels: a million of them is just a number.
-    let mut tags = vec![0xc1; 1_000_000];
-    tags.push(1);
-    assert_eq!(OwnedValue::decode(Serializer::Cbor, &tags), Ok(OwnedValue::UInt(1)));
+    // Tags are no levels, but a run of them has the same limit.
+    let tagged = |tags: usize| [vec![0xc1; tags], vec![1]].concat();
+    assert_eq!(OwnedValue::decode(Serializer::Cbor, &tagged(DEPTH_MAX)), Ok(OwnedValue::UInt(1)));
+    let too_deep = WireError::TooDeep { depth_max: DEPTH_MAX };
+    assert_eq!(OwnedValue::decode(Serializer::Cbor, &tagged(DEPTH_MAX + 1)), Err(too_deep.clone()));
+    assert_eq!(error(Serializer::Cbor, &publish(Serializer::Cbor, &tagged(1_000_000))), too_deep);
 }
 
 #[test]
