@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Autobahn|Python and Autobahn|JS, clients that others wrote, against a real node: every transport and serializer they
+# have, each alone and all of them mixed. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
+#
+# SIGNALBOX_BIN names the executable; without it, it is built. The clients are installed below target/interop.
+# A tool that is missing (python3 with venv, node 20 or later with npm, a package registry) skips its suites.
+# WS_URL and RS_URL, when both are set, name a router that runs already; then none is started.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+readonly suites=tests/interop
+readonly SERIALIZERS=(json msgpack cbor)
+readonly READY_S=${READY_S:-60}
+readonly SUITE_S=300
+work=$(cargo metadata --format-version 1 --no-deps 2>/dev/null |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])' 2>/dev/null || echo "$PWD/target")/interop
+mkdir -p "$work"
+results=$(mktemp "$work/results.XXXXXX")
+node_folder=$(mktemp -d "$work/node.XXXXXX")
+node_pid=
+
+say() {
+    printf '%s\n' "$*" | tee -a "$results"
+}
+
+finish() {
+    local code=$?
+    # Only what this script started, and only while it still runs.
+    if [ -n "$node_pid" ]; then kill -KILL "$node_pid" 2>/dev/null || true; fi
+    if [ $code -ne 0 ] && [ -f "$node_folder/log" ]; then
+        printf -- '--- the node said:\n'
+        tail -40 "$node_folder/log"
+    fi
+    rm -rf "$node_folder" "$results"
+}
+trap finish EXIT
+
+# ---- what is there
+
+python=
+if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    say "skipped Autobahn|Python: python3 with venv is not installed"
+elif [ -x "$work/venv/bin/python" ] && cmp -s "$suites/python/requirements.txt" "$work/venv/installed.txt"; then
+    python=$work/venv/bin/python
+elif python3 -m venv --clear "$work/venv" &&
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$suites/python/requirements.txt"; then
+    cp "$suites/python/requirements.txt" "$work/venv/installed.txt"
+    python=$work/venv/bin/python
+else
+    say "skipped Autobahn|Python: it cannot be installed"
+fi
+
+javascript=()
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    say "skipped Autobahn|JS: node or npm is not installed"
+elif [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 20 ]; then
+    say "skipped Autobahn|JS: node $(node --version) is older than 20"
+else
+    mkdir -p "$work/js"
+    if ! cmp -s "$suites/js/package-lock.json" "$work/js/installed.json"; then
+        cp "$suites/js/package.json" "$suites/js/package-lock.json" "$work/js/"
+        if (cd "$work/js" && npm ci --silent --no-audit --no-fund --ignore-scripts); then
+            cp "$suites/js/package-lock.json" "$work/js/installed.json"
+        fi
+    fi
+    if cmp -s "$suites/js/package-lock.json" "$work/js/installed.json"; then
+        export NODE_PATH=$work/js/node_modules
+        javascript=(node --no-deprecation)
+        # A WebSocket of its own has node from version 22 on.
+        if [ "$(node -p 'typeof WebSocket')" = undefined ]; then javascript+=(--experimental-websocket --no-warnings); fi
+    else
+        say "skipped Autobahn|JS: it cannot be installed"
+    fi
+fi
+
+# ---- the node
+
+start_node() {
+    local binary=${SIGNALBOX_BIN:-}
+    if [ -z "$binary" ]; then
+        cargo build --quiet --locked
+        binary=$(dirname "$work")/debug/signalbox
+    fi
+    cat >"$node_folder/config.toml" <<-CONFIG
+	data_dir = "$node_folder/data"
+	[[listener]]
+	transport = "websocket"
+	address = "127.0.0.1:0"
+	[[listener]]
+	transport = "rawsocket"
+	address = "127.0.0.1:0"
+	[admin]
+	address = "127.0.0.1:0"
+	CONFIG
+    "$binary" run --config "$node_folder/config.toml" >"$node_folder/log" 2>&1 &
+    node_pid=$!
+    local waited=0
+    # It prints where to connect once every shard serves.
+    until WS_URL=$(grep -om1 'ws://127.0.0.1:[0-9]*/ws' "$node_folder/log") &&
+        RS_URL=$(grep -om1 'rs://127.0.0.1:[0-9]*' "$node_folder/log"); do
+        if ! kill -0 "$node_pid" 2>/dev/null || [ $((waited += 1)) -gt $((READY_S * 10)) ]; then
+            say "FAILED  node: it was not ready within $READY_S s"
+            return 1
+        fi
+        sleep 0.1
+    done
+    say "passed  node: ready, $WS_URL and $RS_URL"
+}
+
+stop_node() {
+    kill -TERM "$node_pid"
+    local code=0
+    wait "$node_pid" || code=$?
+    node_pid=
+    if [ $code -eq 0 ]; then say "passed  node: drained and stopped"; else say "FAILED  node: exit status $code"; fi
+}
+
+# Runs one suite; one that dies without naming a failed case is a failure itself.
+suite() {
+    local name=$1 code=0 before after
+    shift
+    before=$(grep -c '^FAILED' "$results" || true)
+    timeout "$SUITE_S" "$@" | tee -a "$results" || code=$?
+    after=$(grep -c '^FAILED' "$results" || true)
+    if [ $code -ne 0 ] && [ "$before" = "$after" ]; then say "FAILED  $name: exit status $code"; fi
+}
+
+# ---- the suites
+
+run_suites() {
+    local url serializer
+    export PYTHONDONTWRITEBYTECODE=1
+    if [ -n "$python" ]; then
+        for url in "$WS_URL" "$RS_URL"; do
+            for serializer in "${SERIALIZERS[@]}"; do
+                suite "python $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
+            done
+        done
+    fi
+    if [ ${#javascript[@]} -gt 0 ]; then
+        for serializer in "${SERIALIZERS[@]}"; do
+            suite "js $WS_URL $serializer" "${javascript[@]}" "$suites/js/suite.js" "$WS_URL" "$serializer"
+        done
+        # Its RawSocket has no other serializer.
+        suite "js $RS_URL json" "${javascript[@]}" "$suites/js/suite.js" "$RS_URL" json
+    fi
+    if [ -n "$python" ] && [ ${#javascript[@]} -gt 0 ]; then
+        suite mixed "$python" "$suites/python/mixed.py" "$WS_URL" "$RS_URL" "${javascript[@]}" "$suites/js/mixed.js"
+    else
+        say "skipped mixed: it needs both clients"
+    fi
+}
+
+if [ -z "$python" ] && [ ${#javascript[@]} -eq 0 ]; then
+    say "skipped everything: there is no client"
+elif [ -n "${WS_URL:-}" ] && [ -n "${RS_URL:-}" ]; then
+    run_suites
+elif start_node; then
+    run_suites
+    stop_node
+fi
+
+count() {
+    grep -c "^$1" "$results" || true
+}
+printf '%d passed, %d failed, %d skipped\n' "$(count passed)" "$(count FAILED)" "$(count skipped)"
+[ "$(count FAILED)" -eq 0 ]
