@@ -42,11 +42,11 @@ fn get(admin: &str) -> io::Result<String> {
 
 fn pid_in(body: &str) -> Option<u32> {
     let status: serde_json::Value = serde_json::from_str(body).ok()?;
-    let pid = PID_POINTERS.iter().find_map(|pointer| status.pointer(pointer)?.as_u64())?;
+    let pid = status.pointer(PID_POINTER)?.as_u64()?;
     u32::try_from(pid).ok()
 }
 
-const PID_POINTERS: [&str; 3] = ["/data/pid", "/data_plane/pid", "/data_pid"];
+const PID_POINTER: &str = "/data_plane/pid";
 const TIME_OUT: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_pid_is_found_in_the_status() {
-        let admin = serve("HTTP/1.0 200 OK\r\n\r\n{\"data\": {\"pid\": 4711}}");
+        let admin = serve("HTTP/1.0 200 OK\r\n\r\n{\"data_plane\": {\"pid\": 4711}}");
         assert_eq!(data_plane_pid(&admin).unwrap(), 4_711);
     }
 
@@ -79,7 +79,7 @@ mod tests {
     fn other_answers_say_what_is_wrong() {
         let admin = serve("HTTP/1.0 404 Not Found\r\n\r\n");
         assert!(data_plane_pid(&admin).unwrap_err().to_string().ends_with("answered HTTP/1.0 404 Not Found"));
-        let admin = serve("HTTP/1.0 200 OK\r\n\r\n{\"data\": {}}");
+        let admin = serve("HTTP/1.0 200 OK\r\n\r\n{\"data_plane\": null}");
         assert!(matches!(data_plane_pid(&admin), Err(StatusError::NoPid { .. })));
     }
 }
