@@ -3,6 +3,8 @@
 mod support;
 
 use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use support::{Client, Node, Setup, Wire, eventually};
 
 /// Enough sessions that the kernel puts some on each shard.
@@ -88,6 +90,63 @@ fn clients_do_not_notice_that_the_control_plane_is_away() {
     for client in old.iter_mut().chain(new) {
         assert_eq!(client.event()[4], json!(["third"]));
     }
+}
+
+#[test]
+fn claims_agree_after_churn_through_many_deaths_of_the_control_plane() {
+    let mut node = Node::start();
+    let stop = AtomicBool::new(false);
+    let stopped = || stop.load(Relaxed);
+    let addresses: Vec<(Wire, SocketAddr)> = Wire::all().map(|wire| (wire, node.address(wire))).collect();
+    let held: Vec<Client> = std::thread::scope(|scope| {
+        let churners: Vec<_> = addresses
+            .iter()
+            .map(|&(wire, address)| scope.spawn(move || churn(address, wire, stopped)))
+            .collect();
+        for _ in 0..4 {
+            node.kill_control();
+            node.start_control();
+        }
+        stop.store(true, Relaxed);
+        churners
+            .into_iter()
+            .map(|churner| churner.join().expect("the data plane served all the time"))
+            .collect()
+    });
+    // Each holds its last topic and procedure; all share one topic.
+    let sessions = held.len() as u64;
+    eventually("the claims agree", || (claims(&node) == (sessions, 1 + 2 * sessions)).then_some(()));
+    drop(held);
+    eventually("nothing is left", || (claims(&node) == (0, 0)).then_some(()));
+}
+
+/// Sessions come and go with subscriptions and registrations until told to stop; the last one is returned.
+fn churn(address: SocketAddr, wire: Wire, stopped: impl Fn() -> bool) -> Client {
+    let name = format!("{:?}.{:?}", wire.framing, wire.serializer);
+    for round in 0.. {
+        let mut client = Client::connect_to(address, wire).expect("a connection");
+        client.hello("realm1");
+        client.subscribe("com.example.shared");
+        let mut last = 0;
+        for n in 0..5 {
+            let topic = client.subscribe(&format!("com.example.{name}.t{n}"));
+            last = client.register(&format!("com.example.{name}.p{n}"));
+            if n < 4 {
+                client.ask(json!([34, 0, topic]));
+                client.ask(json!([66, 0, last]));
+            }
+        }
+        if stopped() {
+            return client;
+        }
+        // Some say goodbye, some just go; these give up the procedure before, which the next one wants at once.
+        if round % 2 == 0 {
+            client.goodbye();
+        } else {
+            client.ask(json!([66, 0, last]));
+        }
+    }
+    unreachable!("it goes on until it is stopped")
 }
 
 #[test]

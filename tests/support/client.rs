@@ -6,7 +6,7 @@ use common::wire::{OwnedValue, Serializer};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// How a client speaks.
@@ -77,7 +77,12 @@ impl Client {
     }
 
     pub fn try_connect(node: &Node, wire: Wire) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(node.address(wire))?;
+        Self::connect_to(node.address(wire), wire)
+    }
+
+    /// For threads that do not have the node.
+    pub fn connect_to(address: SocketAddr, wire: Wire) -> io::Result<Self> {
+        let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
