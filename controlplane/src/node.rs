@@ -16,7 +16,7 @@ use common::ids::{BootEpoch, SHARDS_MAX, ShardId, SnapshotVersion};
 use common::link::{Down, LINK_PROTOCOL, Up};
 use common::snapshot::Source;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One connection to the link socket, numbered by the driver and never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -89,13 +89,34 @@ pub enum Output {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Notice {
-    Linked { pid: u32, epoch: BootEpoch, adopted: bool },
-    Lost { pid: u32 },
-    Refused { link: LinkId, reason: String },
-    Violation { link: LinkId, reason: String },
-    SnapshotRefused { version: SnapshotVersion, reason: String },
-    Resynced { shard: ShardId, seq: u64 },
-    Draining { pid: u32 },
+    /// `known`: its claims are those we hold.
+    Linked {
+        pid: u32,
+        epoch: BootEpoch,
+        known: bool,
+    },
+    Lost {
+        pid: u32,
+    },
+    Refused {
+        link: LinkId,
+        reason: String,
+    },
+    Violation {
+        link: LinkId,
+        reason: String,
+    },
+    SnapshotRefused {
+        version: SnapshotVersion,
+        reason: String,
+    },
+    Resynced {
+        shard: ShardId,
+        seq: u64,
+    },
+    Draining {
+        pid: u32,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -186,9 +207,12 @@ impl Node {
         }
     }
 
-    /// The snapshot asked for by [`Output::Build`] was queued, or could not be built.
-    pub fn built(&mut self, now: Instant, version: SnapshotVersion, ok: bool) {
-        if ok { self.publisher.sent(now, version) } else { self.publisher.failed(now, version) }
+    /// The snapshot asked for by [`Output::Build`] was queued; none: it could not be built.
+    pub fn built(&mut self, now: Instant, version: SnapshotVersion, build_time: Option<Duration>) {
+        match build_time {
+            Some(build_time) => self.publisher.sent(now, version, build_time),
+            None => self.publisher.failed(now, version),
+        }
     }
 
     /// Puts a realm that the catalog accepts and the store holds. Returns the number of the change, for
@@ -263,13 +287,13 @@ impl Node {
     }
 
     fn hello(&mut self, now: Instant, link: LinkId, data: DataPlane) {
-        let adopted = match self.registry.begin(data.epoch, data.shards.into()) {
+        let known = match self.registry.begin(data.epoch, data.shards.into()) {
             Ok(new) => !new,
             Err(error) => return self.violation(now, link, error.to_string()),
         };
         let frame = Down::Welcome { protocol: LINK_PROTOCOL, pid: self.pid };
         self.outputs.push_back(Output::Send { link, frame });
-        self.outputs.push_back(Output::Notice(Notice::Linked { pid: data.pid, epoch: data.epoch, adopted }));
+        self.outputs.push_back(Output::Notice(Notice::Linked { pid: data.pid, epoch: data.epoch, known }));
         if self.draining {
             self.outputs.push_back(Output::Send { link, frame: Down::Drain });
         }
@@ -309,7 +333,7 @@ impl Node {
                 *stats = Some(Stats { cpu, counters, gauges });
             }
             Up::Taken { version } => {
-                if let Some(realm_seq) = self.publisher.taken(version) {
+                if let Some(realm_seq) = self.publisher.taken(now, version) {
                     self.outputs.push_back(Output::RealmsTaken { realm_seq });
                 }
                 self.announce();
@@ -393,7 +417,6 @@ mod tests {
     use common::ids::{Match, RealmId, RouteKind};
     use common::link::Claim;
     use common::snapshot::Anonymous;
-    use std::time::Duration;
 
     const A: LinkId = LinkId(1);
     const B: LinkId = LinkId(2);
@@ -435,7 +458,7 @@ mod tests {
         let Some(Output::Build { link: A, source }) = outputs.pop() else { panic!("no build") };
         let welcome = Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 };
         assert_eq!(outputs, [Output::Send { link: A, frame: welcome }]);
-        node.built(now, source.version, true);
+        node.built(now, source.version, Some(Duration::ZERO));
         node.frame(now, A, Up::Taken { version: source.version });
         source
     }

@@ -6,7 +6,8 @@
 //!                                └─ fold_min routes changed, or some and quiet ─▶ Full ─▶ taken
 //! ```
 //! Invariants: at most one publication is under way; versions strictly grow; a delta follows exactly the version the
-//! receiver has said it uses; at most one full snapshot in `min_interval`, but for the first to a new receiver.
+//! receiver has said it uses; at most one full snapshot in `min_interval`, and in [`BUILD_SHARE`] times what one takes to
+//! build, but for the first to a new receiver.
 //!
 //! Versions are microseconds of the wall clock, or one more than the last where the clock has not moved on. They grow
 //! over restarts of the control plane too: [`Publisher::new`] is given a number that the store has reserved, above all
@@ -59,6 +60,8 @@ pub struct Publisher {
     /// The claims have just become complete: the changes are not kept waiting for a quiet moment.
     urgent: bool,
     last_full: Option<Instant>,
+    /// What the last full snapshot took to build.
+    build_time: Duration,
     receiver: Option<Receiver>,
     counts: Counts,
 }
@@ -96,6 +99,7 @@ impl Publisher {
             unsettled_since: None,
             urgent: false,
             last_full: None,
+            build_time: Duration::ZERO,
             receiver: None,
             counts: Counts::default(),
         }
@@ -175,16 +179,22 @@ impl Publisher {
         Some(Publish::Full { version })
     }
 
-    /// The full snapshot of `version` was sent.
-    pub fn sent(&mut self, now: Instant, version: SnapshotVersion) {
+    /// The full snapshot of `version` was sent; it took `build_time` to build.
+    pub fn sent(&mut self, now: Instant, version: SnapshotVersion, build_time: Duration) {
+        self.build_time = build_time;
         if let Some(flight) = self.flight_of(version) {
             flight.sent = Some(now);
         }
     }
 
     /// All shards use `version`. Returns the number of the last change of realms in it, when it was under way.
-    pub fn taken(&mut self, version: SnapshotVersion) -> Option<u64> {
+    pub fn taken(&mut self, now: Instant, version: SnapshotVersion) -> Option<u64> {
         self.observe(version);
+        let flight = self.receiver.as_ref()?.flight?;
+        if flight.version < version {
+            // The receiver has a later one from an earlier control plane and will not look at ours.
+            self.failed(now, flight.version);
+        }
         let flight = *self.flight_of(version)?;
         let receiver = self.receiver.as_mut()?;
         receiver.at = Some(version);
@@ -243,7 +253,9 @@ impl Publisher {
     /// When a full snapshot is due, while none is under way.
     fn full_at(&self) -> Option<Instant> {
         let receiver = self.receiver.as_ref()?;
-        let interval = self.last_full.map(|last| last + self.policy.min_interval);
+        // Many routes take long to fold: a change may cost work in proportion to itself, not to them.
+        let pause = self.policy.min_interval.max(self.build_time.saturating_mul(BUILD_SHARE));
+        let interval = self.last_full.map(|last| last + pause);
         if receiver.needs_full {
             let first = receiver.at.is_none() && receiver.refusals == 0;
             let earliest = if first { receiver.retry_at } else { receiver.retry_at.max(interval) };
@@ -323,6 +335,8 @@ fn back_off(refusals: u32) -> Duration {
 pub const QUIET: Duration = Duration::from_secs(2);
 /// Incomplete claims hold a full snapshot back for at most this long.
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// Building full snapshots takes at most one part in this many of one CPU's time.
+pub const BUILD_SHARE: u32 = 20;
 /// A publication not answered for this long counts as refused.
 pub const TAKE_MAX: Duration = Duration::from_secs(10);
 /// Wait after the first refusal; each further one doubles it.
@@ -359,8 +373,8 @@ mod tests {
         let mut publisher = Publisher::new(POLICY, SnapshotVersion(10));
         publisher.receiver_new(now);
         assert_eq!(publisher.poll(now, 0), Some(Publish::Full { version: SnapshotVersion(11) }));
-        publisher.sent(now, SnapshotVersion(11));
-        assert_eq!(publisher.taken(SnapshotVersion(11)), Some(0));
+        publisher.sent(now, SnapshotVersion(11), ms(1));
+        assert_eq!(publisher.taken(now, SnapshotVersion(11)), Some(0));
         publisher
     }
 
@@ -390,7 +404,7 @@ mod tests {
         assert_eq!(publisher.poll(now, 0), Some(Publish::Delta(delta)));
         let third = publisher.realm_changed(now, RealmId(4), None);
         assert_eq!(publisher.poll(now, 0), None, "one at a time");
-        let taken = publisher.taken(SnapshotVersion(12)).unwrap();
+        let taken = publisher.taken(now, SnapshotVersion(12)).unwrap();
         assert!(taken >= first.max(second) && taken < third);
         let next = Delta {
             version: SnapshotVersion(13),
@@ -433,12 +447,12 @@ mod tests {
         publisher.routes_changed(now + ms(150), 7, true);
         assert_eq!(publisher.deadline(), Some(now + ms(150)));
         assert!(matches!(publisher.poll(now + ms(150), 0), Some(Publish::Full { .. })));
-        publisher.sent(now, publisher.last());
-        publisher.taken(publisher.last());
+        publisher.sent(now, publisher.last(), ms(1));
+        publisher.taken(now, publisher.last());
         publisher.routes_changed(now + ms(160), 10, true);
         assert_eq!(publisher.deadline(), Some(now + ms(250)), "the interval");
         publisher.poll(now + ms(250), 0).unwrap();
-        publisher.taken(publisher.last());
+        publisher.taken(now, publisher.last());
         publisher.routes_changed(now + ms(400), 1, true);
         assert_eq!(publisher.poll(now + ms(400) + QUIET - ms(1), 0), None);
         assert!(publisher.poll(now + ms(400) + QUIET, 0).is_some());
@@ -463,7 +477,7 @@ mod tests {
         let mut at = now;
         for wait in [250, 500, 1_000] {
             let Some(Publish::Full { version }) = publisher.poll(at, 0) else { panic!("none due") };
-            publisher.sent(at, version);
+            publisher.sent(at, version, ms(1));
             publisher.refused(at, version);
             assert_eq!(publisher.poll(at + ms(wait - 1), 0), None);
             at += ms(wait);
@@ -480,7 +494,7 @@ mod tests {
         let Some(Publish::Delta(delta)) = publisher.poll(now, 0) else { panic!("no delta") };
         publisher.refused(now, delta.version);
         assert!(matches!(publisher.poll(now + RETRY_MIN, 0), Some(Publish::Full { .. })));
-        assert_eq!(publisher.taken(publisher.last()), Some(1));
+        assert_eq!(publisher.taken(now, publisher.last()), Some(1));
         assert!(publisher.pending.is_empty());
     }
 
@@ -493,6 +507,30 @@ mod tests {
         assert_eq!(publisher.deadline(), Some(now + TAKE_MAX));
         assert_eq!(publisher.poll(now + TAKE_MAX, 0), None);
         assert!(matches!(publisher.poll(now + TAKE_MAX + RETRY_MIN, 0), Some(Publish::Full { .. })));
+    }
+
+    #[test]
+    fn a_snapshot_that_takes_long_to_build_is_built_rarely() {
+        let now = Instant::now();
+        let mut publisher = settled(now);
+        publisher.routes_changed(now, 10, true);
+        let Some(Publish::Full { version }) = publisher.poll(now + ms(100), 0) else { panic!("none due") };
+        publisher.sent(now + ms(1_100), version, ms(1_000));
+        publisher.taken(now, version);
+        publisher.routes_changed(now + ms(1_200), 10, true);
+        assert_eq!(publisher.deadline(), Some(now + ms(20_100)));
+    }
+
+    #[test]
+    fn a_receiver_that_is_ahead_gets_a_later_version() {
+        let now = Instant::now();
+        let mut publisher = Publisher::new(POLICY, SnapshotVersion(10));
+        publisher.receiver_new(now);
+        publisher.poll(now, 0).unwrap();
+        publisher.sent(now, SnapshotVersion(11), ms(1));
+        assert_eq!(publisher.taken(now, SnapshotVersion(500)), None);
+        let later = publisher.poll(now + RETRY_MIN, 0);
+        assert_eq!(later, Some(Publish::Full { version: SnapshotVersion(501) }));
     }
 
     proptest! {
@@ -530,7 +568,7 @@ mod tests {
                 let refuse = event == 3 && index < ends;
                 let version = match publish {
                     Publish::Full { version } => {
-                        publisher.sent(now, version);
+                        publisher.sent(now, version, ms(1));
                         if !refuse {
                             seen = realms.clone();
                         }
@@ -550,7 +588,7 @@ mod tests {
                 if refuse {
                     publisher.refused(now, version);
                 } else {
-                    publisher.taken(version);
+                    publisher.taken(now, version);
                     at = Some(version);
                 }
             }

@@ -286,12 +286,12 @@ impl Driver {
                 self.builds.bytes_last = bytes;
                 debug!(version = version.0, bytes, ?took, "snapshot built");
                 self.send(link, &Down::Snapshot { version, bytes }, Some(fd));
-                self.node.built(now, version, true);
+                self.node.built(now, version, Some(took));
             }
             Err(error) => {
                 self.builds.failed += 1;
                 error!(version = version.0, %error, "could not build a snapshot");
-                self.node.built(now, version, false);
+                self.node.built(now, version, None);
             }
         }
     }
@@ -299,8 +299,8 @@ impl Driver {
 
 fn log(notice: &Notice) {
     match notice {
-        Notice::Linked { pid, epoch, adopted } => {
-            info!(pid, epoch = format!("{:016x}", epoch.0), adopted, "data plane linked");
+        Notice::Linked { pid, epoch, known } => {
+            info!(pid, epoch = format!("{:016x}", epoch.0), claims_known = known, "data plane linked");
         }
         Notice::Lost { pid } => warn!(pid, "the link to the data plane is gone"),
         Notice::Refused { link, reason } => warn!(link = link.0, reason, "refused a link"),
