@@ -251,15 +251,16 @@ fn forward_signals(mut asked: watch::Receiver<Stop>) -> Result<watch::Receiver<S
     let mut int = signal(SignalKind::interrupt()).map_err(BootError::Runtime)?;
     let (sender, stop) = watch::channel(*asked.borrow_and_update());
     tokio::spawn(async move {
+        let mut open = true;
         loop {
             let next = tokio::select! {
                 _ = term.recv() => None,
                 _ = int.recv() => None,
-                changed = asked.changed() => match changed {
-                    Ok(()) => Some(*asked.borrow_and_update()),
-                    // Nobody else can ask any more; signals still can.
-                    Err(_) => std::future::pending().await,
-                },
+                changed = asked.changed(), if open => {
+                    // Once its sender is gone nobody else can ask any more; signals still can.
+                    open = changed.is_ok();
+                    Some(*asked.borrow_and_update())
+                }
             };
             sender.send_modify(|stop| {
                 let more = if *stop == Stop::No { Stop::Drain } else { Stop::Now };

@@ -196,7 +196,7 @@ impl Keeper {
                 return;
             }
             tokio::select! {
-                () = sleep(LOCK_POLL) => {}
+                () = sleep(DRAIN_POLL) => {}
                 () = hurried(&mut self.stop) => return,
             }
         }
@@ -257,3 +257,5 @@ async fn hurried(stop: &mut watch::Receiver<Stop>) {
 
 /// How often the lock of a data plane that is not our child is looked at.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+/// The same while it drains.
+const DRAIN_POLL: Duration = Duration::from_millis(20);

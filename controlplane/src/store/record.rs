@@ -110,6 +110,7 @@ impl Object {
         }
         match at {
             Ok(at) => {
+                // Far from overflow: see COUNTER_MAX.
                 self.entries[at].counter += 1;
                 self.entries[at].values.push(value);
             }
@@ -196,7 +197,7 @@ fn read_entries(reader: &mut Reader<'_>, entries: &mut Vec<Entry>) -> Result<Vec
         let counter = reader.u64()?;
         let count = reader.u16()?;
         require(entries.last().is_none_or(|last| last.actor < actor), "order of entries")?;
-        require(counter > 0 && u64::from(count) <= counter, "counter")?;
+        require((1..=COUNTER_MAX).contains(&counter) && u64::from(count) <= counter, "counter")?;
         values += usize::from(count);
         counts.push(count);
         entries.push(Entry { actor, counter, values: Vec::new() });
@@ -314,6 +315,8 @@ pub const ENTRIES_MAX: usize = 64;
 /// Most values of one object that compete.
 pub const SIBLINGS_MAX: usize = 16;
 pub const RECORD_BYTES_MAX: usize = 256 * 1_024;
+/// Nobody writes an object this often; a greater counter is damage.
+const COUNTER_MAX: u64 = 1 << 62;
 
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
 
