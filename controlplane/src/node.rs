@@ -203,7 +203,7 @@ impl Node {
         let _ = now;
         if let Some(data) = self.link.take_if(|data| data.link == link) {
             self.publisher.receiver_lost();
-            self.outputs.push_back(Output::Notice(Notice::Lost { pid: data.pid }));
+            self.outputs.push_back(Output::Notice(Notice::Lost { pid: data.pid, expected: data.draining }));
         }
     }
 

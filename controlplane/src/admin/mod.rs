@@ -85,6 +85,8 @@ impl Admin {
                     continue;
                 }
             };
+            // An answer is one small write; it must not wait for the client's acknowledgement of the last.
+            let _ = stream.set_nodelay(true);
             let router = router.clone().layer(Extension(Peer(peer)));
             tokio::spawn(async move {
                 serve_connection(router, stream).await;

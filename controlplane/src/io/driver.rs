@@ -302,7 +302,8 @@ fn log(notice: &Notice) {
         Notice::Linked { pid, epoch, known } => {
             info!(pid, epoch = format!("{:016x}", epoch.0), claims_known = known, "data plane linked");
         }
-        Notice::Lost { pid } => warn!(pid, "the link to the data plane is gone"),
+        Notice::Lost { pid, expected: true } => info!(pid, "the data plane has left"),
+        Notice::Lost { pid, expected: false } => warn!(pid, "the link to the data plane is gone"),
         Notice::Refused { link, reason } => warn!(link = link.0, reason, "refused a link"),
         Notice::Violation { link, reason } => error!(link = link.0, reason, "closed a link"),
         Notice::SnapshotRefused { version, reason } => {
