@@ -95,8 +95,10 @@ pub enum Notice {
         epoch: BootEpoch,
         known: bool,
     },
+    /// `expected`: it had said that it was going away.
     Lost {
         pid: u32,
+        expected: bool,
     },
     Refused {
         link: LinkId,
