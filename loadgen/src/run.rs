@@ -77,6 +77,8 @@ struct Shared {
     clock: Clock,
     /// Zero until all sessions are ready.
     start_ns: AtomicU64,
+    /// The measured part is over and looked at: nothing more is begun.
+    stopped: AtomicBool,
     failed: AtomicBool,
     failure: Mutex<Option<RunError>>,
     workers: Vec<Counters>,
@@ -125,6 +127,7 @@ pub fn run<W: Workload>(
     let shared = Shared {
         clock: Clock::start(),
         start_ns: AtomicU64::new(0),
+        stopped: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         failure: Mutex::new(None),
         workers: parts.iter().map(|_| Counters::default()).collect(),
@@ -214,7 +217,7 @@ fn work<W: Workload>(
     Ok(tally)
 }
 
-/// Sends until the end, then waits for what is in flight.
+/// Sends until it is stopped, then waits for what is in flight.
 fn exchange<W: Workload>(
     driver: &mut Driver,
     workload: &mut W,
@@ -227,31 +230,33 @@ fn exchange<W: Workload>(
     let mut progress = (workload.tally().delivered, shared.clock.now_ns());
     loop {
         let now_ns = shared.clock.now_ns();
-        let sending = (phases.start_ns..phases.end_ns).contains(&now_ns);
+        let stopped = shared.stopped.load(Ordering::Acquire);
+        let sending = now_ns >= phases.start_ns && !stopped;
         let due_ns = workload.turn(Turn { now_ns, sending }, driver.outbox());
         let delivered = workload.tally().delivered;
         let in_flight = workload.in_flight();
         counters.sent.store(workload.tally().sent, Ordering::Relaxed);
         counters.delivered.store(delivered, Ordering::Relaxed);
         counters.in_flight.store(in_flight, Ordering::Relaxed);
-        if now_ns >= phases.end_ns && in_flight == 0 || shared.has_failed() {
+        if stopped && in_flight == 0 || shared.has_failed() {
             return Ok(());
         }
         if delivered != progress.0 || in_flight == 0 {
             progress = (delivered, now_ns);
         } else if now_ns - progress.1 > patience_ns {
-            if now_ns >= phases.end_ns {
+            if stopped {
                 return Ok(());
             }
             return Err(stalled(in_flight, timing.patience, workload.finish()));
         }
         let deadline_ns = if timing.spin {
             now_ns
+        } else if now_ns < phases.start_ns {
+            phases.start_ns
         } else if now_ns < phases.end_ns {
-            let first_ns = if now_ns < phases.start_ns { phases.start_ns } else { phases.end_ns };
-            first_ns.min(due_ns.unwrap_or(u64::MAX)).min(now_ns + FAILURE_POLL_NS)
+            phases.end_ns.min(due_ns.unwrap_or(u64::MAX)).min(now_ns + FAILURE_POLL_NS)
         } else {
-            now_ns + BARRIER_POLL_NS
+            due_ns.unwrap_or(u64::MAX).min(now_ns + BARRIER_POLL_NS)
         };
         driver.turn(deadline_ns, sending, workload)?;
     }
@@ -353,6 +358,9 @@ impl<'a> Observer<'a> {
         let (before, cpu_before) = (Counts::read(shared), self.cpu());
         line.until(end_ns, "measure", shared);
         let (after, cpu_after) = (Counts::read(shared), self.cpu());
+        let own_after = own.cpu().ok();
+        // Only now, so that the load lasted as long as it was looked at.
+        shared.stopped.store(true, Ordering::Release);
         Ok(Observed {
             connecting,
             connecting_cpu,
@@ -361,7 +369,7 @@ impl<'a> Observer<'a> {
             sent: after.sent - before.sent,
             delivered: after.delivered - before.delivered,
             cpu: cpu_after.zip(cpu_before).map(|(after, before)| after.since(&before)),
-            own_cpu: own.cpu().ok().zip(own_before).map(|(after, before)| after.since(&before)),
+            own_cpu: own_after.zip(own_before).map(|(after, before)| after.since(&before)),
         })
     }
 
