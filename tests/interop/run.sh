@@ -136,6 +136,11 @@ run_suites() {
                 suite "python $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
             done
         done
+        if [ -f README.md ]; then
+            suite readme "$python" "$suites/python/readme.py" README.md "$WS_URL"
+        else
+            say "skipped readme: there is none"
+        fi
     fi
     if [ ${#javascript[@]} -gt 0 ]; then
         for serializer in "${SERIALIZERS[@]}"; do
