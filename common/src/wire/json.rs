@@ -255,14 +255,31 @@ impl<'a> Reader<'a> for JsonReader<'a> {
 
     #[inline(always)]
     fn uint(&mut self) -> Result<u64, Fault> {
-        if !self.peek_token()?.is_ascii_digit() {
+        let first = self.peek_token()?;
+        if !first.is_ascii_digit() {
             return Err(self.unwanted());
         }
-        match self.number()? {
+        let mut value = u64::from(first - b'0');
+        let start = self.at;
+        self.at += 1;
+        while let Some(digit @ b'0'..=b'9') = self.peek() {
+            if value == 0 {
+                return Err(Fault::Number);
+            }
+            let next = value.checked_mul(10).and_then(|tens| tens.checked_add(u64::from(digit - b'0')));
+            let Some(next) = next else { return Err(Fault::Kind) };
+            value = next;
+            self.at += 1;
+        }
+        match self.peek() {
             // In a list something follows every number; without it, this may be half of one.
-            _ if self.at == self.text.len() => Err(Fault::End),
-            (text, true) => text.parse().map_err(|_| Fault::Kind),
-            _ => Err(Fault::Kind),
+            None => Err(Fault::End),
+            Some(b'.' | b'e' | b'E') => {
+                self.at = start;
+                self.number()?;
+                Err(Fault::Kind)
+            }
+            Some(_) => Ok(value),
         }
     }
 

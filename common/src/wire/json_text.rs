@@ -60,19 +60,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(block) = bytes[at..].first_chunk::<BLOCK_BYTES>() {
-        // Written so that the compiler turns it into vector instructions.
-        let special = block.iter().fold(false, |seen, byte| seen | is_special(*byte));
-        if special {
-            break;
+        let special = special_bits(block);
+        if special != 0 {
+            return at + special.trailing_zeros() as usize;
         }
         at += BLOCK_BYTES;
-    }
-    while let Some(word) = bytes[at..].first_chunk::<8>() {
-        let special = special_bytes(u64::from_le_bytes(*word));
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += 8;
     }
     while at < bytes.len() && !is_special(bytes[at]) {
         at += 1;
@@ -80,25 +72,40 @@ pub(super) fn plain_len(bytes: &[u8]) -> usize {
     at
 }
 
-const BLOCK_BYTES: usize = 32;
+const BLOCK_BYTES: usize = 16;
 
 /// True for what ends a string, begins an escape or may not stand in a string.
 #[inline(always)]
 fn is_special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
+    byte <= CONTROL_MAX || byte == b'"' || byte == b'\\'
 }
 
-/// The high bit of each special byte. Bytes above the first special one may be marked wrongly.
+/// The last of the control characters that must be escaped (RFC 8259, 7).
+const CONTROL_MAX: u8 = 0x1f;
+
+/// One bit a byte: whether it is special.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn special_bytes(word: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    let quote = word ^ (ONES * b'"' as u64);
-    let escape = word ^ (ONES * b'\\' as u64);
-    let below = word.wrapping_sub(ONES * 0x20) & !word;
-    let quotes = quote.wrapping_sub(ONES) & !quote;
-    let escapes = escape.wrapping_sub(ONES) & !escape;
-    (below | quotes | escapes) & HIGHS
+fn special_bits(block: &[u8; BLOCK_BYTES]) -> u32 {
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
+        _mm_set1_epi8,
+    };
+    // SAFETY: the block is 16 readable bytes, the load needs no alignment, and SSE2 is part of x86-64.
+    unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast::<__m128i>());
+        let controls = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(CONTROL_MAX as i8)), bytes);
+        let quotes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+        let escapes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+        _mm_movemask_epi8(_mm_or_si128(controls, _mm_or_si128(quotes, escapes))) as u32
+    }
+}
+
+/// One bit a byte: whether it is special.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn special_bits(block: &[u8; BLOCK_BYTES]) -> u32 {
+    block.iter().rev().fold(0, |bits, byte| bits << 1 | u32::from(is_special(*byte)))
 }
 
 /// Goes on through a string from a special byte at `at` to its closing quote: the quote's index, or where and what is wrong.

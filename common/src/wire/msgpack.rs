@@ -17,6 +17,8 @@ pub(super) struct MsgPackReader<'a> {
     left: usize,
 }
 
+const EMPTY_DICT: u8 = 0x80;
+
 /// One value without its children.
 enum Item<'a> {
     Null,
@@ -170,9 +172,57 @@ impl<'a> MsgPackReader<'a> {
                 Item::Str(_) => return Err(Fault::Utf8),
                 _ => return Err(Fault::Kind),
             }
-            self.walk(&mut Nothing, OPEN_IN_MESSAGE + 1)?;
+            self.skip()?;
         }
         Ok(())
+    }
+
+    /// Checks one value inside the arguments, options or details of a message.
+    #[inline(always)]
+    fn skip(&mut self) -> Result<(), Fault> {
+        // The walk has a stack to set up, which the scalars that most arguments are do not need.
+        let len = match self.bytes.get(self.at) {
+            Some(0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3) => {
+                self.at += 1;
+                return Ok(());
+            }
+            Some(marker @ 0xa0..=0xbf) => {
+                self.at += 1;
+                usize::from(marker & 0x1f)
+            }
+            Some(0xd9) => {
+                self.at += 1;
+                usize::from(self.byte()?)
+            }
+            _ => return self.walk(&mut Nothing, OPEN_IN_MESSAGE + 1),
+        };
+        let bytes = self.take(len)?;
+        if utf8::text(bytes).is_some() { Ok(()) } else { Err(Fault::Utf8) }
+    }
+
+    /// A dictionary with string keys, or null; no bytes when it has no entry.
+    fn other_options(&mut self) -> Result<&'a [u8], Fault> {
+        let start = self.at;
+        match self.item()? {
+            Item::Null | Item::Dict(0) => return Ok(&[]),
+            Item::Dict(count) => self.entries(count)?,
+            _ => return Err(Fault::Kind),
+        }
+        Ok(&self.bytes[start..self.at])
+    }
+
+    /// The rarer encodings of an unsigned integer, whose marker was just read.
+    #[cold]
+    fn other_uint(&mut self) -> Result<u64, Fault> {
+        self.at -= 1;
+        if let Item::UInt(value) = self.item()? { Ok(value) } else { Err(Fault::Kind) }
+    }
+
+    /// The rarer encodings of a string, whose marker was just read.
+    #[cold]
+    fn other_text(&mut self) -> Result<&'a [u8], Fault> {
+        self.at -= 1;
+        if let Item::Str(bytes) = self.item()? { Ok(bytes) } else { Err(Fault::Kind) }
     }
 }
 
@@ -224,18 +274,26 @@ impl<'a> Reader<'a> for MsgPackReader<'a> {
 
     #[inline(always)]
     fn uint(&mut self) -> Result<u64, Fault> {
-        match self.item()? {
-            Item::UInt(value) => Ok(value),
-            _ => Err(Fault::Kind),
+        match self.byte()? {
+            small @ 0x00..=0x7f => Ok(u64::from(small)),
+            0xcd => Ok(u64::from(u16::from_be_bytes(self.array()?))),
+            0xce => Ok(u64::from(u32::from_be_bytes(self.array()?))),
+            0xcf => Ok(u64::from_be_bytes(self.array()?)),
+            _ => self.other_uint(),
         }
     }
 
     #[inline(always)]
     fn text(&mut self) -> Result<Text<'a>, Fault> {
-        match self.item()? {
-            Item::Str(bytes) => utf8::text(bytes).map(Cow::Borrowed).ok_or(Fault::Utf8),
-            _ => Err(Fault::Kind),
-        }
+        let bytes = match self.byte()? {
+            marker @ 0xa0..=0xbf => self.take(usize::from(marker & 0x1f))?,
+            0xd9 => {
+                let len = usize::from(self.byte()?);
+                self.take(len)?
+            }
+            _ => self.other_text()?,
+        };
+        utf8::text(bytes).map(Cow::Borrowed).ok_or(Fault::Utf8)
     }
 
     #[inline(always)]
@@ -245,7 +303,7 @@ impl<'a> Reader<'a> for MsgPackReader<'a> {
             Item::Null => return Ok(None),
             Item::List(count) => {
                 for _ in 0..count {
-                    self.walk(&mut Nothing, OPEN_IN_MESSAGE + 1)?;
+                    self.skip()?;
                 }
             }
             _ => return Err(Fault::Kind),
@@ -267,12 +325,11 @@ impl<'a> Reader<'a> for MsgPackReader<'a> {
     #[inline(always)]
     fn options(&mut self) -> Result<&'a [u8], Fault> {
         let start = self.at;
-        match self.item()? {
-            Item::Null | Item::Dict(0) => return Ok(&[]),
-            Item::Dict(count) => self.entries(count)?,
-            _ => return Err(Fault::Kind),
+        if self.bytes.get(start) == Some(&EMPTY_DICT) {
+            self.at += 1;
+            return Ok(&[]);
         }
-        Ok(&self.bytes[start..self.at])
+        self.other_options()
     }
 
     fn key(&mut self) -> Result<Option<Text<'a>>, Fault> {

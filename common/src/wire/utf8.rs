@@ -10,31 +10,35 @@ pub(super) fn text(bytes: &[u8]) -> Option<&str> {
     simdutf8::basic::from_utf8(bytes).ok()
 }
 
-/// True for at most [`SHORT_BYTES_MAX`] bytes of ASCII. The vector code below has a fixed cost that is larger than this loop's.
+/// True for at most [`SHORT_BYTES_MAX`] bytes of ASCII. The vector code behind `text` has a fixed cost that is larger than
+/// this loop's.
 #[inline]
 fn is_short_ascii(bytes: &[u8]) -> bool {
     let len = bytes.len();
     if len > SHORT_BYTES_MAX {
         return false;
     }
-    if len < 8 {
-        return bytes.is_ascii();
-    }
     let mut seen = 0;
-    let mut rest = bytes;
-    while let Some((word, after)) = rest.split_first_chunk::<8>() {
-        seen |= u64::from_ne_bytes(*word);
-        rest = after;
+    // After the whole words comes the last word anew: it overlaps what was seen, which does no harm.
+    if let Some(last) = bytes.last_chunk::<BLOCK_BYTES>() {
+        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+        let or = |seen, block: &[u8; BLOCK_BYTES]| seen | u128::from_ne_bytes(*block);
+        let seen = or(blocks.iter().fold(0, or), last);
+        return seen & HIGH_BITS == 0;
     }
-    // The last word again or anew: it may overlap the one before, which does no harm.
-    if let Some(word) = bytes.last_chunk::<8>() {
-        seen |= u64::from_ne_bytes(*word);
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        let seen = u64::from_ne_bytes(*first) | u64::from_ne_bytes(*last);
+        return seen & HIGH_BITS as u64 == 0;
     }
-    seen & HIGH_BITS == 0
+    for byte in bytes {
+        seen |= byte;
+    }
+    seen < 0x80
 }
 
-const SHORT_BYTES_MAX: usize = 64;
-const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+const SHORT_BYTES_MAX: usize = 256;
+const BLOCK_BYTES: usize = 16;
+const HIGH_BITS: u128 = 0x8080_8080_8080_8080_8080_8080_8080_8080;
 
 #[cfg(test)]
 mod tests {
@@ -42,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_stray_byte_is_found_at_every_place_of_every_length() {
-        for len in 0..200 {
+        for len in 0..300 {
             let mut bytes = vec![b'a'; len];
             assert!(text(&bytes).is_some());
             for at in 0..len {
