@@ -132,7 +132,6 @@ fn execute(scenario: &Scenario) -> Result<bool, Failure> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn execute_parts<W: Workload>(
     scenario: &'static str,
     unit: &'static str,

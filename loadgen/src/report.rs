@@ -192,15 +192,17 @@ fn busy_threads(cpu: &CpuUse) -> Vec<ThreadUse> {
 impl Display for Report {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.workload)?;
-        writeln!(
-            out,
-            "  delivered   {} {}/s  ({} in {:.2} s; {} sent/s)",
-            grouped(self.delivered_per_second),
-            self.unit,
-            grouped(self.delivered as f64),
-            self.measured_seconds,
-            grouped(self.sent_per_second)
-        )?;
+        if self.faults.sent > 0 {
+            writeln!(
+                out,
+                "  delivered   {} {}/s  ({} in {:.2} s; {} sent/s)",
+                grouped(self.delivered_per_second),
+                self.unit,
+                grouped(self.delivered as f64),
+                self.measured_seconds,
+                grouped(self.sent_per_second)
+            )?;
+        }
         self.write_cpu(out)?;
         let latency = &self.latency_us;
         if latency.count > 0 {
@@ -218,14 +220,11 @@ impl Display for Report {
 impl Report {
     fn write_cpu(&self, out: &mut Formatter<'_>) -> fmt::Result {
         if let Some(router) = &self.router {
-            writeln!(
-                out,
-                "  router CPU  {:.3} CPUs ({}), {} {} per CPU-second",
-                router.cpus,
-                router.cpu_source,
-                grouped(router.messages_per_cpu_second),
-                self.unit
-            )?;
+            write!(out, "  router CPU  {:.3} CPUs ({})", router.cpus, router.cpu_source)?;
+            if self.delivered > 0 {
+                write!(out, ", {} {} per CPU-second", grouped(router.messages_per_cpu_second), self.unit)?;
+            }
+            writeln!(out)?;
             for thread in router.threads.iter().take(THREADS_SHOWN) {
                 writeln!(
                     out,
