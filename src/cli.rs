@@ -117,6 +117,8 @@ pub enum Error {
     Read { file: String, source: io::Error },
     #[error("{file}: longer than {CONFIG_BYTES_MAX} bytes")]
     TooLong { file: String },
+    #[error("--cores {cores} needs a memory.max of at least {least} bytes")]
+    Memory { cores: Cores, least: u64 },
     #[error(transparent)]
     Invalid(#[from] ConfigError),
 }
@@ -133,6 +135,10 @@ impl Options {
         }
         if let Some(cores) = &self.cores {
             config.cores.clone_from(cores);
+        }
+        let least = config.memory_min();
+        if config.memory.max < least {
+            return Err(Error::Memory { cores: config.cores, least });
         }
         Ok(config)
     }
@@ -230,5 +236,19 @@ mod tests {
         let config = options.load().unwrap();
         assert_eq!(config.data_dir, PathBuf::from("/x"));
         assert_eq!(config.cores, Cores::List(vec![3]));
+    }
+
+    #[test]
+    fn cores_on_the_command_line_need_the_memory_of_their_shards() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, b"memory.max = \"16MiB\"").unwrap();
+        let options = |cores: &str| Options {
+            config: Some(file.path().to_owned()),
+            data_dir: None,
+            cores: Some(cores.parse().unwrap()),
+        };
+        assert!(options("0-2").load().is_ok());
+        let error = options("0-3").load().unwrap_err().to_string();
+        assert_eq!(error, "--cores 0-3 needs a memory.max of at least 20971520 bytes");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::reader::{Section, Source};
 use super::schema::Bytes;
-use super::{Config, ConfigError, RealmConfig};
+use super::{Config, ConfigError, Cores, RealmConfig};
 use crate::uri::{UriRule, is_reserved, is_valid};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -49,15 +49,27 @@ fn queues(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// One connection at its bound does not use up the node's memory.
+/// One connection at its bound does not use up its shard's part of the memory.
 fn memory(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
-    let slow = &config.slow_receiver;
-    let least = u64::from(slow.queue_max) + u64::from(slow.reply_reserve);
+    let least = config.memory_min();
     if config.memory.max >= least {
         return Ok(());
     }
-    let allowed = format!("at least slow_receiver.queue_max and reply_reserve together, {}", Bytes(least));
+    let allowed =
+        format!("at least slow_receiver.queue_max and reply_reserve together, each shard: {}", Bytes(least));
     Err(source.section("memory")?.refuse("max", Bytes(config.memory.max).to_string(), allowed))
+}
+
+impl Config {
+    /// The least `memory.max`, bytes: one full queue on every shard, else one slow receiver would stop a shard's
+    /// publishers. Shards that `auto` will make are not known here and count as one.
+    pub fn memory_min(&self) -> u64 {
+        let shards = match &self.cores {
+            Cores::Auto => 1,
+            Cores::List(cpus) => cpus.len() as u64,
+        };
+        shards * (u64::from(self.slow_receiver.queue_max) + u64::from(self.slow_receiver.reply_reserve))
+    }
 }
 
 /// No two sockets want the same address. Port 0 is the kernel's choice and never taken twice.
@@ -151,9 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn memory_holds_one_connection_at_its_bound() {
+    fn memory_holds_one_connection_at_its_bound_on_every_shard() {
         let text = "[slow_receiver]\nqueue_max = \"16MiB\"\n[memory]\nmax = \"16MiB\"";
         assert!(refused(text).starts_with("test.toml:4: memory.max: found 16MiB, allowed: at least "));
+        assert_eq!(
+            refused("cores = \"0-3\"\nmemory.max = \"19MiB\""),
+            "test.toml:2: memory.max: found 19MiB, allowed: at least slow_receiver.queue_max and reply_reserve together, each shard: 20MiB"
+        );
+        accepted("cores = \"0-3\"\nmemory.max = \"20MiB\"");
     }
 
     #[test]
