@@ -119,10 +119,8 @@ impl<V> PatternMap<V> {
         {
             return;
         }
-        for (pattern, value) in self.prefixes.matches(uri) {
-            if found(Match::Prefix, pattern, value) {
-                return;
-            }
+        if self.prefixes.find_match(uri, |pattern, value| found(Match::Prefix, pattern, value)) {
+            return;
         }
         self.wildcards.find_match(uri, |pattern, value| found(Match::Wildcard, pattern, value));
     }

@@ -3,7 +3,7 @@
 //! A look-up hashes the URI once, from the left, and asks the table at each length that some pattern has: at most
 //! `min(URI bytes, distinct lengths) + 1` probes, however many patterns there are and however they were chosen.
 
-use super::hash::UriHash;
+use super::hash::{Running, UriHash};
 use super::table::Table;
 use crate::limits::URI_BYTES_MAX;
 use arrayvec::ArrayVec;
@@ -65,16 +65,23 @@ impl<V> Prefixes<V> {
         });
     }
 
-    /// The patterns that are prefixes of `uri`, longest first.
+    /// Calls `found` for the patterns that are prefixes of `uri`, longest first, until it says true; false when it
+    /// never did.
     #[inline]
-    pub(super) fn matches(&self, uri: &str) -> impl Iterator<Item = (&str, &V)> {
-        let lengths = self.lengths.iter().map(|&(length, _)| length);
-        let probes = probes(self.hash, &[], uri, lengths);
-        let uri = uri.as_bytes();
-        probes
-            .into_iter()
-            .rev()
-            .filter_map(move |(length, hash)| self.table.find_hashed(hash, uri.get(..usize::from(length))?))
+    pub(super) fn find_match<'a>(&'a self, uri: &str, mut found: impl FnMut(&'a str, &'a V) -> bool) -> bool {
+        if self.lengths.is_empty() {
+            return false;
+        }
+        let mut probes = Probes::new();
+        probe(&mut probes, self.hash.running(&[]), uri, self.lengths.iter().map(|&(length, _)| length));
+        for (&hash, &(length, _)) in probes.iter().zip(&self.lengths).rev() {
+            if let Some((pattern, value)) = self.table.find_hashed(hash, &uri.as_bytes()[..length])
+                && found(pattern, value)
+            {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -88,27 +95,29 @@ fn forget(lengths: &mut Vec<(usize, usize)>, length: usize) {
     }
 }
 
-/// Where to probe for the prefixes of one URI: (length, hash of `head` and that many bytes), shortest first.
-pub(crate) type Probes = ArrayVec<(u16, u64), PROBES_MAX>;
+/// The hashes to probe for the prefixes of one URI.
+pub(crate) type Probes = ArrayVec<u64, PROBES_MAX>;
 
 /// Most probes of one look-up: every length from 0 to [`URI_BYTES_MAX`].
 pub(crate) const PROBES_MAX: usize = URI_BYTES_MAX + 1;
 
-const _: () = assert!(URI_BYTES_MAX <= u16::MAX as usize);
-
-/// The probes of `uri` at `lengths`, which ascend. Patterns longer than [`URI_BYTES_MAX`] are no patterns.
+/// Adds a hash for each of the `lengths`, which ascend, that `uri` has: that of what `running` was given and of so many
+/// bytes of `uri`. Patterns longer than [`URI_BYTES_MAX`] are no patterns.
+///
+/// `probes` is lent, since moving so large a value would cost more than the rest of most look-ups.
 #[inline]
-pub(crate) fn probes(hash: UriHash, head: &[u8], uri: &str, lengths: impl Iterator<Item = usize>) -> Probes {
+pub(crate) fn probe(
+    probes: &mut Probes,
+    mut running: Running,
+    uri: &str,
+    lengths: impl Iterator<Item = usize>,
+) {
     let uri = uri.as_bytes();
     let length_max = uri.len().min(URI_BYTES_MAX);
-    let mut probes = Probes::new();
-    let mut running = None;
     let mut hashed = 0;
     for length in lengths.take_while(|&length| length <= length_max) {
-        let running = running.get_or_insert_with(|| hash.running(head));
         running.extend(&uri[hashed..length]);
         hashed = length;
-        probes.push((length as u16, running.hash()));
+        probes.push(running.hash());
     }
-    probes
 }

@@ -13,13 +13,11 @@ use crate::limits::URI_COMPONENTS_MAX;
 
 /// A trie by components whose leaves all lie at one depth.
 pub(crate) trait Trie {
-    type Node: Copy;
-
     /// The child for exactly this component, which is not empty.
-    fn literal(&self, node: Self::Node, component: &str) -> Option<Self::Node>;
+    fn literal(&self, node: u32, component: &str) -> Option<u32>;
 
     /// The child for any component.
-    fn any(&self, node: Self::Node) -> Option<Self::Node>;
+    fn any(&self, node: u32) -> Option<u32>;
 }
 
 /// The components of a URI.
@@ -61,38 +59,38 @@ pub(crate) struct Walk<'a, 'u, T: Trie> {
     trie: &'a T,
     components: &'a Components<'u>,
     /// Where to go on: a node and its depth.
-    next: Option<(T::Node, usize)>,
+    next: Option<(u32, usize)>,
     /// Bit `d` is set when the wildcard branch below depth `d` is still to be taken.
     pending: u128,
-    branches: [Option<T::Node>; URI_COMPONENTS_MAX],
+    branches: [u32; URI_COMPONENTS_MAX],
 }
 
 const _: () = assert!(URI_COMPONENTS_MAX <= u128::BITS as usize, "pending holds one bit a component");
 
 impl<'a, 'u, T: Trie> Walk<'a, 'u, T> {
     #[inline]
-    pub(crate) fn new(trie: &'a T, root: T::Node, components: &'a Components<'u>) -> Self {
-        Self { trie, components, next: Some((root, 0)), pending: 0, branches: [None; URI_COMPONENTS_MAX] }
+    pub(crate) fn new(trie: &'a T, root: u32, components: &'a Components<'u>) -> Self {
+        Self { trie, components, next: Some((root, 0)), pending: 0, branches: [0; URI_COMPONENTS_MAX] }
     }
 
     /// The deepest wildcard branch not taken yet.
     #[inline]
-    fn back(&mut self) -> Option<(T::Node, usize)> {
+    fn back(&mut self) -> Option<(u32, usize)> {
         if self.pending == 0 {
             return None;
         }
         let depth = (u128::BITS - 1 - self.pending.leading_zeros()) as usize;
         self.pending ^= 1 << depth;
-        Some((self.branches[depth]?, depth + 1))
+        Some((self.branches[depth], depth + 1))
     }
 
     /// The child to go to first; the other one is remembered.
     #[inline]
-    fn descend(&mut self, node: T::Node, depth: usize) -> Option<T::Node> {
+    fn descend(&mut self, node: u32, depth: usize) -> Option<u32> {
         let any = self.trie.any(node);
         let component = self.components.get(depth);
         let literal = if component.is_empty() { None } else { self.trie.literal(node, component) };
-        if literal.is_some() && any.is_some() {
+        if let (Some(_), Some(any)) = (literal, any) {
             self.branches[depth] = any;
             self.pending |= 1 << depth;
         }
@@ -101,10 +99,10 @@ impl<'a, 'u, T: Trie> Walk<'a, 'u, T> {
 }
 
 impl<T: Trie> Iterator for Walk<'_, '_, T> {
-    type Item = T::Node;
+    type Item = u32;
 
     #[inline]
-    fn next(&mut self) -> Option<T::Node> {
+    fn next(&mut self) -> Option<u32> {
         loop {
             let (node, depth) = self.next?;
             if depth == self.components.len {

@@ -217,8 +217,6 @@ impl<V> Wildcards<V> {
 }
 
 impl<V> Trie for Wildcards<V> {
-    type Node = u32;
-
     #[inline]
     fn literal(&self, node: u32, component: &str) -> Option<u32> {
         if self.node(node).literals == 0 {
@@ -339,8 +337,6 @@ mod tests {
     }
 
     impl Trie for Counted<'_> {
-        type Node = u32;
-
         fn literal(&self, node: u32, component: &str) -> Option<u32> {
             self.trie.literal(node, component)
         }

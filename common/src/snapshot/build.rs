@@ -8,6 +8,7 @@ use crate::pattern::hash::UriHash;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// The bytes of a snapshot of `source`; `seed` keys the hashes of its indexes.
 ///
@@ -39,13 +40,14 @@ pub(super) fn tables(source: &Source, seed: u64) -> Tables {
     for range in groups(&sorted) {
         patterns.add_group(&sorted, &routes, range);
     }
-    let nodes = patterns.nodes(&sorted, &routes);
+    let hash = UriHash::new(seed);
+    let nodes = patterns.nodes(&sorted, &routes, &hash);
     Tables {
         version: source.version,
         epoch: source.epoch,
         seed,
         claims_folded: source.claims_folded.clone(),
-        slots: slots(&sorted, seed),
+        slots: slots(&sorted, &hash),
         text: text.pool,
         realms,
         routes,
@@ -106,8 +108,7 @@ impl Text {
     }
 }
 
-fn slots(sorted: &[&Route], seed: u64) -> Vec<Slot> {
-    let hash = UriHash::new(seed);
+fn slots(sorted: &[&Route], hash: &UriHash) -> Vec<Slot> {
     let mut slots = vec![Slot { tag: 0, route: EMPTY }; (sorted.len() * 2).next_power_of_two()];
     let mask = slots.len() - 1;
     for (index, route) in (0..).zip(sorted) {
@@ -124,7 +125,7 @@ fn slots(sorted: &[&Route], seed: u64) -> Vec<Slot> {
 }
 
 /// The ranges of routes of one (realm, kind) that hold a pattern; each range has all its prefixes and wildcards.
-fn groups(sorted: &[&Route]) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn groups(sorted: &[&Route]) -> impl Iterator<Item = Range<usize>> {
     let mut end = 0;
     std::iter::from_fn(move || {
         let is_pattern = |route: &&Route| route.policy != Match::Exact;
@@ -142,13 +143,13 @@ struct Patterns {
     lengths: Vec<u16>,
     tries: Vec<u16>,
     /// For each trie, its routes in `order`.
-    trie_routes: Vec<std::ops::Range<usize>>,
+    trie_routes: Vec<Range<usize>>,
     /// The wildcard routes: trie by trie, and by components within a trie.
     order: Vec<u32>,
 }
 
 impl Patterns {
-    fn add_group(&mut self, sorted: &[&Route], routes: &[RouteRow], range: std::ops::Range<usize>) {
+    fn add_group(&mut self, sorted: &[&Route], routes: &[RouteRow], range: Range<usize>) {
         let (lengths_first, tries_first) = (self.lengths.len(), self.tries.len());
         let wildcards_first =
             range.start + sorted[range.clone()].iter().filter(|route| route.policy == Match::Prefix).count();
@@ -167,7 +168,7 @@ impl Patterns {
         });
     }
 
-    fn add_tries(&mut self, sorted: &[&Route], wildcards: std::ops::Range<usize>) {
+    fn add_tries(&mut self, sorted: &[&Route], wildcards: Range<usize>) {
         let uri = |route: u32| sorted[route as usize].uri.as_str();
         let mut counted: Vec<(usize, u32)> = wildcards
             .map(|route| (uri(route as u32).split('.').count(), route as u32))
@@ -186,47 +187,59 @@ impl Patterns {
     }
 
     /// The nodes of all tries, level by level.
-    fn nodes(&self, sorted: &[&Route], routes: &[RouteRow]) -> Vec<Node> {
-        let mut nodes = Vec::with_capacity(self.order.len() * 2);
-        let mut spans = Vec::with_capacity(self.order.len() * 2);
-        for (routes, &components) in self.trie_routes.iter().zip(&self.tries) {
-            nodes.push(Node { component_at: 0, component_bytes: 0, any: 0, first: 0, children_len: 0 });
-            spans.push(Span { routes: routes.clone(), skip: 0, components_left: components });
-        }
-        let mut parent = 0;
-        while parent < nodes.len() {
-            let span = spans[parent].clone();
-            let first = nodes.len();
+    fn nodes(&self, sorted: &[&Route], routes: &[RouteRow], hash: &UriHash) -> Vec<Node> {
+        let mut nodes: Vec<_> = self.tries.iter().map(|_| NO_NODE).collect();
+        let span = |(routes, &components): (&Range<usize>, &u16)| Span {
+            routes: routes.clone(),
+            skip: 0,
+            components_left: components,
+        };
+        let mut spans: Vec<_> = self.trie_routes.iter().zip(&self.tries).map(span).collect();
+        let mut children = Vec::new();
+        for parent in 0.. {
+            let Some(span) = spans.get(parent).cloned() else { break };
             if span.components_left == 0 {
                 nodes[parent].first = self.order[span.routes.start];
-                parent += 1;
                 continue;
             }
-            let mut at = span.routes.start;
-            while at < span.routes.end {
-                let component = self.component(sorted, at, span.skip);
-                let same = |&route: &usize| self.component(sorted, route, span.skip) == component;
-                let end = at + (at..span.routes.end).take_while(same).count();
-                nodes.push(Node {
-                    component_at: routes[self.order[at] as usize].uri_at + span.skip as u32,
-                    component_bytes: component.len() as u16,
-                    any: 0,
-                    first: 0,
-                    children_len: 0,
-                });
-                spans.push(Span {
-                    routes: at..end,
-                    skip: span.skip + component.len() + 1,
-                    components_left: span.components_left - 1,
-                });
-                at = end;
+            self.children(sorted, routes, hash, span, &mut children);
+            nodes[parent].any = u16::from(children[0].0.component_bytes == 0);
+            nodes[parent].children_len = children.len() as u32;
+            nodes[parent].first = nodes.len().try_into().expect("a snapshot is smaller than 2 GiB");
+            for (node, span) in children.drain(..) {
+                nodes.push(node);
+                spans.push(span);
             }
-            nodes[parent].any = u16::from(nodes[first].component_bytes == 0);
-            nodes[parent].children_len = (nodes.len() - first) as u32;
-            nodes[parent].first = first.try_into().expect("a snapshot is smaller than 2 GiB");
-            parent += 1;
         }
         nodes
+    }
+
+    /// The children of the node with this span: the one for any component, then the others by (tag, component).
+    fn children(
+        &self,
+        sorted: &[&Route],
+        routes: &[RouteRow],
+        hash: &UriHash,
+        span: Span,
+        children: &mut Vec<(Node, Span)>,
+    ) {
+        let mut at = span.routes.start;
+        while at < span.routes.end {
+            let component = self.component(sorted, at, span.skip);
+            let same = |&route: &usize| self.component(sorted, route, span.skip) == component;
+            let end = at + (at..span.routes.end).take_while(same).count();
+            let node = Node {
+                component_at: routes[self.order[at] as usize].uri_at + span.skip as u32,
+                component_bytes: component.len() as u16,
+                tag: component_tag(hash, component),
+                ..NO_NODE
+            };
+            let skip = span.skip + component.len() + 1;
+            children.push((node, Span { routes: at..end, skip, components_left: span.components_left - 1 }));
+            at = end;
+        }
+        // They come by component, and a stable sort keeps that order among equal tags.
+        children.sort_by_key(|(node, _)| (node.component_bytes != 0, node.tag));
     }
 
     /// The component that starts at byte `skip` of the pattern at `at` in the order.
@@ -236,11 +249,13 @@ impl Patterns {
     }
 }
 
+const NO_NODE: Node = Node { component_at: 0, component_bytes: 0, any: 0, tag: 0, first: 0, children_len: 0 };
+
 /// The patterns below a node.
 #[derive(Clone)]
 struct Span {
     /// Of the order; they agree in their first `skip` bytes.
-    routes: std::ops::Range<usize>,
+    routes: Range<usize>,
     skip: usize,
     components_left: u16,
 }

@@ -234,11 +234,14 @@ fn parents(tables: &ArchivedTables) -> Result<Vec<u32>, String> {
 }
 
 fn sorted_children(tables: &ArchivedTables, range: Range<usize>) -> Proof {
-    let mut last = "";
+    let hash = tables.hasher();
+    let mut last = None;
     for child in &tables.nodes[range] {
         let component = text(tables, child.component_at.to_native(), child.component_bytes.to_native())?;
-        require(last < component, "children are not sorted")?;
-        last = component;
+        let tag = component_tag(&hash, component);
+        require(!component.is_empty() && child.tag == tag, "a branch has another component's tag")?;
+        require(last.is_none_or(|last| last < (tag, component)), "children are not sorted")?;
+        last = Some((tag, component));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! its place in one pool and each other by index; their sizes leave no padding, so equal tables are equal bytes.
 
 use crate::ids::{BootEpoch, Match, RealmId, RouteKind, SnapshotVersion};
+use crate::pattern::hash::UriHash;
 use crate::snapshot::Anonymous;
 use rkyv::{Archive, Archived, Serialize};
 
@@ -101,8 +102,10 @@ pub(super) struct Node {
     /// The component that leads here, a part of some route's URI; empty for a root and for a wildcard.
     pub component_at: u32,
     pub component_bytes: u16,
-    /// 1 when the first child is the one for any component, else 0. The others ascend by component.
+    /// 1 when the first child is the one for any component, else 0. The others ascend by (tag, component).
     pub any: u16,
+    /// See [`component_tag`]; of no meaning for a root and for a wildcard.
+    pub tag: u32,
     /// The first of `children_len` children; for a leaf the route.
     pub first: u32,
     pub children_len: u32,
@@ -112,7 +115,7 @@ const _: () = assert!(size_of::<ArchivedRealmRow>() == 16);
 const _: () = assert!(size_of::<ArchivedRouteRow>() == 32);
 const _: () = assert!(size_of::<ArchivedSlot>() == 8);
 const _: () = assert!(size_of::<ArchivedGroup>() == 24);
-const _: () = assert!(size_of::<ArchivedNode>() == 16);
+const _: () = assert!(size_of::<ArchivedNode>() == 20);
 const _: () = assert!(align_of::<ArchivedTables>() <= ALIGN && HEADER_BYTES.is_multiple_of(ALIGN));
 
 impl ArchivedTables {
@@ -173,4 +176,10 @@ pub(super) fn hash_head(realm: RealmId, kind: RouteKind, policy: Match) -> [u8; 
     head[8] = kind as u8;
     head[9] = policy as u8;
     head
+}
+
+/// The keyed hash of a component by which the children of a node are sorted.
+#[inline]
+pub(super) fn component_tag(hash: &UriHash, component: &str) -> u32 {
+    (hash.of(component.as_bytes()) >> 32) as u32
 }

@@ -4,9 +4,10 @@ use super::layout::*;
 use super::{RouteView, Snapshot};
 use crate::ids::{Match, RealmId, RouteKind, ShardSet};
 use crate::pattern::hash::UriHash;
-use crate::pattern::prefix::{Probes, probes};
+use crate::pattern::prefix::{Probes, probe};
 use crate::pattern::walk::{Components, Trie, Walk};
-use std::ops::Deref;
+use std::cmp::Ordering;
+use std::ops::{Deref, Range};
 
 impl<B: Deref<Target = [u8]>> Snapshot<B> {
     /// The route whose policy is exact and whose URI is `uri`.
@@ -68,15 +69,7 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
             return;
         };
         let group = &tables.groups[group];
-        for (length, hash) in tables.prefix_probes(group, realm, kind, uri).into_iter().rev() {
-            let prefix = &uri.as_bytes()[..usize::from(length)];
-            if let Some(route) = tables.find(hash, realm, kind, Match::Prefix, prefix)
-                && found(tables.view(route))
-            {
-                return;
-            }
-        }
-        if group.tries_len == 0 {
+        if tables.find_prefix(group, realm, kind, uri, &mut found) || group.tries_len == 0 {
             return;
         }
         let Some(components) = Components::of(uri) else { return };
@@ -92,9 +85,13 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
 
 impl ArchivedTables {
     #[inline]
+    pub(super) fn hasher(&self) -> UriHash {
+        UriHash::new(self.seed.to_native())
+    }
+
+    #[inline]
     pub(super) fn hash(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> u64 {
-        let hash = UriHash::new(self.seed.to_native());
-        let mut running = hash.running(&hash_head(realm, kind, policy));
+        let mut running = self.hasher().running(&hash_head(realm, kind, policy));
         running.extend(uri.as_bytes());
         running.hash()
     }
@@ -134,13 +131,33 @@ impl ArchivedTables {
         RouteView { policy: route.policy(), uri: self.uri(route), shards: ShardSet(route.shards.to_native()) }
     }
 
+    /// Calls `found` for the prefixes of `uri`, longest first, until it says true; false when it never did.
     #[inline]
-    fn prefix_probes(&self, group: &ArchivedGroup, realm: RealmId, kind: RouteKind, uri: &str) -> Probes {
+    fn find_prefix<'a>(
+        &'a self,
+        group: &ArchivedGroup,
+        realm: RealmId,
+        kind: RouteKind,
+        uri: &str,
+        found: &mut impl FnMut(RouteView<'a>) -> bool,
+    ) -> bool {
+        if group.lengths_len == 0 {
+            return false;
+        }
         let first = group.lengths_first.to_native() as usize;
         let lengths = &self.lengths[first..first + usize::from(group.lengths_len.to_native())];
-        let lengths = lengths.iter().map(|length| usize::from(length.to_native()));
-        let hash = UriHash::new(self.seed.to_native());
-        probes(hash, &hash_head(realm, kind, Match::Prefix), uri, lengths)
+        let mut probes = Probes::new();
+        let running = self.hasher().running(&hash_head(realm, kind, Match::Prefix));
+        probe(&mut probes, running, uri, lengths.iter().map(|length| usize::from(length.to_native())));
+        for (&hash, length) in probes.iter().zip(lengths).rev() {
+            let prefix = &uri.as_bytes()[..usize::from(length.to_native())];
+            if let Some(route) = self.find(hash, realm, kind, Match::Prefix, prefix)
+                && found(self.view(route))
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// The root of the group's trie for this number of components.
@@ -155,21 +172,54 @@ impl ArchivedTables {
 }
 
 impl Trie for ArchivedTables {
-    type Node = u32;
-
     #[inline]
     fn literal(&self, node: u32, component: &str) -> Option<u32> {
         let node = &self.nodes[node as usize];
         let any = u32::from(node.any.to_native());
-        let first = node.first.to_native() + any;
-        let literals = &self.nodes[first as usize..(first + node.children_len.to_native() - any) as usize];
-        let at = literals.binary_search_by(|child| self.component(child).cmp(component)).ok()?;
-        Some(first + at as u32)
+        let (first, end) =
+            (node.first.to_native() + any, node.first.to_native() + node.children_len.to_native());
+        let is_it = |child: &u32| self.component(&self.nodes[*child as usize]) == component;
+        if end - first <= SCANNED_MAX {
+            return (first..end).find(is_it);
+        }
+        let tag = component_tag(&self.hasher(), component);
+        self.tagged(first..end, tag).find(is_it)
     }
 
     #[inline]
     fn any(&self, node: u32) -> Option<u32> {
         let node = &self.nodes[node as usize];
         (node.any == 1).then(|| node.first.to_native())
+    }
+}
+
+/// Most children that are compared one by one rather than searched by tag.
+const SCANNED_MAX: u32 = 4;
+
+impl ArchivedTables {
+    /// Those of `children`, which ascend by tag, that have this tag: interpolation search. Tags are keyed hashes, so
+    /// they are spread evenly, and it takes about log log n steps.
+    #[inline]
+    fn tagged(&self, children: Range<u32>, tag: u32) -> Range<u32> {
+        let tag_of = |child: u32| self.nodes[child as usize].tag.to_native();
+        let (mut low, mut high) = (children.start, children.end);
+        // Children before `low` have tags of at most `tag_low`, those from `high` on tags of at least `tag_high`.
+        let (mut tag_low, mut tag_high) = (0, u32::MAX);
+        while low < high {
+            let share =
+                u64::from(tag - tag_low) * u64::from(high - low) / (u64::from(tag_high - tag_low) + 1);
+            let guess = low + share as u32;
+            let found = tag_of(guess);
+            match found.cmp(&tag) {
+                Ordering::Less => (low, tag_low) = (guess + 1, found),
+                Ordering::Greater => (high, tag_high) = (guess, found),
+                Ordering::Equal => {
+                    let before = (low..guess).rev().take_while(|&child| tag_of(child) == tag).count();
+                    let after = (guess..high).take_while(|&child| tag_of(child) == tag).count();
+                    return guess - before as u32..guess + after as u32;
+                }
+            }
+        }
+        low..low
     }
 }

@@ -221,6 +221,32 @@ fn what_goes_in_comes_out() {
 }
 
 #[test]
+fn wide_tries_find_each_branch() {
+    let seed = 9;
+    let hash = crate::pattern::hash::UriHash::new(seed);
+    let mut names = std::collections::HashMap::new();
+    let twins = (0..1_000_000).find_map(|n| {
+        let name = format!("c{n}");
+        let twin = names.insert(layout::component_tag(&hash, &name), name.clone())?;
+        Some([name, twin])
+    });
+    let twins = twins.expect("a million 32-bit tags hold equal ones");
+    let pattern = |component: &str| (REALMS[0], RouteKind::Topic, Match::Wildcard, format!("{component}."));
+    let devices = (0..500).map(|n| format!("device{n}"));
+    let routes =
+        devices.chain(twins.clone()).chain([String::new()]).map(|name| (pattern(&name), 1)).collect();
+    let snapshot = Snapshot::check(build(&source_of(&routes), seed)).unwrap();
+    for n in 0..1_000 {
+        let found = all_matches(&snapshot, REALMS[0], RouteKind::Topic, &format!("device{n}.x"));
+        assert_eq!(found.len(), if n < 500 { 2 } else { 1 });
+    }
+    for name in twins {
+        let found = all_matches(&snapshot, REALMS[0], RouteKind::Topic, &format!("{name}.x"));
+        assert_eq!(found[0].1, format!("{name}."));
+    }
+}
+
+#[test]
 fn an_empty_snapshot_is_one() {
     let snapshot = Snapshot::check(build(&Source::default(), 0)).unwrap();
     assert_eq!((snapshot.routes_len(), snapshot.realms().count(), snapshot.claims_folded(0)), (0, 0, 0));
