@@ -33,7 +33,12 @@ pub(super) struct Scratch {
     events: [Vec<u8>; 3],
     /// The event framed for sharing, by serializer and framing.
     shared: [[Option<Bytes>; 2]; 3],
+    /// Something is in `shared`.
+    is_shared: bool,
 }
+
+/// Bytes each scratch buffer keeps from message to message.
+const SCRATCH_KEEP_BYTES_MAX: usize = 1 << 16;
 
 /// A payload in another serializer.
 #[derive(Debug, Default)]
@@ -76,8 +81,11 @@ impl Transcoded {
     }
 
     pub fn reset(&mut self) {
-        self.state = TranscodeState::Not;
-        self.bytes.shrink_to(1 << 16);
+        if self.state != TranscodeState::Not {
+            self.state = TranscodeState::Not;
+            self.bytes.clear();
+            self.bytes.shrink_to(SCRATCH_KEEP_BYTES_MAX);
+        }
     }
 }
 
@@ -119,6 +127,7 @@ impl Scratch {
     fn shared(&mut self, conn: &Conn) -> Bytes {
         let (serializer, framing) = (conn.serializer, conn.framing);
         let message = &self.events[serializer.index()];
+        self.is_shared = true;
         let slot = &mut self.shared[serializer.index()][framing as usize];
         slot.get_or_insert_with(|| {
             let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
@@ -130,16 +139,19 @@ impl Scratch {
     }
 
     fn next_subscription(&mut self) {
-        self.events.iter_mut().for_each(Vec::clear);
-        if self.shared.iter().flatten().any(Option::is_some) {
+        for event in &mut self.events {
+            event.clear();
+            if event.capacity() > SCRATCH_KEEP_BYTES_MAX {
+                *event = Vec::new();
+            }
+        }
+        if std::mem::take(&mut self.is_shared) {
             self.shared = Default::default();
         }
     }
 
     fn next_payload(&mut self) {
-        self.next_subscription();
         self.payloads.iter_mut().for_each(Transcoded::reset);
-        self.events.iter_mut().for_each(|event| event.shrink_to(1 << 16));
     }
 
     pub(super) fn payload(&mut self, to: Serializer) -> &mut Transcoded {
@@ -237,7 +249,7 @@ impl Shard {
         payload: Payload<'_>,
         except: u32,
     ) {
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let scratch = &mut self.scratch;
         scratch.next_payload();
         for index in topics {
             let Some(subscription) = self.topics.get(*index as usize) else { continue };
@@ -263,7 +275,7 @@ impl Shard {
                     continue;
                 }
                 let Some(Some(conn)) = conns.get_mut(*slot as usize) else { continue };
-                match queue_event(&mut queues, &mut scratch, &event, *slot, conn) {
+                match queue_event(&mut queues, scratch, &event, *slot, conn) {
                     Queued::Yes => events += 1,
                     Queued::Doomed => self.doomed.push(ConnId { slot: *slot, generation: conn.generation }),
                     Queued::TooLarge => queues.metrics.count(Counter::DroppedTooLarge),
@@ -272,7 +284,6 @@ impl Shard {
             }
             self.metrics.add(Counter::Events, events);
         }
-        self.scratch = scratch;
     }
 
     /// SUBSCRIBE (WAMP, basic profile, "Subscribing and Unsubscribing").
