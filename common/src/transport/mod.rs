@@ -98,6 +98,26 @@ pub fn write_header(
     }
 }
 
+/// Octets to leave free before a message that is encoded in place, for [`finish_frame`].
+pub const HEADER_ROOM: usize = rawsocket::PREFIX_BYTES;
+
+/// Turns what was appended to `out` from `start` on, [`HEADER_ROOM`] free octets and a message, into a server's frame.
+/// Most messages stay where they are; short and very long WebSocket ones move by a few octets.
+///
+/// # Panics
+/// As [`write_header`].
+#[inline]
+pub fn finish_frame(framing: Framing, serializer: Serializer, start: usize, out: &mut Vec<u8>) {
+    let message_bytes = out.len() - start - HEADER_ROOM;
+    match framing {
+        Framing::RawSocket => {
+            let prefix = rawsocket::prefix(FrameKind::Message, message_bytes);
+            out[start..start + HEADER_ROOM].copy_from_slice(&prefix);
+        }
+        Framing::WebSocket => websocket::finish_frame(serializer.is_text(), start, HEADER_ROOM, out),
+    }
+}
+
 /// Appends a client's whole frame; WebSocket payloads are masked with `mask`.
 ///
 /// # Panics

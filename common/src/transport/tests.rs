@@ -427,3 +427,22 @@ proptest! {
         prop_assert_eq!(walk_own_frame(framing, rest), None);
     }
 }
+
+#[test]
+fn a_frame_made_in_place_is_the_frame_written_in_order() {
+    for framing in [Framing::RawSocket, Framing::WebSocket] {
+        for serializer in Serializer::ALL {
+            for bytes in [0, 1, 125, 126, 127, 65_535, 65_536, 100_000] {
+                let message: Vec<u8> = (0..bytes).map(|at| at as u8).collect();
+                let mut expected = b"before".to_vec();
+                write_header(framing, serializer, FrameKind::Message, bytes, &mut expected);
+                expected.extend_from_slice(&message);
+                let mut out = b"before".to_vec();
+                out.extend_from_slice(&[0; HEADER_ROOM]);
+                out.extend_from_slice(&message);
+                finish_frame(framing, serializer, 6, &mut out);
+                assert!(out == expected, "{framing:?} {serializer:?} {bytes}");
+            }
+        }
+    }
+}

@@ -183,6 +183,27 @@ pub(super) fn write_header(
     }
 }
 
+/// Makes the `room` free octets at `start` and the message behind them one server's frame.
+#[inline]
+pub(super) fn finish_frame(is_text: bool, start: usize, room: usize, out: &mut Vec<u8>) {
+    let message_bytes = out.len() - start - room;
+    let first = FINAL_BIT | if is_text { Opcode::Text } else { Opcode::Binary } as u8;
+    if message_bytes < usize::from(LENGTH_16) {
+        out.copy_within(start + room.., start + 2);
+        out.truncate(start + 2 + message_bytes);
+        out[start..start + 2].copy_from_slice(&[first, message_bytes as u8]);
+    } else if let Ok(bytes) = u16::try_from(message_bytes) {
+        let [high, low] = bytes.to_be_bytes();
+        out[start..start + room].copy_from_slice(&[first, LENGTH_16, high, low]);
+    } else {
+        let mut header = [first, LENGTH_64, 0, 0, 0, 0, 0, 0, 0, 0];
+        header[2..].copy_from_slice(&(message_bytes as u64).to_be_bytes());
+        out.resize(out.len() + header.len() - room, 0);
+        out.copy_within(start + room..start + room + message_bytes, start + header.len());
+        out[start..start + header.len()].copy_from_slice(&header);
+    }
+}
+
 /// Bytes of the header and of the payload of the unmasked frame that `bytes` begins with; `None`: no whole header.
 #[inline]
 pub(super) fn walk_own_header(bytes: &[u8]) -> Option<(usize, usize)> {

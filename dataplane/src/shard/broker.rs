@@ -26,7 +26,6 @@ const SHARE_BYTES_MIN: usize = 2_048;
 /// Memory that is reused from message to message.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    pub message: Vec<u8>,
     /// The payload transcoded, by serializer.
     payloads: [Transcoded; 3],
     /// The event encoded, by serializer.
@@ -97,6 +96,21 @@ struct Event<'a> {
     topic: Option<&'a str>,
     from: Serializer,
     payload: Payload<'a>,
+    /// Subscribers here; for few, encoding in place is cheaper than encoding once and copying.
+    receivers: usize,
+}
+
+impl Event<'_> {
+    #[inline]
+    fn write(&self, to: Serializer, out: &mut Vec<u8>, payload: Payload<'_>) {
+        match self.topic {
+            None => encode::event(to, out, self.subscription, self.publication, &[], payload),
+            Some(topic) => {
+                let details = [("topic", Field::Str(topic))];
+                encode::event(to, out, self.subscription, self.publication, &details, payload);
+            }
+        }
+    }
 }
 
 impl Scratch {
@@ -110,15 +124,7 @@ impl Scratch {
             } else {
                 self.payloads[at].fill(event.from, to, event.payload)?
             };
-            let out = &mut self.events[at];
-            let (subscription, publication) = (event.subscription, event.publication);
-            match event.topic {
-                None => encode::event(to, out, subscription, publication, &[], payload),
-                Some(topic) => {
-                    let details = [("topic", Field::Str(topic))];
-                    encode::event(to, out, subscription, publication, &details, payload);
-                }
-            }
+            event.write(to, &mut self.events[at], payload);
         }
         Some(&self.events[at])
     }
@@ -173,12 +179,12 @@ impl Shard {
         let conn = self.at(slot);
         let from = conn.serializer;
         let session = self.session(slot);
-        let (realm, strict) = (session.realm, session.strict);
+        let (realm, strict, guess) = (session.realm, session.strict, session.last_topic);
         let options = match PublishOptions::read(options, strict) {
             Ok(options) => options,
             Err(bad) => return self.bad_option(slot, &bad),
         };
-        let Some(at) = self.topic_route(realm, topic) else {
+        let Some(at) = self.topic_route_from(slot, realm, topic, guess) else {
             if options.acknowledge {
                 let text = format!("topic {:?} cannot be published to", super::login::shorten(topic));
                 self.error(slot, code::PUBLISH, request, wamp::INVALID_URI, &text);
@@ -222,6 +228,19 @@ impl Shard {
         self.cache.get(at).topics = topics;
     }
 
+    /// As `topic_route`, looking first where the session's last topic was.
+    #[inline]
+    fn topic_route_from(&mut self, slot: u32, realm: u32, topic: &str, guess: u32) -> Option<usize> {
+        let version = self.realms[realm as usize].version;
+        if self.cache.is_at(guess, realm, RouteKind::Topic, topic, version) {
+            self.metrics.count(Counter::RouteCacheHits);
+            return Some(guess as usize);
+        }
+        let at = self.topic_route(realm, topic)?;
+        self.session(slot).last_topic = at as u32;
+        Some(at)
+    }
+
     /// The cache entry of a topic, or nothing when it may not be published to.
     #[inline]
     fn topic_route(&mut self, realm: u32, topic: &str) -> Option<usize> {
@@ -260,6 +279,7 @@ impl Shard {
                 topic: (subscription.policy != Match::Exact).then_some(topic),
                 from,
                 payload,
+                receivers: subscription.subscribers.len(),
             };
             let conns = &mut self.conns;
             let mut queues = Queues {
@@ -452,8 +472,11 @@ fn queue_event(
     slot: u32,
     conn: &mut Conn,
 ) -> Queued {
-    if conn.session.as_ref().is_some_and(|session| session.dropped > 0) {
+    if conn.dropped > 0 {
         return queue_event_after_loss(queues, scratch, event, slot, conn);
+    }
+    if event.receivers <= 2 && conn.serializer == event.from {
+        return queues.push_with(slot, conn, Class::Event, |to, out| event.write(to, out, event.payload));
     }
     let Some(message) = scratch.event(event, conn.serializer) else {
         queues.metrics.count(Counter::DroppedTranscode);
@@ -477,8 +500,7 @@ fn queue_event_after_loss(
     slot: u32,
     conn: &mut Conn,
 ) -> Queued {
-    let Some(session) = &mut conn.session else { return Queued::Full };
-    let dropped = std::mem::take(&mut session.dropped);
+    let dropped = std::mem::take(&mut conn.dropped);
     let to = conn.serializer;
     let payload = if to == event.from {
         Some(event.payload)
@@ -491,14 +513,11 @@ fn queue_event_after_loss(
     };
     let mut details = vec![("_dropped", Field::UInt(u64::from(dropped)))];
     details.extend(event.topic.map(|topic| ("topic", Field::Str(topic))));
-    let message = &mut scratch.message;
-    message.clear();
-    encode::event(to, message, event.subscription, event.publication, &details, payload);
-    let queued = queues.push(slot, conn, Class::Event, message);
-    if queued != Queued::Yes
-        && let Some(session) = &mut conn.session
-    {
-        session.dropped = session.dropped.saturating_add(dropped);
+    let queued = queues.push_with(slot, conn, Class::Event, |to, out| {
+        encode::event(to, out, event.subscription, event.publication, &details, payload);
+    });
+    if queued != Queued::Yes {
+        conn.dropped = conn.dropped.saturating_add(dropped);
     }
     queued
 }

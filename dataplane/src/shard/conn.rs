@@ -49,6 +49,8 @@ pub(super) struct Conn {
     pub peer_message_max: u32,
     /// Bytes with the driver.
     pub sending_bytes: u32,
+    /// Events dropped since the session was last told.
+    pub dropped: u32,
     pub last_heard: Tick,
     /// When a connection that has no session must be gone; when to look at one that has.
     pub deadline: Tick,
@@ -67,8 +69,9 @@ pub(super) struct Session {
     /// Index of the realm in this shard.
     pub realm: u32,
     pub strict: bool,
-    /// Events dropped since the session was last told.
-    pub dropped: u32,
+    /// Where the route cache had the last topic and the last procedure.
+    pub last_topic: u32,
+    pub last_procedure: u32,
     /// Highest request id seen; the next one must follow it when `strict`.
     pub last_request: u64,
     /// Id of the last INVOCATION sent to this session.
@@ -100,7 +103,8 @@ impl Session {
             id,
             realm,
             strict,
-            dropped: 0,
+            last_topic: 0,
+            last_procedure: 0,
             last_request: 0,
             last_invocation: 0,
             subscriptions: HashMap::with_hasher(hasher.clone()),
@@ -128,6 +132,7 @@ impl Conn {
             pinged: false,
             peer_message_max: u32::MAX,
             sending_bytes: 0,
+            dropped: 0,
             last_heard: now,
             deadline: now,
             scheduled: Tick::MAX,

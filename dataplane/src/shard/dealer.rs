@@ -48,7 +48,7 @@ impl Shard {
         let calls_max = self.config.limits.calls_pending_max as usize;
         let serializer = self.at(slot).serializer;
         let session = self.session(slot);
-        let realm = session.realm;
+        let (realm, guess) = (session.realm, session.last_procedure);
         if session.calls.len() >= calls_max {
             self.metrics.count(Counter::LimitReached);
             let text = format!("{calls_max} calls of this session wait for an answer already");
@@ -61,7 +61,7 @@ impl Shard {
         self.calls += 1;
         self.metrics.count(Counter::Calls);
         let caller = Caller { owner: self.owner(slot), request };
-        match self.callee(realm, procedure) {
+        match self.callee_from(slot, realm, procedure, guess) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, caller, serializer, payload),
             Some(Callee::Remote(shard)) => {
                 self.pass_call(shard, realm, procedure, caller, serializer, payload, false);
@@ -82,13 +82,26 @@ impl Shard {
         self.error(slot, code::CALL, request, uri, message);
     }
 
-    /// Who is to be called; nothing when the URI is invalid.
+    /// As `callee`, looking first where the session's last procedure was.
     #[inline]
-    fn callee(&mut self, realm: u32, procedure: &str) -> Option<Callee> {
+    fn callee_from(&mut self, slot: u32, realm: u32, procedure: &str, guess: u32) -> Option<Callee> {
+        let version = self.realms[realm as usize].version;
+        if self.cache.is_at(guess, realm, RouteKind::Procedure, procedure, version) {
+            self.metrics.count(Counter::RouteCacheHits);
+            return Some(self.cache.get(guess as usize).callee);
+        }
+        let (callee, at) = self.callee(realm, procedure)?;
+        self.session(slot).last_procedure = at as u32;
+        Some(callee)
+    }
+
+    /// Who is to be called, and the cache entry that says so; nothing when the URI is invalid.
+    #[inline]
+    fn callee(&mut self, realm: u32, procedure: &str) -> Option<(Callee, usize)> {
         let state = &self.realms[realm as usize];
         if let Some(at) = self.cache.find(realm, RouteKind::Procedure, procedure, state.version) {
             self.metrics.count(Counter::RouteCacheHits);
-            return Some(self.cache.get(at).callee);
+            return Some((self.cache.get(at).callee, at));
         }
         let rule = state.settings.as_ref().map_or_else(Default::default, |settings| settings.uri_rule);
         if !is_valid(procedure, rule) {
@@ -97,8 +110,8 @@ impl Shard {
         self.metrics.count(Counter::RouteCacheMisses);
         let resolved = resolve_procedure(state, &self.folded, self.me, procedure);
         let callee = resolved.callee;
-        self.cache.put(realm, RouteKind::Procedure, procedure, state.version, resolved);
-        Some(callee)
+        let at = self.cache.put(realm, RouteKind::Procedure, procedure, state.version, resolved);
+        Some((callee, at))
     }
 
     fn pass_call(
@@ -128,7 +141,7 @@ impl Shard {
         payload: Payload<'_>,
         forwarded: bool,
     ) {
-        match self.callee(realm, procedure) {
+        match self.callee(realm, procedure).map(|(callee, _)| callee) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, caller, serializer, payload),
             Some(Callee::Remote(shard)) if !forwarded => {
                 self.pass_call(shard, realm, procedure, caller, serializer, payload, true);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::{Counter, Metrics};
-use common::transport::{FrameKind, Framing, HEADER_BYTES_MAX, write_header};
+use common::transport::{FrameKind, Framing, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header};
 use common::uri::wamp;
 use common::wire::{Serializer, encode};
 use std::time::{Duration, Instant};
@@ -76,6 +76,37 @@ impl Queues<'_> {
         self.queued(slot, conn, queued)
     }
 
+    /// Queues one message that `write` encodes where it will be sent from.
+    #[inline]
+    pub fn push_with(
+        &mut self,
+        slot: u32,
+        conn: &mut Conn,
+        class: Class,
+        write: impl FnOnce(Serializer, &mut Vec<u8>),
+    ) -> Queued {
+        let (framing, serializer) = (conn.framing, conn.serializer);
+        let message_max = conn.peer_message_max as usize;
+        let room = (self.policy.queue_max as usize).saturating_sub(conn.out.bytes());
+        let mut refused = None;
+        let queued = conn.out.append(self.pool, |out| {
+            let start = out.len();
+            out.extend_from_slice(&[0; HEADER_ROOM]);
+            write(serializer, out);
+            let message = &out[start + HEADER_ROOM..];
+            if message.len() > message_max || message.len() + HEADER_BYTES_MAX > room {
+                refused = Some(message.to_vec());
+                out.truncate(start);
+            } else {
+                finish_frame(framing, serializer, start, out);
+            }
+        });
+        match refused {
+            None => self.queued(slot, conn, queued),
+            Some(message) => self.push(slot, conn, class, &message),
+        }
+    }
+
     /// Queues a large event's whole frame, which other receivers share.
     pub fn push_shared(&mut self, slot: u32, conn: &mut Conn, frame: Bytes, message_bytes: usize) -> Queued {
         if message_bytes > conn.peer_message_max as usize {
@@ -122,9 +153,7 @@ impl Queues<'_> {
                 let fits = conn.out.bytes() + bytes <= queue_max;
                 dropped += u64::from(!fits);
                 self.metrics.add(Counter::DroppedSlow, dropped);
-                if let Some(session) = &mut conn.session {
-                    session.dropped = session.dropped.saturating_add(dropped as u32);
-                }
+                conn.dropped = conn.dropped.saturating_add(dropped as u32);
                 if fits { Queued::Yes } else { Queued::Full }
             }
         }
@@ -152,17 +181,13 @@ impl Shard {
         class: Class,
         write: impl FnOnce(Serializer, &mut Vec<u8>),
     ) -> Queued {
-        let mut message = std::mem::take(&mut self.scratch.message);
-        message.clear();
-        write(self.at(slot).serializer, &mut message);
         let (conns, mut queues) = self.queues();
         let conn = conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken");
-        let queued = queues.push(slot, conn, class, &message);
+        let queued = queues.push_with(slot, conn, class, write);
         if queued == Queued::Doomed {
             let id = ConnId { slot, generation: conn.generation };
             self.doomed.push(id);
         }
-        self.scratch.message = message;
         queued
     }
 

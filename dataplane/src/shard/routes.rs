@@ -191,6 +191,14 @@ impl Cache {
         (self.entries[at as usize].version == version).then_some(at as usize)
     }
 
+    /// True when the entry at `at`, a guess, is that of this URI and good for `version`.
+    #[inline]
+    pub fn is_at(&self, at: u32, realm: u32, kind: RouteKind, uri: &str, version: u64) -> bool {
+        self.entries.get(at as usize).is_some_and(|entry| {
+            entry.version == version && entry.realm == realm && entry.kind == kind && *entry.uri == *uri
+        })
+    }
+
     #[inline]
     pub fn get(&mut self, at: usize) -> &mut Resolved {
         &mut self.entries[at].resolved

@@ -69,7 +69,7 @@ impl Shard {
         match decode(serializer, bytes) {
             Err(error) => self.bad_message(slot, phase, &error),
             Ok(message) => match phase {
-                Phase::Open => self.request(slot, message),
+                Phase::Open => self.request(slot, &message),
                 Phase::Login => self.login_message(slot, &message),
                 // Everything but GOODBYE is ignored once we said it.
                 Phase::Leaving if matches!(message, Message::Goodbye { .. }) => self.hang_up(slot, 1000),
@@ -97,23 +97,23 @@ impl Shard {
 
     /// A message of an established session.
     #[inline]
-    fn request(&mut self, slot: u32, message: Message<'_>) {
+    fn request(&mut self, slot: u32, message: &Message<'_>) {
         match message {
             Message::Publish { request, options, topic, payload } => {
-                if self.in_sequence(slot, "PUBLISH", request) {
-                    self.publish(slot, request, &options, &topic, payload);
+                if self.in_sequence(slot, "PUBLISH", *request) {
+                    self.publish(slot, *request, options, topic, *payload);
                 }
             }
             Message::Call { request, options, procedure, payload } => {
-                if self.in_sequence(slot, "CALL", request) {
-                    self.call(slot, request, &options, &procedure, payload);
+                if self.in_sequence(slot, "CALL", *request) {
+                    self.call(slot, *request, options, procedure, *payload);
                 }
             }
-            Message::Yield { request, options, payload } => self.yielded(slot, request, &options, payload),
+            Message::Yield { request, options, payload } => self.yielded(slot, *request, options, *payload),
             Message::Error { kind, request, error, payload, .. } => {
-                self.failed(slot, kind, request, &error, payload);
+                self.failed(slot, *kind, *request, error, *payload);
             }
-            other => self.rare_request(slot, &other),
+            other => self.rare_request(slot, other),
         }
     }
 
@@ -215,6 +215,7 @@ impl Shard {
     pub(super) fn end_session(&mut self, slot: u32) {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
         let Some(session) = conn.session.take() else { return };
+        conn.dropped = 0;
         // The connection is in no counted phase until the caller gives it one.
         conn.phase = Phase::Leaving;
         self.sessions -= 1;
