@@ -131,7 +131,7 @@ impl<'a> CborReader<'a> {
             0 => Item::UInt(self.argument(info)?),
             1 => {
                 let value = self.argument(info)?;
-                i64::try_from(value).map_or(Item::F64(-1.0 - value as f64), |value| Item::Int(!value))
+                i64::try_from(value).map_or(Item::F64(below_zero(value)), |value| Item::Int(!value))
             }
             MAJOR_BYTES if info == 31 => Item::BinChunks,
             MAJOR_BYTES => {
@@ -272,20 +272,29 @@ fn number(bytes: &[u8], negative: bool) -> Number {
         return match (negative, i64::try_from(head)) {
             (false, _) => Number::UInt(head),
             (true, Ok(value)) => Number::Int(!value),
-            (true, Err(_)) => Number::Float(-1.0 - head as f64),
+            (true, Err(_)) => Number::Float(below_zero(head)),
         };
     }
     // The 64 leading bits decide the float, with the lowest of them set when anything but zeros follows, which is what
     // rounding to the 53 bits of a float needs to know.
     let shift = head.leading_zeros();
-    let next = u64::from(tail[0]);
-    let mut leading = head << shift | if shift == 0 { 0 } else { next >> (8 - shift) };
-    if next << shift & 0xff != 0 || tail[1..].iter().any(|byte| *byte != 0) {
-        leading |= 1;
-    }
+    let below = u8::MAX >> shift;
+    let leading = (u128::from(head) << 8 | u128::from(tail[0])) >> (8 - shift);
+    let follows = |byte: u8| tail[0] & below == byte & below && tail[1..].iter().all(|tail| *tail == byte);
+    let leading = match negative {
+        // One more than n carries through a tail of ones, and leaves some bit set in any other.
+        true if follows(u8::MAX) => leading + 1,
+        true => leading | 1,
+        false => leading | u128::from(!follows(0)),
+    };
     let exponent = i32::try_from(8 * tail.len()).map_or(i32::MAX, |bits| bits - shift as i32);
     let magnitude = if exponent > 1_023 { f64::INFINITY } else { leading as f64 * 2f64.powi(exponent) };
     Number::Float(if negative { -magnitude } else { magnitude })
+}
+
+/// The float nearest to -1 - n.
+fn below_zero(n: u64) -> f64 {
+    -((u128::from(n) + 1) as f64)
 }
 
 impl<'a> Reader<'a> for CborReader<'a> {
