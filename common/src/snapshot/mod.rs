@@ -4,8 +4,7 @@
 //! Source ─ build ─▶ bytes ─ memfd, mmap ─▶ check ─▶ Snapshot ─ lookup ─▶ routes
 //! ```
 //! Invariants: equal sources and seeds give equal bytes; nothing is read from bytes that `check` has not accepted;
-//! look-ups allocate nothing and take time independent of the number of routes (exact), or in proportion to the
-//! URI's length and the patterns that match (prefix, wildcard).
+//! look-ups allocate nothing, and cost what [`crate::pattern`] says, however many routes there are.
 
 use crate::ids::{BootEpoch, Match, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use rkyv::{Archive, Deserialize, Serialize};
