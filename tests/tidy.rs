@@ -81,6 +81,23 @@ fn only_drivers_read_the_clock() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The message path takes no lock and writes no memory that another core writes. What cores share is the heads of the
+/// mesh queues and the sleep flags beside them, the tail of the buffer ring (with the kernel), and snapshots, which
+/// nobody writes.
+#[test]
+fn cores_share_no_lock_and_no_counter() {
+    let found = places(|source| {
+        let shares = ["dataplane/src/io/mesh.rs", "dataplane/src/io/buffers.rs"].contains(&source.path.as_str());
+        let test = source.is_in("dataplane/src/io/tests");
+        if source.is_in("dataplane/src") && !shares && !test {
+            vec!["Mutex", "RwLock", "Condvar", "OnceLock", "AtomicBool", "AtomicU", "AtomicI", "AtomicPtr"]
+        } else {
+            vec![]
+        }
+    });
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 #[test]
 fn files_stay_small() {
     let long: Vec<String> = sources()
