@@ -25,5 +25,6 @@ pub mod wake;
 
 pub use machine::Machine;
 pub use probe::{Features, ProbeError};
-pub use spawn::{Plan, Running, ShardHandle, SpawnError, spawn_shards};
+pub use spawn::{Plan, Running, ShardHandle, SpawnError, spawn_machines, spawn_shards};
+pub use turn::Accepting;
 pub use wake::{LinkWaker, ShardWaker};

@@ -117,8 +117,11 @@ pub fn spawn_shards(plan: Plan) -> Result<Running, SpawnError> {
     spawn_machines(plan, Accepting::NotYet, Shard::new)
 }
 
-/// [`spawn_shards`] for any machine, which `make` makes on the shard's own thread.
-pub(crate) fn spawn_machines<M: Machine + 'static>(
+/// [`spawn_shards`] for any machine, which `make` makes on the shard's own thread: tests and benches drive small ones.
+///
+/// # Errors
+/// As [`spawn_shards`].
+pub fn spawn_machines<M: Machine + 'static>(
     plan: Plan,
     accepting: Accepting,
     make: impl Fn(ShardConfig, Instant) -> M + Clone + Send + 'static,
