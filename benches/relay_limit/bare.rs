@@ -44,6 +44,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> io::Result<()> {
         fds: Vec::new(),
         free: Vec::new(),
         sends: HashMap::new(),
+        quiet: Vec::new(),
     };
     relay.push(&opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build().user_data(ACCEPT))?;
     loop {
@@ -59,6 +60,8 @@ struct Relay {
     free: Vec<u32>,
     /// Sends under way by slot, and how much of each is out.
     sends: HashMap<u32, (Vec<u8>, usize)>,
+    /// Sends staged since the last enter that have a completion only if they do not go out whole at once.
+    quiet: Vec<u32>,
 }
 
 impl Relay {
@@ -68,18 +71,26 @@ impl Relay {
             _ => {}
         }
         let mut starved = Vec::new();
+        let mut quiet = std::mem::take(&mut self.quiet);
         let completions: Vec<_> = self.uring.completion().collect();
         for completion in completions {
             let slot = (completion.user_data() >> 8) as u32;
             match completion.user_data() & 0xff {
                 ACCEPT => self.accepted(completion.result())?,
                 RECEIVE => self.received(slot, &completion, &mut starved),
-                _ => self.sent(slot, completion.result())?,
+                _ => {
+                    quiet.retain(|other| *other != slot);
+                    self.sent(slot, completion.result())?;
+                }
             }
+        }
+        for slot in quiet.drain(..) {
+            let len = self.sends[&slot].0.len();
+            self.sent(slot, len as i32)?;
         }
         while let Some(slot) = self.hub.next_to_send() {
             let bytes = self.hub.take(slot);
-            self.stage_send(slot, bytes, 0)?;
+            self.stage_send(slot, bytes, 0, true)?;
         }
         self.buffers.refill();
         for slot in starved {
@@ -144,19 +155,24 @@ impl Relay {
             return Ok(());
         }
         let done = done + result.max(0) as usize;
-        if result > 0 && done < bytes.len() {
-            return self.stage_send(slot, bytes, done);
+        if (result > 0 || result == -libc::EAGAIN) && done < bytes.len() {
+            return self.stage_send(slot, bytes, done, false);
         }
         self.hub.sent(slot, bytes);
         Ok(())
     }
 
-    fn stage_send(&mut self, slot: u32, bytes: Vec<u8>, done: usize) -> io::Result<()> {
+    fn stage_send(&mut self, slot: u32, bytes: Vec<u8>, done: usize, quiet: bool) -> io::Result<()> {
         let rest = &bytes[done..];
-        let entry = opcode::Send::new(Fd(self.fd(slot)), rest.as_ptr(), rest.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-            .build()
-            .user_data(SEND | u64::from(slot) << 8);
+        let send = opcode::Send::new(Fd(self.fd(slot)), rest.as_ptr(), rest.len() as u32);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let entry = if quiet {
+            self.quiet.push(slot);
+            send.flags(flags | libc::MSG_DONTWAIT).build().flags(squeue::Flags::SKIP_SUCCESS)
+        } else {
+            send.flags(flags).build()
+        }
+        .user_data(SEND | u64::from(slot) << 8);
         // The bytes stay where they are while `sends` holds the vector.
         self.sends.insert(slot, (bytes, done));
         self.push(&entry)

@@ -3,7 +3,7 @@
 //! Invariants: a slot is free, or holds an open descriptor; it becomes free only when no operation of its connection
 //! is with the kernel, and then its generation changes; at most one send is under way.
 
-use crate::io::ring::SEND_PIECES_MAX;
+use crate::io::ring::{SEND_BYTES_MAX, SEND_PIECES_MAX};
 use crate::io::token::{GENERATIONS, Op, Token};
 use crate::shard::{ConnId, SendBuf};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -22,6 +22,8 @@ pub struct Conn {
     /// The shard has forgotten the connection.
     pub closing: bool,
     pub sending: Option<Sending>,
+    /// The send under way speaks only of trouble ([`crate::io::ring::Manner::Quiet`]).
+    pub quiet: bool,
     /// What came while paused.
     pub held: Option<Box<Held>>,
 }
@@ -73,6 +75,7 @@ impl Conn {
             ended: false,
             closing: false,
             sending: None,
+            quiet: false,
             held: None,
         }
     }
@@ -107,6 +110,15 @@ impl Sending {
         match &self.buf.segments[self.segment..] {
             [last] => Some(&last.as_slice()[self.offset..]),
             _ => None,
+        }
+    }
+
+    /// One operation can send all of it.
+    #[inline]
+    pub fn fits_one_operation(&self) -> bool {
+        match self.single() {
+            Some(bytes) => bytes.len() <= SEND_BYTES_MAX,
+            None => self.buf.segments.len() - self.segment <= SEND_PIECES_MAX,
         }
     }
 

@@ -6,17 +6,18 @@
 //! | provided buffer ring, completion eventfd, `SO_REUSEPORT` | 5.19 | refused |
 //! | multishot accept | 5.19 | one accept at a time |
 //! | multishot receive | 6.0 | one receive at a time, into the same buffers |
+//! | no completion for a send that went well | 5.17 | one for each |
 //! | `IORING_OP_MSG_RING` between rings of this set-up | 5.18 | a write to the other shard's pipe |
 //!
 //! The fallbacks are for kernels that are new enough and yet refuse (a sandbox, a vendor's back-port, a filter).
 
 use crate::io::buffers::Buffers;
-use crate::io::ring::{self, BUFFER_GROUP, Completion, Ring};
+use crate::io::ring::{self, BUFFER_GROUP, Completion, Manner, Ring};
 use crate::io::token::{Op, Token};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The oldest kernel the data plane runs on: the first with `IORING_SETUP_DEFER_TASKRUN`.
 pub const KERNEL_MIN: &str = "6.1";
@@ -27,6 +28,8 @@ pub struct Features {
     pub multishot_accept: bool,
     pub multishot_receive: bool,
     pub msg_ring: bool,
+    /// [`crate::io::ring::Manner::Quiet`].
+    pub quiet_send: bool,
 }
 
 /// Why the data plane cannot run here. Nothing was left behind.
@@ -50,9 +53,11 @@ pub enum ProbeError {
 
 impl Features {
     /// Everything the kernel offers.
-    pub const ALL: Self = Self { multishot_accept: true, multishot_receive: true, msg_ring: true };
+    pub const ALL: Self =
+        Self { multishot_accept: true, multishot_receive: true, msg_ring: true, quiet_send: true };
     /// Every fallback in use.
-    pub const NONE: Self = Self { multishot_accept: false, multishot_receive: false, msg_ring: false };
+    pub const NONE: Self =
+        Self { multishot_accept: false, multishot_receive: false, msg_ring: false, quiet_send: false };
 
     /// Tries everything the data plane needs on small rings of its own.
     ///
@@ -70,6 +75,7 @@ impl Features {
             multishot_accept: try_accept(&mut ring).map_err(trial("multishot accept"))?,
             multishot_receive: try_receive(&mut ring).map_err(trial("multishot receive"))?,
             msg_ring: try_message(&mut ring).map_err(trial("a message between rings"))?,
+            quiet_send: try_quiet_send(&mut ring).map_err(trial("a send without completion"))?,
         };
         drop(ring);
         drop((eventfd, buffers));
@@ -157,18 +163,33 @@ fn try_receive(ring: &mut Ring) -> io::Result<bool> {
     Ok(done.result == 1 && done.buffer().is_some() && done.more())
 }
 
+/// More than a socket takes at once.
+static LONG: [u8; 4 << 20] = [0; 4 << 20];
+
+fn try_quiet_send(ring: &mut Ring) -> io::Result<bool> {
+    let (ours, _theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for (bytes, speaks) in [(&LONG[..1], false), (&LONG, true)] {
+        // SAFETY: the bytes are static.
+        unsafe { ring.send(ours.as_raw_fd(), Token::new(Op::Send, 0, 0), bytes, Manner::Quiet) }?;
+        ring.enter(false)?;
+        let mut got = Vec::new();
+        ring.reap(&mut got, usize::MAX);
+        if got.iter().any(|completion| completion.token.op() == Op::Send) != speaks {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn try_message(ring: &mut Ring) -> io::Result<bool> {
     let mut target = Ring::new(4)?;
     ring.message(target.as_raw_fd(), Token::new(Op::Mesh, 0, 0), Token::new(Op::MeshFailed, 0, 0))?;
-    ring.enter(None)?;
-    target.enter(Some(TRIAL_TIME))?;
-    let mut got = Vec::new();
-    target.reap(&mut got, 1);
-    let arrived = got.first().is_some_and(|completion| completion.token.op() == Op::Mesh);
+    ring.enter(false)?;
+    let arrived = completion(&mut target, Op::Mesh).is_ok();
     // A refusal is a completion of our own ring.
-    ring.enter(None)?;
-    let mut rest = Vec::new();
-    ring.reap(&mut rest, usize::MAX);
+    ring.enter(false)?;
+    ring.reap(&mut Vec::new(), usize::MAX);
     Ok(arrived)
 }
 
@@ -179,18 +200,25 @@ fn end(ring: &mut Ring, fd: i32, op: Op) -> io::Result<()> {
     Ok(())
 }
 
+/// The next completion of `op`; others are dropped.
 fn completion(ring: &mut Ring, op: Op) -> io::Result<Completion> {
+    let deadline = Instant::now() + TRIAL_TIME;
     let mut got = Vec::new();
     loop {
+        let now = Instant::now();
         if !ring.has_completions() {
-            ring.enter(Some(TRIAL_TIME))?;
+            if now >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            ring.arm_timer(now, deadline)?;
+            ring.enter(true)?;
         }
         got.clear();
         ring.reap(&mut got, 1);
         match got.first() {
-            None => return Err(io::ErrorKind::TimedOut.into()),
             Some(completion) if completion.token.op() == op => return Ok(*completion),
-            Some(_) => {}
+            Some(completion) if completion.token.op() == Op::Timer => ring.timer_fired(),
+            _ => {}
         }
     }
 }

@@ -13,10 +13,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Most pieces of one vectored send.
 pub const SEND_PIECES_MAX: usize = 64;
+/// Most bytes of one send that is not vectored.
+pub const SEND_BYTES_MAX: usize = i32::MAX as usize;
 /// Completion-queue entries for each submission-queue entry: a full submission of sends completes at once, and
 /// receives come on top.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
@@ -50,6 +52,30 @@ impl Completion {
     }
 }
 
+/// How a send is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    /// It may wait for the peer; there is a completion in any case.
+    Told,
+    /// It takes what the socket has room for when the kernel takes the entry, and there is a completion only if that
+    /// was not all. So it is done well once as many completions were reaped as [`Ring::posted`] said after that
+    /// enter, and none was its own. A request that may not wait never leaves the submitting call, so the kernel does
+    /// not look at the bytes later.
+    Quiet,
+}
+
+impl Manner {
+    fn message_flags(self) -> i32 {
+        // Whole or not at all well: a send of a part counts as failed and so has its completion.
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        if self == Self::Quiet { flags | libc::MSG_DONTWAIT } else { flags }
+    }
+
+    fn entry_flags(self) -> Flags {
+        if self == Self::Quiet { Flags::SKIP_SUCCESS } else { Flags::empty() }
+    }
+}
+
 /// See the module.
 pub struct Ring {
     uring: IoUring,
@@ -63,11 +89,15 @@ pub struct Ring {
     vectors: Vectors,
     timer: Timer,
     enters: u64,
+    /// Completions given out by [`Ring::reap`].
+    reaped: u64,
 }
 
 /// The ring's one timer, which is armed before parking.
 struct Timer {
     armed: Option<Instant>,
+    /// An entry that points to `spec` may not be with the kernel yet.
+    staged: bool,
     /// Read by the kernel when it takes the entry.
     spec: Box<types::Timespec>,
 }
@@ -85,8 +115,9 @@ impl Ring {
             staged: 0,
             spilled: VecDeque::new(),
             vectors: Vectors::new(),
-            timer: Timer { armed: None, spec: Box::new(types::Timespec::new()) },
+            timer: Timer { armed: None, staged: false, spec: Box::new(types::Timespec::new()) },
             enters: 0,
+            reaped: 0,
             uring,
         };
         ring.register_own_fd();
@@ -162,16 +193,28 @@ impl Ring {
         !self.spilled.is_empty() || !self.uring.completion().is_empty()
     }
 
-    /// Gives all staged entries to the kernel and runs deferred work. With `wait`, sleeps until there is a completion
-    /// or that much time has passed.
+    /// Gives all staged entries to the kernel and runs deferred work; with `wait`, sleeps until there is a completion.
     ///
     /// # Errors
     /// The ring is unusable.
-    pub fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
-        match wait {
-            None => self.enter_raw(0, ENTER_GETEVENTS, None),
-            Some(time) => self.enter_raw(1, ENTER_GETEVENTS, Some(time)),
+    pub fn enter(&mut self, wait: bool) -> io::Result<()> {
+        self.enter_raw(u32::from(wait), ENTER_GETEVENTS)
+    }
+
+    /// The kernel has taken every staged entry, and what it completed at once can be reaped or was: up to this
+    /// number in the count of [`Ring::reaped`]. `None`: not yet, look after the next enter.
+    #[inline]
+    pub fn posted(&mut self) -> Option<u64> {
+        if self.staged > 0 || self.uring.submission().cq_overflow() {
+            return None;
         }
+        Some(self.reaped + self.spilled.len() as u64 + self.uring.completion().len() as u64)
+    }
+
+    /// Completions given out so far.
+    #[inline]
+    pub fn reaped(&self) -> u64 {
+        self.reaped
     }
 
     /// Gives staged entries to the kernel until none is left.
@@ -180,46 +223,31 @@ impl Ring {
             if self.staged == 0 {
                 return Ok(());
             }
-            self.enter_raw(0, 0, None)?;
+            self.enter_raw(0, 0)?;
         }
         Err(io::Error::from_raw_os_error(libc::EBUSY))
     }
 
-    fn enter_raw(&mut self, want: u32, flags: u32, wait: Option<Duration>) -> io::Result<()> {
+    fn enter_raw(&mut self, want: u32, flags: u32) -> io::Result<()> {
         self.enters += 1;
-        let mut flags = flags | self.enter_flags;
-        let spec = types::Timespec::from(wait.unwrap_or_default());
-        let arg =
-            GeteventsArg { sigmask: 0, sigmask_bytes: 0, min_wait_us: 0, timespec: &raw const spec as u64 };
-        let (arg_ptr, arg_bytes) = if wait.is_some() {
-            flags |= ENTER_EXT_ARG;
-            (&raw const arg, size_of::<GeteventsArg>())
-        } else {
-            (std::ptr::null(), 0)
-        };
-        // SAFETY: `arg` and the time it points to live across the call; the entries staged so far were built by this
-        // file's methods, whose callers promise that the memory named there is alive.
+        let flags = flags | self.enter_flags;
+        let no_arg = std::ptr::null::<libc::c_void>();
+        // SAFETY: no argument is passed; the entries staged so far were built by this file's methods, whose callers
+        // promise that the memory named there is alive.
         let taken = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                self.enter_fd,
-                self.staged,
-                want,
-                flags,
-                arg_ptr,
-                arg_bytes,
-            )
+            libc::syscall(libc::SYS_io_uring_enter, self.enter_fd, self.staged, want, flags, no_arg, 0usize)
         };
         if taken >= 0 {
             self.staged -= taken as u32;
             if self.staged == 0 {
                 self.vectors.clear();
+                self.timer.staged = false;
             }
             return Ok(());
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            Some(libc::ETIME | libc::EINTR) => Ok(()),
+            Some(libc::EINTR) => Ok(()),
             // The completion queue is full or the kernel is short of memory: make room, the next enter tries again.
             Some(libc::EBUSY | libc::EAGAIN) => {
                 self.spill();
@@ -236,6 +264,7 @@ impl Ring {
     /// Moves completions to `into`, oldest first, until it holds `max`.
     #[inline]
     pub fn reap(&mut self, into: &mut Vec<Completion>, max: usize) {
+        let before = into.len();
         while into.len() < max
             && let Some(completion) = self.spilled.pop_front()
         {
@@ -243,6 +272,7 @@ impl Ring {
         }
         let room = max - into.len();
         into.extend(self.uring.completion().take(room).map(|entry| completion_of(&entry)));
+        self.reaped += (into.len() - before) as u64;
     }
 
     /// Stages one entry.
@@ -276,37 +306,43 @@ impl Ring {
         unsafe { self.push(&entry.user_data(token.0)) }
     }
 
-    /// Sends `bytes` whole.
+    /// Sends `bytes` whole, in the way of `manner`.
     ///
     /// # Safety
-    /// `bytes` must stay valid and unchanged until the completion.
-    pub unsafe fn send(&mut self, fd: RawFd, token: Token, bytes: &[u8]) -> io::Result<()> {
+    /// `bytes` must stay valid and unchanged until the completion, or until [`Manner::Quiet`] says it is done.
+    pub unsafe fn send(&mut self, fd: RawFd, token: Token, bytes: &[u8], manner: Manner) -> io::Result<()> {
         // A longer piece goes out in parts: the completion tells how much, and the caller sends the rest.
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(i32::MAX as u32);
-        let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), len)
-            .flags(SEND_FLAGS)
+        let len = bytes.len().min(SEND_BYTES_MAX);
+        assert!(manner == Manner::Told || len == bytes.len(), "a quiet send is told nothing of a part");
+        let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), len as u32)
+            .flags(manner.message_flags())
             .build()
+            .flags(manner.entry_flags())
             .user_data(token.0);
         // SAFETY: the caller's promise.
         unsafe { self.push(&entry) }
     }
 
-    /// Sends at most [`SEND_PIECES_MAX`] pieces as one stream.
+    /// Sends at most [`SEND_PIECES_MAX`] pieces as one stream, in the way of `manner`.
     ///
     /// # Safety
-    /// The bytes of the pieces must stay valid and unchanged until the completion.
+    /// As for [`Ring::send`].
     pub unsafe fn send_pieces<'a>(
         &mut self,
         fd: RawFd,
         token: Token,
         pieces: impl Iterator<Item = &'a [u8]>,
+        manner: Manner,
     ) -> io::Result<()> {
         if !self.vectors.has_room() {
             self.flush()?;
         }
         let header = self.vectors.add(pieces.take(SEND_PIECES_MAX));
-        let entry =
-            opcode::SendMsg::new(types::Fd(fd), header).flags(SEND_FLAGS as u32).build().user_data(token.0);
+        let entry = opcode::SendMsg::new(types::Fd(fd), header)
+            .flags(manner.message_flags() as u32)
+            .build()
+            .flags(manner.entry_flags())
+            .user_data(token.0);
         // SAFETY: the caller's promise for the bytes. Header and vectors stay untouched until `vectors.clear`, which
         // runs when the kernel has taken every staged entry, and it keeps no pointer to them after that.
         unsafe { self.push(&entry) }
@@ -383,8 +419,7 @@ impl Ring {
         if self.timer.armed.is_some_and(|armed| armed <= at) {
             return Ok(());
         }
-        if self.staged > 0 {
-            // The last entry that points to `spec` may still be staged.
+        if self.timer.staged {
             self.flush()?;
         }
         *self.timer.spec = types::Timespec::from(at.saturating_duration_since(now));
@@ -396,6 +431,7 @@ impl Ring {
             opcode::Timeout::new(spec).build().user_data(timer.0)
         };
         self.timer.armed = Some(at);
+        self.timer.staged = true;
         // SAFETY: the time is read when the entry is taken; the box is not written before that (see above).
         unsafe { self.push(&entry) }
     }
@@ -431,36 +467,26 @@ fn completion_of(entry: &io_uring::cqueue::Entry) -> Completion {
     Completion { token: Token(entry.user_data()), result: entry.result(), flags: entry.flags() }
 }
 
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 const ENTER_GETEVENTS: u32 = 1 << 0;
-const ENTER_EXT_ARG: u32 = 1 << 3;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
-
-/// `struct io_uring_getevents_arg`.
-#[repr(C)]
-struct GeteventsArg {
-    sigmask: u64,
-    sigmask_bytes: u32,
-    min_wait_us: u32,
-    timespec: u64,
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
+    /// The next completion of `op`; others are dropped.
     fn wait_for(ring: &mut Ring, op: Op) -> Completion {
-        for _ in 0..1_000 {
-            ring.enter(Some(Duration::from_millis(10))).expect("enter");
+        loop {
+            ring.enter(true).expect("enter");
             let mut reaped = Vec::new();
             ring.reap(&mut reaped, 1);
             if let Some(completion) = reaped.first().filter(|completion| completion.token.op() == op) {
                 return *completion;
             }
         }
-        panic!("no completion of {op:?}");
     }
 
     #[test]
@@ -469,8 +495,10 @@ mod tests {
         let mut ring = Ring::new(8).expect("ring");
         let pieces = [b"ab".as_slice(), b"", b"cde"];
         // SAFETY: the pieces are static.
-        unsafe { ring.send_pieces(ours.as_raw_fd(), Token::new(Op::Send, 1, 0), pieces.into_iter()) }
-            .expect("staged");
+        unsafe {
+            ring.send_pieces(ours.as_raw_fd(), Token::new(Op::Send, 1, 0), pieces.into_iter(), Manner::Told)
+        }
+        .expect("staged");
         assert_eq!(wait_for(&mut ring, Op::Send).result, 5);
         let mut got = [0; 5];
         theirs.read_exact(&mut got).expect("bytes");
@@ -484,11 +512,12 @@ mod tests {
         let bytes: Vec<u8> = (0..100).collect();
         for byte in bytes.chunks(1) {
             // SAFETY: `bytes` lives to the end of the test, after the completions.
-            unsafe { ring.send(ours.as_raw_fd(), Token::new(Op::Send, 0, 0), byte) }.expect("staged");
+            unsafe { ring.send(ours.as_raw_fd(), Token::new(Op::Send, 0, 0), byte, Manner::Told) }
+                .expect("staged");
         }
         let mut reaped = Vec::new();
         while reaped.len() < bytes.len() {
-            ring.enter(Some(Duration::from_secs(1))).expect("enter");
+            ring.enter(true).expect("enter");
             ring.reap(&mut reaped, bytes.len());
         }
         let mut got = vec![0; bytes.len()];
@@ -497,11 +526,28 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_without_a_completion() {
+    fn a_quiet_send_speaks_only_when_it_did_not_go_out_whole() {
+        let (ours, mut theirs) = UnixStream::pair().expect("socketpair");
         let mut ring = Ring::new(4).expect("ring");
-        ring.enter(Some(Duration::from_millis(1))).expect("enter");
-        assert!(!ring.has_completions());
-        assert_eq!(ring.enters(), 1);
+        let send = Token::new(Op::Send, 0, 0);
+        // SAFETY: the bytes are static.
+        unsafe { ring.send(ours.as_raw_fd(), send, b"abc", Manner::Quiet) }.expect("staged");
+        assert_eq!(ring.posted(), None, "the kernel has not seen it");
+        ring.enter(false).expect("enter");
+        assert_eq!(ring.posted(), Some(0));
+        let mut got = [0; 3];
+        theirs.read_exact(&mut got).expect("bytes");
+        let bytes = vec![7; 16 << 20];
+        // SAFETY: `bytes` lives to the end of the test.
+        unsafe { ring.send(ours.as_raw_fd(), send, &bytes, Manner::Quiet) }.expect("staged");
+        ring.enter(false).expect("enter");
+        assert_eq!(ring.posted(), Some(1));
+        let sent = wait_for(&mut ring, Op::Send).result;
+        assert!(sent > 0 && (sent as usize) < bytes.len());
+        // SAFETY: as above.
+        unsafe { ring.send(ours.as_raw_fd(), send, &bytes, Manner::Quiet) }.expect("staged");
+        assert_eq!(wait_for(&mut ring, Op::Send).result, -libc::EAGAIN);
+        assert_eq!(ring.posted(), Some(ring.reaped()));
     }
 
     #[test]
@@ -529,12 +575,12 @@ mod tests {
             unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
         };
         ring.watch_readable(ours.as_raw_fd(), Token::new(Op::Wake, 0, 0)).expect("staged");
-        ring.enter(None).expect("enter");
+        ring.enter(false).expect("enter");
         theirs.write_all(b"x").expect("written");
         assert!(!readable(&eventfd));
         wait_for(&mut ring, Op::Wake);
         ring.watch(true);
-        ring.enter(None).expect("enter");
+        ring.enter(false).expect("enter");
         assert!(!ring.has_completions() && !readable(&eventfd));
         theirs.write_all(b"x").expect("written");
         assert!(readable(&eventfd));

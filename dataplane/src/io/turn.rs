@@ -9,7 +9,7 @@ mod transfer;
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::io::buffers::Buffers;
-use crate::io::conns::{Conns, Sending, token};
+use crate::io::conns::{Conns, token};
 use crate::io::listen::Bound;
 use crate::io::machine::Machine;
 use crate::io::mesh::Mesh;
@@ -21,6 +21,7 @@ use crate::shard::{ConnId, Output};
 use common::ids::ShardId;
 use common::metrics::Counter;
 use crossbeam_channel::{Receiver, Sender};
+use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
@@ -47,6 +48,7 @@ pub struct Turn<M: Machine> {
     /// The link thread let go of the feed: the shard ends.
     pub stop: bool,
     completions: Vec<Completion>,
+    quiet: QuietSends,
     /// Connections to arm reads for once buffers are back.
     rearm: Vec<ConnId>,
     accepting: Accepting,
@@ -61,6 +63,15 @@ pub enum Accepting {
     Yes,
     /// The shard drains.
     Over,
+}
+
+/// Sends that have a completion only if something is wrong.
+#[derive(Default)]
+struct QuietSends {
+    /// Since the last enter.
+    staged: Vec<ConnId>,
+    /// With the number of reaped completions at which one without a completion is known to be done.
+    left: VecDeque<(u64, ConnId)>,
 }
 
 /// One listener of a shard.
@@ -118,6 +129,7 @@ impl<M: Machine> Turn<M> {
             again: false,
             stop: false,
             completions: Vec::with_capacity(TURN_INPUTS_MAX),
+            quiet: QuietSends::default(),
             rearm: Vec::new(),
             accepting: Accepting::NotYet,
             accept_again: None,
@@ -162,12 +174,20 @@ impl<M: Machine> Turn<M> {
     }
 
     fn take_completions(&mut self) -> io::Result<usize> {
+        self.mark_quiet_sends();
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.reap(&mut completions, TURN_INPUTS_MAX);
+        let mut count = completions.len();
         for completion in &completions {
-            self.on_completion(completion)?;
+            if completion.token.op() == Op::Timer {
+                // It only ends a wait: what is due is looked up anyway.
+                self.ring.timer_fired();
+                count -= 1;
+            } else {
+                self.on_completion(completion)?;
+            }
         }
-        let count = completions.len();
+        count += self.settle_quiet_sends()?;
         completions.clear();
         self.completions = completions;
         // Buffers first: a read armed while none is offered fails at once.
@@ -188,11 +208,7 @@ impl<M: Machine> Turn<M> {
                 self.mesh.waker(ShardId(completion.token.slot() as u8)).wake();
                 Ok(())
             }
-            Op::Timer => {
-                self.ring.timer_fired();
-                Ok(())
-            }
-            Op::Mesh | Op::Nothing => Ok(()),
+            Op::Mesh | Op::Timer | Op::Nothing => Ok(()),
         }
     }
 
@@ -200,10 +216,7 @@ impl<M: Machine> Turn<M> {
     fn act(&mut self) -> io::Result<()> {
         while let Some(output) = self.machine.poll() {
             match output {
-                Output::Send(id) => {
-                    let buf = self.machine.take_send(id);
-                    self.stage_send(id, Sending::new(buf))?;
-                }
+                Output::Send(id) => self.start_send(id)?,
                 Output::ShutdownWrite(id) => {
                     if let Some(conn) = self.conns.get(id) {
                         conn.ops += 1;

@@ -68,8 +68,13 @@ impl Bench {
     /// One turn of shard `index`, after a short wait if there is nothing to do.
     fn turn(&mut self, index: usize) {
         let turn = &mut self.turns[index];
-        let wait = (!turn.again && turn.mesh.may_sleep()).then_some(PATIENCE);
-        turn.again |= wait.is_none();
+        turn.now = Instant::now();
+        let wait = !turn.again && turn.mesh.may_sleep();
+        turn.again |= !wait;
+        if wait {
+            let until = turn.deadline().map_or(turn.now + PATIENCE, |at| at.min(turn.now + PATIENCE));
+            turn.ring.arm_timer(turn.now, until).expect("armed");
+        }
         turn.ring.enter(wait).expect("enter");
         turn.mesh.awake();
         turn.now = Instant::now();
@@ -171,7 +176,7 @@ fn more_than_the_sockets_hold_is_sent_in_parts() {
     for mode in [Mode::Echo, Mode::Pieces(100)] {
         let mut bench = Bench::new(1, mode);
         let mut client = bench.connect();
-        bench.echo(&mut client, &[0], &numbers(8 << 20));
+        bench.echo(&mut client, &[0], &numbers(4 << 20));
     }
 }
 
@@ -242,7 +247,7 @@ fn a_closed_connection_frees_its_slot_for_the_next() {
 
 #[test]
 fn closing_does_not_wait_for_a_peer_that_reads_nothing() {
-    let mut bench = Bench::new(1, Mode::Bye(64 << 20));
+    let mut bench = Bench::new(1, Mode::Bye(16 << 20));
     let mut client = bench.connect();
     assert_eq!(progress(client.write(b"?")), 1);
     // The send is under way and cannot end.

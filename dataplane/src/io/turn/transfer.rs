@@ -3,7 +3,7 @@
 use super::Turn;
 use crate::io::conns::{Reads, Sending, token};
 use crate::io::machine::Machine;
-use crate::io::ring::Completion;
+use crate::io::ring::{Completion, Manner};
 use crate::io::token::Op;
 use crate::shard::{ConnId, Flow};
 use common::metrics::Counter;
@@ -83,6 +83,8 @@ impl<M: Machine> Turn<M> {
         let mut ended = false;
         if let Some(mut held) = conn.held.take() {
             ended = held.ended;
+            // What comes of it may wait behind a quiet send that is not settled.
+            self.again = true;
             if !held.bytes.is_empty() && self.machine.receive(self.now, id, &mut held.bytes) == Flow::Pause {
                 self.pause(id)?;
             }
@@ -115,6 +117,7 @@ impl<M: Machine> Turn<M> {
     pub(super) fn on_sent(&mut self, completion: &Completion) -> io::Result<()> {
         let (id, conn) = self.conns.of(completion.token);
         conn.ops -= 1;
+        conn.quiet = false;
         let mut sending = conn.sending.take().expect("a send was under way");
         if conn.closing {
             return self.release_if_done(id);
@@ -128,7 +131,8 @@ impl<M: Machine> Turn<M> {
             error => matches!(-error, libc::EINTR | libc::EAGAIN),
         };
         if ok && !sending.is_done() {
-            return self.stage_send(id, sending);
+            // The socket is full, or the pieces were too many for one operation: the rest waits for room.
+            return self.stage_send(id, sending, Manner::Told);
         }
         self.machine.sent(self.now, id, sending.into_buf(), ok);
         if !ok {
@@ -146,21 +150,66 @@ impl<M: Machine> Turn<M> {
         self.on_ended(id);
     }
 
-    pub(super) fn stage_send(&mut self, id: ConnId, sending: Sending) -> io::Result<()> {
+    /// Sends what the machine has for a connection.
+    pub(super) fn start_send(&mut self, id: ConnId) -> io::Result<()> {
+        let sending = Sending::new(self.machine.take_send(id));
+        let quiet = self.features.quiet_send && sending.fits_one_operation();
+        self.stage_send(id, sending, if quiet { Manner::Quiet } else { Manner::Told })
+    }
+
+    fn stage_send(&mut self, id: ConnId, sending: Sending, manner: Manner) -> io::Result<()> {
         let Some(conn) = self.conns.get(id) else { return Ok(()) };
         conn.ops += 1;
+        conn.quiet = manner == Manner::Quiet;
+        if conn.quiet {
+            self.quiet.staged.push(id);
+        }
         let fd = conn.fd();
         let sending = conn.sending.insert(sending);
         let token = token(Op::Send, id);
         // SAFETY: the segments' bytes are on the heap or static, and `conn.sending` keeps them until this token's
-        // completion takes it out in `on_sent`; until then the slot is not freed, because `ops` is not zero, and
-        // when the loop ends the ring is dropped before the connections.
+        // completion takes it out in `on_sent`, or, for a quiet send, `settle` does because there will be none; until
+        // then the slot is not freed, because `ops` is not zero, and when the loop ends the ring is dropped before
+        // the connections.
         unsafe {
             match sending.single() {
-                Some(bytes) => self.ring.send(fd, token, bytes),
-                None => self.ring.send_pieces(fd, token, sending.pieces()),
+                Some(bytes) => self.ring.send(fd, token, bytes, manner),
+                None => self.ring.send_pieces(fd, token, sending.pieces(), manner),
             }
         }
+    }
+
+    /// To be called after each enter: the quiet sends staged before it have left, or their trouble is told by one of
+    /// the completions that are there now.
+    #[inline]
+    pub(super) fn mark_quiet_sends(&mut self) {
+        if !self.quiet.staged.is_empty()
+            && let Some(posted) = self.ring.posted()
+        {
+            self.quiet.left.extend(self.quiet.staged.drain(..).map(|id| (posted, id)));
+        }
+    }
+
+    /// To be called after completions were handled: quiet sends that had nothing to say went well. Returns how many.
+    pub(super) fn settle_quiet_sends(&mut self) -> io::Result<usize> {
+        let reaped = self.ring.reaped();
+        let mut settled = 0;
+        while let Some((posted, id)) = self.quiet.left.front().copied()
+            && posted <= reaped
+        {
+            self.quiet.left.pop_front();
+            settled += 1;
+            let Some(conn) = self.conns.get(id).filter(|conn| conn.quiet) else { continue };
+            conn.quiet = false;
+            conn.ops -= 1;
+            let sending = conn.sending.take().expect("a send was under way");
+            if conn.closing {
+                self.release_if_done(id)?;
+            } else {
+                self.machine.sent(self.now, id, sending.into_buf(), true);
+            }
+        }
+        Ok(settled)
     }
 
     /// A shutdown or cancellation came back.
