@@ -44,7 +44,7 @@ impl Default for Config {
                 receive_buffer_size: 32 << 10,
                 mesh_entries: 256,
                 send_buffer: 0,
-                short_wait: Duration::from_millis(1),
+                short_wait: Duration::from_millis(5),
             },
             snapshot: SnapshotConfig { min_interval: Duration::from_millis(100), fold_min: 4_096 },
             realms: vec![RealmConfig::named("realm1")],
