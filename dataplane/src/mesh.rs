@@ -6,12 +6,13 @@
 use common::ids::{Match, RealmId, RouteKind, ShardId};
 use common::wire::{Payload, Serializer};
 
-/// A connection somewhere in the node. Stale when the slot has another generation by now.
+/// A session somewhere in the node. Stale when the connection in the slot carries another session by now, which may
+/// be on the same connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Owner {
     pub shard: ShardId,
     pub slot: u32,
-    pub generation: u32,
+    pub session: u64,
 }
 
 /// A call's origin: who asked, under which request id.

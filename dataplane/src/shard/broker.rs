@@ -369,16 +369,16 @@ impl Shard {
 
     /// Answers a SUBSCRIBE whose topic every shard routes here.
     pub(super) fn subscribed(&mut self, topic: u32, waiting: Waiting) {
-        let id = ConnId { slot: waiting.owner.slot, generation: waiting.owner.generation };
+        let slot = waiting.owner.slot;
         let state = &self.topics[topic as usize];
         let (subscription, place) = (state.id, state.subscribers.len() as u32);
-        let Some(session) = self.conn_mut(id).and_then(|conn| conn.session.as_mut()) else { return };
+        let Some(session) = self.session_of(waiting.owner) else { return };
         if !session.subscriptions.contains_key(&subscription) {
             session.subscriptions.insert(subscription, Subscribed { topic, place });
-            self.topics[topic as usize].subscribers.push(id.slot);
+            self.topics[topic as usize].subscribers.push(slot);
             self.subscriptions += 1;
         }
-        self.reply(id.slot, |serializer, out| {
+        self.reply(slot, |serializer, out| {
             encode::ids(serializer, out, code::SUBSCRIBED, &[waiting.request, subscription]);
         });
     }

@@ -3,9 +3,9 @@
 //! The caller's shard knows that the call is open (`Session::calls`), the callee's shard knows whom to answer
 //! (`Session::invocations`). Whichever leaves first, the other side is told or the late answer is dropped.
 
+use super::Shard;
 use super::flow::{Class, Queued};
 use super::routes::{Callee, resolve_procedure};
-use super::{ConnId, Shard};
 use crate::mesh::{Caller, Item};
 use common::ids::{Match, RouteKind, ShardId};
 use common::metrics::Counter;
@@ -304,27 +304,25 @@ impl Shard {
         from: Serializer,
         payload: Payload<'_>,
     ) {
-        let id = ConnId { slot: caller.owner.slot, generation: caller.owner.generation };
-        let request = caller.request;
-        let Some(session) = self.conn_mut(id).and_then(|conn| conn.session.as_mut()) else { return };
+        let (slot, request) = (caller.owner.slot, caller.request);
+        let Some(session) = self.session_of(caller.owner) else { return };
         if session.calls.remove(&request).is_none() {
             return;
         }
         self.calls -= 1;
         self.metrics.count(Counter::Results);
-        let queued =
-            self.pass_payload(id.slot, Class::Reply, from, payload, |to, out, payload| match answer {
-                Answer::Result => encode::result(to, out, request, &[], payload),
-                Answer::Error(uri) => encode::error(to, out, code::CALL, request, &[], uri, payload),
-            });
+        let queued = self.pass_payload(slot, Class::Reply, from, payload, |to, out, payload| match answer {
+            Answer::Result => encode::result(to, out, request, &[], payload),
+            Answer::Error(uri) => encode::error(to, out, code::CALL, request, &[], uri, payload),
+        });
         match queued {
             Some(Queued::TooLarge) => {
                 let text = "the answer is longer than this client accepts";
-                self.refuse_call(id.slot, request, wamp::PAYLOAD_SIZE_EXCEEDED, text);
+                self.refuse_call(slot, request, wamp::PAYLOAD_SIZE_EXCEEDED, text);
             }
             None => {
                 let text = "the answer's payload cannot be said in this client's serializer";
-                self.refuse_call(id.slot, request, wamp::INVALID_ARGUMENT, text);
+                self.refuse_call(slot, request, wamp::INVALID_ARGUMENT, text);
             }
             Some(Queued::Yes | Queued::Full | Queued::Doomed) => {}
         }

@@ -33,7 +33,7 @@ use claims::Claims;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
 use common::ids::{BootEpoch, ID_MAX, RealmId, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::{Counter, Gauge, Metrics};
-use conn::{Conn, IdMap, Phase};
+use conn::{Conn, IdMap, Phase, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use outbound::Pool;
@@ -416,9 +416,17 @@ impl Shard {
         self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken")
     }
 
-    fn owner(&self, slot: u32) -> Owner {
-        let generation = self.conns[slot as usize].as_ref().map_or(0, |conn| conn.generation);
-        Owner { shard: self.me, slot, generation }
+    /// Names the session in a slot to others, for an answer to come.
+    #[inline]
+    fn owner(&mut self, slot: u32) -> Owner {
+        Owner { shard: self.me, slot, session: self.session(slot).id }
+    }
+
+    /// The session of this shard that `owner` names, unless it has ended.
+    #[inline]
+    fn session_of(&mut self, owner: Owner) -> Option<&mut Session> {
+        let session = self.conns.get_mut(owner.slot as usize)?.as_mut()?.session.as_mut()?;
+        (session.id == owner.session).then_some(session)
     }
 
     #[inline]

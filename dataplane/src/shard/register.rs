@@ -4,10 +4,10 @@
 //! REGISTER ─▶ home shard of the URI (one owner at a time) ─▶ granted ─▶ every shard routes here ─▶ REGISTERED
 //! ```
 
+use super::Shard;
 use super::dealer::HeldCall;
 use super::options;
 use super::realm::{Procedure, Spread, Waiting};
-use super::{ConnId, Shard};
 use crate::mesh::Item;
 use common::ids::{Match, RouteKind, ShardId, route_id};
 use common::metrics::Counter;
@@ -96,9 +96,8 @@ impl Shard {
     /// The home shard has decided about a REGISTER of this shard.
     pub(super) fn granted(&mut self, wanted: Wanted, granted: bool) {
         let Wanted { waiting, realm, policy, uri } = wanted;
-        let id = ConnId { slot: waiting.owner.slot, generation: waiting.owner.generation };
-        let session = self.conn_mut(id).and_then(|conn| conn.session.as_mut());
-        let Some(session) = session else {
+        let slot = waiting.owner.slot;
+        let Some(session) = self.session_of(waiting.owner) else {
             if granted {
                 self.release(realm, policy, &uri, 0);
             }
@@ -107,21 +106,15 @@ impl Shard {
         if !granted {
             session.pending -= 1;
             let text = format!("procedure {uri} is already registered");
-            return self.error(
-                id.slot,
-                code::REGISTER,
-                waiting.request,
-                wamp::PROCEDURE_ALREADY_EXISTS,
-                &text,
-            );
+            return self.error(slot, code::REGISTER, waiting.request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
         }
         let registration = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, &uri);
-        if self.session(id.slot).registrations.contains_key(&registration) {
+        if self.session(slot).registrations.contains_key(&registration) {
             self.metrics.count(Counter::IdCollisions);
-            self.session(id.slot).pending -= 1;
+            self.session(slot).pending -= 1;
             self.release(realm, policy, &uri, 0);
             let text = "its registration id belongs to another registration of this session";
-            return self.error(id.slot, code::REGISTER, waiting.request, wamp::UNAVAILABLE, text);
+            return self.error(slot, code::REGISTER, waiting.request, wamp::UNAVAILABLE, text);
         }
         let spread = Spread { missing: self.others(), token: self.token(), waiting: vec![waiting] };
         let token = spread.token;
@@ -130,12 +123,12 @@ impl Shard {
             realm,
             policy,
             uri: uri.clone(),
-            callee: id.slot,
+            callee: slot,
             spread,
             held: Vec::new(),
         };
         let index = self.procedures.insert(procedure) as u32;
-        self.session(id.slot).registrations.insert(registration, index);
+        self.session(slot).registrations.insert(registration, index);
         let state = &mut self.realms[realm as usize];
         state.procedures.insert(policy, &uri, index);
         state.version += 1;
@@ -176,9 +169,7 @@ impl Shard {
                     let waiting = std::mem::take(&mut spread.waiting);
                     self.awaited.remove(&token);
                     for waiting in waiting {
-                        let owner = waiting.owner;
-                        let id = ConnId { slot: owner.slot, generation: owner.generation };
-                        if let Some(session) = self.conn_mut(id).and_then(|conn| conn.session.as_mut()) {
+                        if let Some(session) = self.session_of(waiting.owner) {
                             session.pending -= 1;
                         }
                         self.subscribed(topic, waiting);
@@ -253,9 +244,8 @@ impl Shard {
     /// The home shard knows that a registration was given up; the UNREGISTER is answered.
     pub(super) fn released(&mut self, token: u64) {
         let Some(Awaited::Release(waiting)) = self.awaited.remove(&token) else { return };
-        let id = ConnId { slot: waiting.owner.slot, generation: waiting.owner.generation };
-        if self.conn_mut(id).is_some_and(|conn| conn.session.is_some()) {
-            self.reply(id.slot, |serializer, out| {
+        if self.session_of(waiting.owner).is_some() {
+            self.reply(waiting.owner.slot, |serializer, out| {
                 encode::ids(serializer, out, code::UNREGISTERED, &[waiting.request]);
             });
         }
