@@ -266,6 +266,21 @@ fn a_strict_realm_wants_request_ids_in_sequence() {
     let mut client = Client::join(&node, Wire::PLAIN);
     client.request(json!([32, 0, {"match": 5}, "com.example.b"]));
     assert_eq!(client.aborted().0, "wamp.error.protocol_violation");
+
+    // What is asked for must have been announced.
+    for message in [
+        json!([48, 1, {"progress": true}, "com.example.p"]),
+        json!([48, 1, {"ppt_scheme": "x_own"}, "com.example.p"]),
+        json!([16, 1, {"ppt_scheme": "x_own"}, "com.example.t"]),
+        json!([70, 1, {"progress": true}]),
+        json!([70, 1, {"ppt_scheme": "x_own"}]),
+    ] {
+        let mut client = Client::join(&node, Wire::PLAIN);
+        client.send(&message);
+        let (reason, text) = client.aborted();
+        assert_eq!(reason, "wamp.error.protocol_violation");
+        assert!(text.contains("announce"), "{text}");
+    }
 }
 
 #[test]

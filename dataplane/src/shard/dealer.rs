@@ -5,6 +5,7 @@
 
 use super::Shard;
 use super::flow::{Class, Queued};
+use super::options::check_announced;
 use super::routes::{Callee, resolve_procedure};
 use crate::mesh::{Caller, Item};
 use common::ids::{Match, RouteKind, ShardId};
@@ -41,10 +42,14 @@ impl Shard {
         &mut self,
         slot: u32,
         request: u64,
-        _options: &Dict<'_>,
+        options: &Dict<'_>,
         procedure: &str,
         payload: Payload<'_>,
     ) {
+        let strict = self.session(slot).strict;
+        if let Err(bad) = check_announced(options, "CALL", strict) {
+            return self.bad_option(slot, &bad);
+        }
         let calls_max = self.config.limits.calls_pending_max as usize;
         let serializer = self.at(slot).serializer;
         let session = self.session(slot);
@@ -229,7 +234,11 @@ impl Shard {
 
     /// YIELD.
     #[inline]
-    pub(super) fn yielded(&mut self, slot: u32, request: u64, _options: &Dict<'_>, payload: Payload<'_>) {
+    pub(super) fn yielded(&mut self, slot: u32, request: u64, options: &Dict<'_>, payload: Payload<'_>) {
+        let strict = self.session(slot).strict;
+        if let Err(bad) = check_announced(options, "YIELD", strict) {
+            return self.bad_option(slot, &bad);
+        }
         let from = self.at(slot).serializer;
         if let Some(caller) = self.take_invocation(slot, "YIELD", request) {
             self.answer(caller, Answer::Result, from, payload);

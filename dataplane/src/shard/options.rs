@@ -27,6 +27,25 @@ fn flag(
     }
 }
 
+/// Refuses what only a router may be asked that announces it: progressive calls and results, payload passthru mode
+/// (WAMP, advanced profile). A compatible realm ignores the options.
+#[inline]
+pub(super) fn check_announced(options: &Dict<'_>, message: &str, strict: bool) -> Result<(), BadOption> {
+    if !strict || options.is_empty() {
+        return Ok(());
+    }
+    let refusal = |key: &str| {
+        Err(BadOption(format!("{message}.Options.{key} asks for what this router does not announce")))
+    };
+    if message != "PUBLISH" && flag(options, message, "progress", false, strict)? {
+        return refusal("progress");
+    }
+    if options.get("ppt_scheme").is_some() {
+        return refusal("ppt_scheme");
+    }
+    Ok(())
+}
+
 /// What PUBLISH may ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct PublishOptions {
@@ -40,6 +59,7 @@ impl PublishOptions {
         if options.is_empty() {
             return Ok(Self { acknowledge: false, exclude_me: true });
         }
+        check_announced(options, "PUBLISH", strict)?;
         Ok(Self {
             acknowledge: flag(options, "PUBLISH", "acknowledge", false, strict)?,
             exclude_me: flag(options, "PUBLISH", "exclude_me", true, strict)?,
