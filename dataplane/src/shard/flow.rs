@@ -214,10 +214,10 @@ impl Shard {
         self.mark_dirty(slot);
     }
 
-    /// Queues bytes as they are (handshake answers).
+    /// Queues the answer to a transport handshake.
     pub(super) fn push_bytes(&mut self, slot: u32, bytes: &[u8]) {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
-        self.queued_bytes += conn.out.append(&mut self.pool, |out| out.extend_from_slice(bytes));
+        self.queued_bytes += conn.out.append_unframed(&mut self.pool, bytes);
         self.mark_dirty(slot);
     }
 

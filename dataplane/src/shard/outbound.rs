@@ -58,6 +58,8 @@ pub(super) struct Outbound {
     head: Vec<Segment>,
     tail: Vec<u8>,
     bytes: usize,
+    /// Bytes at the front that are no frames: the answer to a transport handshake.
+    unframed: usize,
 }
 
 impl Outbound {
@@ -84,6 +86,13 @@ impl Outbound {
         len
     }
 
+    /// Appends the answer to a handshake, which comes before every frame.
+    pub fn append_unframed(&mut self, pool: &mut Pool, bytes: &[u8]) -> usize {
+        debug_assert_eq!(self.bytes, self.unframed, "a handshake is answered before anything else is said");
+        self.unframed += bytes.len();
+        self.append(pool, |out| out.extend_from_slice(bytes))
+    }
+
     /// Appends one whole frame that other receivers get too.
     pub fn append_shared(&mut self, frame: Bytes) {
         if !self.tail.is_empty() {
@@ -101,6 +110,7 @@ impl Outbound {
             buf.segments.push(Segment::Owned(std::mem::take(&mut self.tail)));
         }
         self.bytes = 0;
+        self.unframed = 0;
         if self.head.capacity() > 0 {
             self.head = Vec::new();
         }
@@ -111,6 +121,7 @@ impl Outbound {
     pub fn clear(&mut self, pool: &mut Pool) -> usize {
         self.head = Vec::new();
         pool.put_back(std::mem::take(&mut self.tail));
+        self.unframed = 0;
         std::mem::take(&mut self.bytes)
     }
 
@@ -119,6 +130,7 @@ impl Outbound {
     pub fn drop_oldest_events(&mut self, framing: Framing, serializer: Serializer, bytes_max: usize) -> u64 {
         let mut excess = self.bytes.saturating_sub(bytes_max);
         let mut dropped = 0;
+        let mut unframed = self.unframed;
         self.head.retain_mut(|segment| match segment {
             Segment::Shared(frame) if excess > 0 => {
                 excess = excess.saturating_sub(frame.len());
@@ -126,13 +138,14 @@ impl Outbound {
                 false
             }
             Segment::Owned(bytes) if excess > 0 => {
-                dropped += drop_events(bytes, framing, serializer, &mut excess);
+                let start = std::mem::take(&mut unframed);
+                dropped += drop_events(bytes, start, framing, serializer, &mut excess);
                 !bytes.is_empty()
             }
             _ => true,
         });
         if excess > 0 {
-            dropped += drop_events(&mut self.tail, framing, serializer, &mut excess);
+            dropped += drop_events(&mut self.tail, unframed, framing, serializer, &mut excess);
         }
         self.bytes =
             self.head.iter().map(|segment| segment.as_slice().len()).sum::<usize>() + self.tail.len();
@@ -140,9 +153,15 @@ impl Outbound {
     }
 }
 
-/// Removes events from the front part of a buffer of whole frames until `excess` bytes are gone.
-fn drop_events(buffer: &mut Vec<u8>, framing: Framing, serializer: Serializer, excess: &mut usize) -> u64 {
-    let (mut read, mut write, mut dropped) = (0, 0, 0);
+/// Removes events from the front part of a buffer, whole frames from `start` on, until `excess` bytes are gone.
+fn drop_events(
+    buffer: &mut Vec<u8>,
+    start: usize,
+    framing: Framing,
+    serializer: Serializer,
+    excess: &mut usize,
+) -> u64 {
+    let (mut read, mut write, mut dropped) = (start, start, 0);
     while *excess > 0 {
         let Some((frame_bytes, payload_at)) = walk_own_frame(framing, &buffer[read..]) else { break };
         if is_event(framing, serializer, &buffer[read..read + frame_bytes], payload_at) {
@@ -229,6 +248,26 @@ mod tests {
                 let sent = queue.take(&mut pool);
                 assert_eq!(sent.segments[0].as_slice(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_handshake_is_no_frame() {
+        for (framing, answer) in
+            [(Framing::RawSocket, &[0x7f, 0xf1, 0, 0][..]), (Framing::WebSocket, b"HTTP/1.1 101 \r\n\r\n")]
+        {
+            let serializer = Serializer::Cbor;
+            let mut pool = Pool::default();
+            let mut queue = Outbound::default();
+            queue.append_unframed(&mut pool, answer);
+            for n in 1..=4 {
+                let event = frame(framing, serializer, &event(serializer, n));
+                queue.append(&mut pool, |out| out.extend_from_slice(&event));
+            }
+            let last = frame(framing, serializer, &event(serializer, 4));
+            let expected = [answer, &last].concat();
+            assert_eq!(queue.drop_oldest_events(framing, serializer, expected.len()), 3);
+            assert_eq!(queue.take(&mut pool).segments[0].as_slice(), expected);
         }
     }
 
