@@ -79,6 +79,10 @@ pub(crate) enum Item {
     UnregisterAck {
         token: u64,
     },
+    /// The sender is short of memory, or no longer: what feeds it is to be read no further.
+    Memory {
+        short: bool,
+    },
     Publish {
         realm: RealmId,
         topic: Span,

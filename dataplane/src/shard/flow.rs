@@ -5,7 +5,7 @@ use super::conn::{Conn, Phase};
 use super::outbound::Pool;
 use super::timers::{TICK, Tick, Timers};
 use super::{ConnId, Flow, Output, SPARE_BATCHES_MAX, Shard};
-use crate::mesh::Batch;
+use crate::mesh::{Batch, Item};
 use bytes::Bytes;
 use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{ShardId, ShardSet};
@@ -324,7 +324,8 @@ impl Shard {
         self.schedule(id.slot, next);
     }
 
-    /// Closes the connections whose queues overflowed while an input was handled.
+    /// Ends an input: closes the connections whose queues overflowed while it was handled, and lets others be read
+    /// again when there is room for what they send.
     pub(super) fn bury(&mut self) {
         while let Some(id) = self.doomed.pop() {
             let Some(conn) = self.conn_mut(id) else { continue };
@@ -340,6 +341,7 @@ impl Shard {
             self.goodbye(id.slot, wamp::KILLED, &text);
             self.hang_up(id.slot, 1008);
         }
+        self.resume();
     }
 
     /// Queues a GOODBYE.
@@ -352,7 +354,9 @@ impl Shard {
 
     /// Whether a connection may be read further, after an input of it was handled.
     pub(super) fn flow(&mut self, id: ConnId) -> Flow {
-        if self.queued_bytes as u64 <= self.config.memory_max && !self.is_backlogged(self.fed) {
+        let feeds_short = self.fed.0 & self.short_shards.0 != 0;
+        if self.queued_bytes as u64 <= self.config.memory_max && !feeds_short && !self.is_backlogged(self.fed)
+        {
             return Flow::Continue;
         }
         let Some(conn) = self.conn_mut(id) else { return Flow::Continue };
@@ -371,11 +375,11 @@ impl Shard {
 
     /// Resumes the paused connections once there is room again.
     pub(super) fn resume(&mut self) {
-        if self.paused.is_empty() {
+        self.tell_memory();
+        if self.paused.is_empty() || !self.has_room_again() || !self.short_shards.is_empty() {
             return;
         }
-        let short = self.queued_bytes as u64 > self.config.memory_max / 4 * 3;
-        if short || self.is_backlogged(self.mesh_blocked) {
+        if self.is_backlogged(self.mesh_blocked) {
             return;
         }
         for id in std::mem::take(&mut self.paused) {
@@ -383,6 +387,27 @@ impl Shard {
                 conn.paused = false;
                 self.outputs.push_back(Output::ResumeReads(id));
             }
+        }
+    }
+
+    /// Enough of the queued bytes went out for more to be let in.
+    fn has_room_again(&self) -> bool {
+        self.queued_bytes as u64 <= self.config.memory_max / 4 * 3
+    }
+
+    /// Tells the other shards when this one gets short of memory and when it has room again: the connections that
+    /// feed it from there cannot be paused here.
+    fn tell_memory(&mut self) {
+        let short = if self.is_short {
+            !self.has_room_again()
+        } else {
+            self.queued_bytes as u64 > self.config.memory_max
+        };
+        if std::mem::replace(&mut self.is_short, short) == short {
+            return;
+        }
+        for shard in self.others().iter() {
+            self.mesh(shard).push(Item::Memory { short });
         }
     }
 

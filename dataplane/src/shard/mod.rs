@@ -147,6 +147,10 @@ pub struct Shard {
     mesh_out: Vec<Box<Batch>>,
     mesh_ready: ShardSet,
     mesh_blocked: ShardSet,
+    /// The other shards were told that this one is short of memory.
+    is_short: bool,
+    /// Shards that said so of themselves.
+    short_shards: ShardSet,
     /// Shards the message in hand was passed to.
     fed: ShardSet,
     #[expect(clippy::vec_box, reason = "batches travel between shards as boxes")]
@@ -205,6 +209,8 @@ impl Shard {
             mesh_out: (0..shards).map(|_| Box::default()).collect(),
             mesh_ready: ShardSet::EMPTY,
             mesh_blocked: ShardSet::EMPTY,
+            is_short: false,
+            short_shards: ShardSet::EMPTY,
             fed: ShardSet::EMPTY,
             spare_batches: Vec::new(),
             pool: Pool::default(),
@@ -299,12 +305,19 @@ impl Shard {
     pub fn sent(&mut self, now: Instant, conn: ConnId, buf: SendBuf, ok: bool) {
         self.set_now(now);
         self.pool.recycle(buf);
+        let tick = self.tick;
         let Some(state) = self.conn_mut(conn) else { return };
         state.sending = false;
+        if state.paused && ok {
+            // Nothing can be heard of a peer that is not read; that it takes what it is sent shows that it lives.
+            state.last_heard = tick;
+            state.pinged = false;
+        }
         let sent = std::mem::take(&mut state.sending_bytes) as usize;
         if !ok {
             self.queued_bytes -= sent;
-            return self.forget(conn.slot);
+            self.forget(conn.slot);
+            return self.bury();
         }
         if !state.out.is_empty() || state.phase == Phase::Flushing {
             self.mark_dirty(conn.slot);

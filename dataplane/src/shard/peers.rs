@@ -61,6 +61,10 @@ impl Shard {
                 }
             }
             Item::UnregisterAck { token } => self.released(token),
+            Item::Memory { short } => {
+                self.short_shards =
+                    if short { self.short_shards.with(from) } else { self.short_shards.without(from) };
+            }
         }
     }
 
