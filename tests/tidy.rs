@@ -87,7 +87,8 @@ fn only_drivers_read_the_clock() {
 #[test]
 fn cores_share_no_lock_and_no_counter() {
     let found = places(|source| {
-        let shares = ["dataplane/src/io/mesh.rs", "dataplane/src/io/buffers.rs"].contains(&source.path.as_str());
+        let shares =
+            ["dataplane/src/io/mesh.rs", "dataplane/src/io/buffers.rs"].contains(&source.path.as_str());
         let test = source.is_in("dataplane/src/io/tests");
         if source.is_in("dataplane/src") && !shares && !test {
             vec!["Mutex", "RwLock", "Condvar", "OnceLock", "AtomicBool", "AtomicU", "AtomicI", "AtomicPtr"]
