@@ -31,6 +31,8 @@ pub struct Buffers {
     free: Vec<u16>,
     offered: usize,
     offered_goal: usize,
+    /// The goal was raised since the last refill.
+    raised: bool,
     /// Most buffers taken between two refills since the last review.
     taken_peak: usize,
     taken: usize,
@@ -56,6 +58,7 @@ impl Buffers {
             free: (0..count as u16).rev().collect(),
             offered: 0,
             offered_goal: OFFERED_MIN.min(count),
+            raised: false,
             taken_peak: 0,
             taken: 0,
             refills: 0,
@@ -99,11 +102,15 @@ impl Buffers {
         self.free.push(id);
     }
 
-    /// The kernel found no buffer: offer more from now on. False when all were offered already.
+    /// The kernel found no buffer: offer twice as many from the next refill on, however often that is said before it.
+    /// False when all were offered.
     pub fn want_more(&mut self) -> bool {
-        let can_grow = self.offered_goal < usize::from(self.count);
+        if self.raised {
+            return true;
+        }
+        self.raised = self.offered_goal < usize::from(self.count);
         self.offered_goal = (self.offered_goal * 2).min(usize::from(self.count));
-        can_grow
+        self.raised
     }
 
     /// Offers free buffers up to the goal.
@@ -111,6 +118,7 @@ impl Buffers {
     pub fn refill(&mut self) {
         self.taken_peak = self.taken_peak.max(self.taken);
         self.taken = 0;
+        self.raised = false;
         self.refills += 1;
         if self.refills == REVIEW_REFILLS {
             self.review();
@@ -171,10 +179,11 @@ mod tests {
         let mut buffers = Buffers::new(64, 128).expect("buffers");
         buffers.refill();
         assert_eq!(buffers.offered, OFFERED_MIN);
+        assert!(buffers.want_more() && buffers.want_more() && buffers.want_more());
+        buffers.refill();
+        assert_eq!(buffers.offered, 32, "three connections in want are one reason");
         assert!(buffers.want_more());
         buffers.refill();
-        assert_eq!(buffers.offered, 32);
-        assert!(buffers.want_more());
         assert!(!buffers.want_more(), "all 64 are offered");
         buffers.refill();
         assert_eq!((buffers.offered, buffers.free.len()), (64, 0));
@@ -183,9 +192,10 @@ mod tests {
     #[test]
     fn the_offer_follows_the_load_down() {
         let mut buffers = Buffers::new(64, 128).expect("buffers");
-        buffers.want_more();
-        buffers.want_more();
-        buffers.refill();
+        for _ in 0..2 {
+            buffers.want_more();
+            buffers.refill();
+        }
         for _ in 0..4 * REVIEW_REFILLS {
             buffers.refill();
         }

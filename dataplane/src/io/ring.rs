@@ -39,6 +39,12 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// What the kernel might say.
+    #[cfg(test)]
+    pub fn made_up(token: Token, result: i32) -> Self {
+        Self { token, result, flags: 0 }
+    }
+
     /// More completions of the same multishot operation will follow.
     #[inline]
     pub fn more(&self) -> bool {

@@ -7,7 +7,8 @@ use crate::io::listen::{AllBound, bind_all};
 use crate::io::machine::Machine;
 use crate::io::mesh::mesh;
 use crate::io::probe::Features;
-use crate::io::ring::{BUFFER_GROUP, Ring};
+use crate::io::ring::{BUFFER_GROUP, Completion, Ring};
+use crate::io::token::{Op, Token};
 use crate::io::turn::{Feed, Turn};
 use crate::io::wake::ShardWaker;
 use crate::shard::ShardConfig;
@@ -39,6 +40,17 @@ impl Bench {
 
     /// Only the last shard listens.
     fn with(shards: usize, mode: Mode, features: Features, config: &Config) -> Self {
+        let mut bench = Self::set_up(shards, mode, features, config);
+        bench.turns.last_mut().expect("a shard").start_accepting().expect("listens");
+        bench
+    }
+
+    /// One shard that waits for a snapshot.
+    fn closed(mode: Mode) -> Self {
+        Self::set_up(1, mode, Features::ALL, &small_config())
+    }
+
+    fn set_up(shards: usize, mode: Mode, features: Features, config: &Config) -> Self {
         let AllBound { mut sockets, addresses } = bind_all(&config.listeners, shards, 0).expect("bound");
         let wakers: Vec<_> = (0..shards).map(|_| ShardWaker::new().expect("waker")).collect();
         let (up_sender, up) = bounded(1);
@@ -61,7 +73,6 @@ impl Bench {
             let turn = Turn::new((ring, buffers), sockets, rig, mesh, feed, features).expect("turn");
             turns.push(turn);
         }
-        turns.last_mut().expect("a shard").start_accepting().expect("listens");
         Self { turns, address: addresses[0], down, up }
     }
 
@@ -324,6 +335,50 @@ fn parcels_go_around_and_a_full_queue_pauses_and_resumes_reads() {
         assert!(got == bytes);
         assert!(bench.turns[1].machine.full.is_empty());
     }
+}
+
+#[test]
+fn a_shard_whose_ring_takes_no_message_is_woken_by_its_pipe() {
+    let mut bench = Bench::new(2, Mode::Around);
+    let mut client = bench.connect();
+    let no_ring = std::fs::File::open("/dev/null").expect("opened");
+    bench.turns[0].mesh.set_ring(Some(no_ring.as_raw_fd()));
+    assert!(bench.turns[0].mesh.may_sleep());
+    assert_eq!(progress(client.write(b"x")), 1);
+    bench.until(&[1], |bench| {
+        let pipe = bench.turns[0].feed.waker.watched();
+        let mut poll = libc::pollfd { fd: pipe, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd that lives across the call.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    });
+}
+
+#[test]
+fn a_listener_rests_when_the_kernel_has_no_descriptor_for_a_connection() {
+    let mut bench = Bench::new(1, Mode::Echo);
+    let turn = &mut bench.turns[0];
+    turn.now = Instant::now();
+    let refused = Completion::made_up(Token::new(Op::Accept, 0, 0), -libc::EMFILE);
+    turn.on_accept(&refused).expect("handled");
+    let again = turn.deadline().expect("it tries again");
+    assert!(again > turn.now);
+    assert_eq!(bench.counter(0, Counter::AcceptsFailed), 1);
+    bench.until(&[0], |bench| bench.turns[0].deadline().is_none());
+    assert!(Instant::now() >= again);
+    bench.connect();
+}
+
+#[test]
+fn connections_are_accepted_from_the_first_snapshot_on() {
+    let mut bench = Bench::closed(Mode::Echo);
+    assert!(TcpStream::connect(bench.address).is_err());
+    let bytes = common::snapshot::build(&common::snapshot::Source::default(), 1);
+    let snapshot = common::snapshot::Snapshot::check(bytes::Bytes::from_owner(bytes)).expect("a snapshot");
+    bench.down[0].send(FeedDown::Snapshot(Arc::new(snapshot))).expect("sent");
+    bench.turns[0].feed.waker.wake();
+    let address = bench.address;
+    bench.until(&[0], |_| TcpStream::connect(address).is_ok());
+    bench.until(&[0], |bench| bench.turns[0].machine.connections() > 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 impl<M: Machine> Turn<M> {
-    pub(super) fn on_accept(&mut self, completion: &Completion) -> io::Result<()> {
+    pub fn on_accept(&mut self, completion: &Completion) -> io::Result<()> {
         let index = completion.token.slot() as usize;
         if !completion.more() {
             self.listeners[index].armed = false;
