@@ -73,6 +73,10 @@ impl Shard {
         let realm = &mut self.realms[realm as usize];
         realm.overlay.say(route.kind, route.policy, batch.text(route.uri), from, wanted, seq);
         realm.version += 1;
+        if !wanted && realm.overlay.is_thick() {
+            let (id, folded) = (realm.id, &self.folded);
+            realm.overlay.thin_out(|kind, policy, uri| folded.shards(id, kind, policy, uri));
+        }
     }
 
     /// The index of a realm, which another shard may know before the snapshot that opens it has come here.

@@ -51,7 +51,12 @@ impl Words {
 pub(super) struct Overlay {
     topics: PatternMap<Words>,
     procedures: PatternMap<Words>,
+    /// Routes that were left when it was last thinned out.
+    thinned: usize,
 }
+
+/// Routes of an overlay below which nothing is thinned out.
+const OVERLAY_THIN_MIN: usize = 4_096;
 
 impl Overlay {
     pub fn kind(&self, kind: RouteKind) -> &PatternMap<Words> {
@@ -82,6 +87,24 @@ impl Overlay {
                 map.insert(policy, uri, words);
             }
         }
+    }
+
+    /// True when the overlay has doubled since it was last thinned out. Without a control plane no snapshot folds it,
+    /// and clients that come and go would leave their removals here for ever.
+    pub fn is_thick(&self) -> bool {
+        self.len() >= OVERLAY_THIN_MIN.max(2 * self.thinned)
+    }
+
+    /// Forgets removals of what `folded`, the snapshot's word on a route, does not have.
+    pub fn thin_out(&mut self, folded: impl Fn(RouteKind, Match, &str) -> ShardSet) {
+        for kind in [RouteKind::Topic, RouteKind::Procedure] {
+            self.kind_mut(kind).retain(|policy, uri, words| {
+                let held = folded(kind, policy, uri);
+                words.0.retain(|word| word.wanted || held.contains(word.shard));
+                !words.0.is_empty()
+            });
+        }
+        self.thinned = self.len();
     }
 
     /// Forgets what the snapshot stands for: claims of shard `i` up to `folded(i)`.
@@ -117,6 +140,18 @@ impl Folded {
 
     pub fn len(&self) -> usize {
         self.snapshot.as_ref().map_or(0, |snapshot| snapshot.routes_len())
+    }
+
+    /// The shards that want what goes to exactly this route.
+    pub fn shards(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> ShardSet {
+        let mut shards = ShardSet::EMPTY;
+        // A pattern matches itself, read as a URI.
+        self.for_each_match(realm, kind, uri, |found_policy, found, wanted| {
+            if found_policy == policy && found == uri {
+                shards = wanted;
+            }
+        });
+        shards
     }
 
     fn for_each_match<'a>(
@@ -314,6 +349,8 @@ fn literal_runs(pattern: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::ids::SnapshotVersion;
+    use std::sync::Arc;
 
     fn realm() -> Realm {
         Realm::new(RealmId::of("realm1"))
@@ -332,6 +369,56 @@ mod tests {
         assert_eq!(resolve_topic(&realm, &folded, ShardId(0), "t.x").shards, ShardSet::one(b));
         realm.overlay.fold(|_| 1);
         assert_eq!(realm.overlay.len(), 1, "the removal is newer than the fold and stays");
+    }
+
+    #[test]
+    fn removals_do_not_pile_up_while_no_snapshot_comes() {
+        let (epoch, a) = (BootEpoch(1), ShardId(1));
+        let mut realm = realm();
+        let held = [(Match::Exact, "held.x"), (Match::Prefix, "held"), (Match::Wildcard, "held..y")];
+        let mut routes: Vec<_> = held
+            .map(|(policy, uri)| common::snapshot::Route {
+                realm: realm.id,
+                kind: RouteKind::Topic,
+                policy,
+                uri: uri.to_owned(),
+                shards: ShardSet::one(a).0,
+            })
+            .to_vec();
+        routes.sort_by(|x, y| (x.policy, &x.uri).cmp(&(y.policy, &y.uri)));
+        let source = common::snapshot::Source {
+            version: SnapshotVersion(1),
+            epoch,
+            claims_folded: vec![0, 3],
+            realms: vec![common::snapshot::Realm {
+                id: realm.id,
+                name: "realm1".to_owned(),
+                strict: false,
+                uri_strict: false,
+                anonymous: common::snapshot::Anonymous::Anybody,
+            }],
+            routes,
+        };
+        let bytes = bytes::Bytes::from_owner(common::snapshot::build(&source, 1));
+        let mut folded = Folded::default();
+        let snapshot = Arc::new(common::snapshot::Snapshot::check(bytes).expect("a built snapshot is valid"));
+        assert!(folded.take(&snapshot, epoch, 2));
+
+        for (seq, (policy, uri)) in (4..).zip(held) {
+            realm.overlay.say(RouteKind::Topic, policy, uri, a, false, seq);
+        }
+        for seq in 10..100_000 {
+            let uri = format!("come.and.gone{seq}");
+            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, a, true, seq);
+            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, a, false, seq + 1);
+            if realm.overlay.is_thick() {
+                realm.overlay.thin_out(|kind, policy, uri| folded.shards(realm.id, kind, policy, uri));
+            }
+            assert!(realm.overlay.len() <= OVERLAY_THIN_MIN);
+        }
+        realm.overlay.thin_out(|kind, policy, uri| folded.shards(realm.id, kind, policy, uri));
+        assert_eq!(realm.overlay.len(), held.len(), "what the snapshot still has stays removed");
+        assert_eq!(resolve_topic(&realm, &folded, ShardId(0), "held.x").shards, ShardSet::EMPTY);
     }
 
     #[test]
