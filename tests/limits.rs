@@ -192,3 +192,47 @@ fn replies_are_never_dropped_the_session_is_closed_instead() {
     node.await_metric("signalbox_sessions_killed_total", |count| count == 1.0);
     callee.register("com.example.alive");
 }
+
+#[test]
+fn a_publisher_faster_than_its_subscribers_is_held_back_and_loses_nothing() {
+    const COUNT: u64 = 200;
+    const MEMORY: u64 = 16 << 20;
+    let tables = format!("[memory]\nmax = {MEMORY}\n[io]\nsend_buffer = \"64KiB\"\n");
+    let node = Node::with(one_shard(&tables));
+    let mut slow: Vec<Client> = (0..12).map(|_| Client::join(&node, Wire::PLAIN)).collect();
+    for client in &mut slow {
+        client.subscribe("com.example.flood");
+    }
+    let before = node.data_resident();
+    let mut publisher = Client::join(&node, Wire::PLAIN);
+    let publishing = std::thread::spawn(move || {
+        let filler = "x".repeat(20_000);
+        for n in 0..COUNT {
+            publisher.publish("com.example.flood", &json!([n, filler]));
+        }
+        publisher
+    });
+    // Nobody reads: 48 MB would have to be held.
+    node.await_metric("signalbox_reads_paused_total", |count| count >= 1.0);
+    let queued = node.metric("signalbox_queued_bytes") as u64;
+    assert!(queued <= MEMORY + (1 << 20), "{queued} bytes are queued");
+    let grown = node.data_resident().saturating_sub(before);
+    assert!(grown < MEMORY + (16 << 20), "{grown} bytes more");
+    // They read, it goes on, and nothing is missing.
+    let readers: Vec<_> = slow
+        .into_iter()
+        .map(|mut client| {
+            std::thread::spawn(move || {
+                for n in 0..COUNT {
+                    assert_eq!(client.event()[4][0], n);
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.join().expect("every event came, in order");
+    }
+    let mut publisher = publishing.join().expect("all is published");
+    assert_eq!(node.metric("signalbox_events_dropped_total"), 0.0);
+    publisher.subscribe("com.example.alive");
+}
