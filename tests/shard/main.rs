@@ -167,3 +167,32 @@ fn a_connection_that_is_not_read_is_not_blamed_for_silence() {
     assert!(rig.links[publisher].open && !rig.links[publisher].paused);
     rig.check_empty();
 }
+
+#[test]
+fn incomplete_messages_take_half_of_the_memory_at_most() {
+    let mut rig = Rig::new(1, |config| config.memory_max = 1_000_000);
+    let head = 200_000_u32.to_be_bytes();
+    let mut peers = Vec::new();
+    for _ in 0..6 {
+        let at = connect(&mut rig, 0, &[HELLO]);
+        rig.run();
+        messages(&mut rig, at);
+        rig.receive(at, &[&head[..], &[b'x'; 95_000][..]].concat());
+        rig.run();
+        peers.push(at);
+    }
+    let last = messages(&mut rig, peers[5]);
+    assert!(last[0].contains("wamp.error.unavailable"), "{last:?}");
+    // Those that were there may end their messages, and then there is room again.
+    for at in &peers[..5] {
+        assert!(rig.links[*at].open && !rig.links[*at].paused);
+        rig.receive(*at, &[b'x'; 105_000]);
+    }
+    rig.run();
+    let at = connect(&mut rig, 0, &[HELLO]);
+    rig.receive(at, &[&head[..], &[b'x'; 95_000][..]].concat());
+    rig.run();
+    let got = messages(&mut rig, at);
+    assert_eq!(got.len(), 1, "{got:?}");
+    rig.check_empty();
+}

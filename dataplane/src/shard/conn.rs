@@ -49,6 +49,8 @@ pub(super) struct Conn {
     pub peer_message_max: u32,
     /// Bytes with the driver.
     pub sending_bytes: u32,
+    /// Bytes of an incomplete message.
+    pub partial_bytes: u32,
     /// Events dropped since the session was last told.
     pub dropped: u32,
     pub last_heard: Tick,
@@ -132,6 +134,7 @@ impl Conn {
             pinged: false,
             peer_message_max: u32::MAX,
             sending_bytes: 0,
+            partial_bytes: 0,
             dropped: 0,
             last_heard: now,
             deadline: now,

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::{Counter, Metrics};
-use common::transport::{FrameKind, Framing, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header};
+use common::transport::{
+    FrameKind, Framer, Framing, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header,
+};
 use common::uri::wamp;
 use common::wire::{Serializer, encode};
 use std::time::{Duration, Instant};
@@ -260,6 +262,7 @@ impl Shard {
         self.conns_len -= 1;
         self.by_listener[usize::from(conn.listener)] -= 1;
         self.queued_bytes -= conn.held_bytes();
+        self.partial_bytes -= conn.partial_bytes as usize;
         self.outputs.push_back(Output::Close(ConnId { slot, generation: conn.generation }));
     }
 
@@ -352,11 +355,47 @@ impl Shard {
         });
     }
 
+    /// Counts what a connection has sent of an incomplete message. Pausing would not help against too many of them,
+    /// because none could end: beyond half of the memory the connection in hand is closed.
+    #[inline]
+    pub(super) fn hold_partial(&mut self, id: ConnId) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        let held = conn.framer.as_ref().map_or(0, Framer::buffered_bytes);
+        let before = std::mem::replace(&mut conn.partial_bytes, held as u32) as usize;
+        if held == before {
+            return;
+        }
+        self.partial_bytes = self.partial_bytes + held - before;
+        if held > before && self.partial_bytes as u64 > self.config.memory_max / 2 {
+            self.refuse_partial(id.slot);
+        }
+    }
+
+    #[cold]
+    fn refuse_partial(&mut self, slot: u32) {
+        self.metrics.count(Counter::LimitReached);
+        match self.at(slot).phase {
+            Phase::Open | Phase::Login => {
+                let text = "the node has no memory left for messages that come in pieces";
+                self.abort(slot, wamp::UNAVAILABLE, text);
+            }
+            _ => self.hang_up(slot, 1008),
+        }
+        let conn = self.at(slot);
+        conn.framer = None;
+        let held = std::mem::take(&mut conn.partial_bytes);
+        self.partial_bytes -= held as usize;
+    }
+
+    /// Bytes that count against `memory.max`.
+    fn memory(&self) -> u64 {
+        (self.queued_bytes + self.partial_bytes) as u64
+    }
+
     /// Whether a connection may be read further, after an input of it was handled.
     pub(super) fn flow(&mut self, id: ConnId) -> Flow {
         let feeds_short = self.fed.0 & self.short_shards.0 != 0;
-        if self.queued_bytes as u64 <= self.config.memory_max && !feeds_short && !self.is_backlogged(self.fed)
-        {
+        if self.memory() <= self.config.memory_max && !feeds_short && !self.is_backlogged(self.fed) {
             return Flow::Continue;
         }
         let Some(conn) = self.conn_mut(id) else { return Flow::Continue };
@@ -392,17 +431,14 @@ impl Shard {
 
     /// Enough of the queued bytes went out for more to be let in.
     fn has_room_again(&self) -> bool {
-        self.queued_bytes as u64 <= self.config.memory_max / 4 * 3
+        self.memory() <= self.config.memory_max / 4 * 3
     }
 
     /// Tells the other shards when this one gets short of memory and when it has room again: the connections that
     /// feed it from there cannot be paused here.
     fn tell_memory(&mut self) {
-        let short = if self.is_short {
-            !self.has_room_again()
-        } else {
-            self.queued_bytes as u64 > self.config.memory_max
-        };
+        let short =
+            if self.is_short { !self.has_room_again() } else { self.memory() > self.config.memory_max };
         if std::mem::replace(&mut self.is_short, short) == short {
             return;
         }

@@ -159,6 +159,8 @@ pub struct Shard {
     scratch: broker::Scratch,
     /// Bytes queued to all connections.
     queued_bytes: usize,
+    /// Bytes of incomplete messages of all connections.
+    partial_bytes: usize,
     dirty: Vec<u32>,
     paused: Vec<ConnId>,
     /// Connections whose queue overflowed, closed when the input in hand is done.
@@ -216,6 +218,7 @@ impl Shard {
             pool: Pool::default(),
             scratch: broker::Scratch::default(),
             queued_bytes: 0,
+            partial_bytes: 0,
             dirty: Vec::new(),
             paused: Vec::new(),
             doomed: Vec::new(),
@@ -280,6 +283,7 @@ impl Shard {
             Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
             Phase::Flushing | Phase::Lingering => {}
         }
+        self.hold_partial(conn);
         self.bury();
         self.flow(conn)
     }
