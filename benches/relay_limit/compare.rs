@@ -129,7 +129,7 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         options.rounds, options.seconds
     );
     println!(
-        "{:<26}{:>14}{:>14}{:>14}{:>9}{:>9}  wanted",
+        "{:<26}{:>18}{:>18}{:>18}{:>9}{:>9}  wanted",
         "load", "bare", "driven", "router", "driven", "router"
     );
     let mut all_met = true;
@@ -140,7 +140,7 @@ pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
                 figures.push(measure(&loadgen, load, server, options.seconds, folder.path())?);
             }
         }
-        all_met &= print_row(load, &figures.iter().map(|of| median(of)).collect::<Vec<_>>());
+        all_met &= print_row(load, &figures);
     }
     println!("{}", if all_met { "every ratio is as wanted" } else { "NOT every ratio is as wanted" });
     Ok(())
@@ -183,14 +183,19 @@ pub fn smoke() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn print_row(load: &Load, medians: &[f64]) -> bool {
-    let (driven, router) = (medians[1] / medians[0], medians[2] / medians[0]);
+/// The ratios are medians of the rounds' ratios: a round's runs follow each other, and the machine changes its speed
+/// from minute to minute.
+fn print_row(load: &Load, figures: &[Vec<f64>]) -> bool {
+    let ratio =
+        |of: &[f64]| median(&of.iter().zip(&figures[0]).map(|(of, bare)| of / bare).collect::<Vec<_>>());
+    let (driven, router) = (ratio(&figures[1]), ratio(&figures[2]));
     let (met, sign) = match load.figure {
         Figure::PerCpuSecond => (router >= load.wanted, '≥'),
         Figure::P50 | Figure::P99 => (router <= load.wanted, '≤'),
     };
     let unit = if load.figure == Figure::PerCpuSecond { "/CPU-s" } else { "us" };
-    let shown: String = medians.iter().map(|value| format!("{:>14}", format!("{value:.0} {unit}"))).collect();
+    let shown: String =
+        figures.iter().map(|of| format!("{:>18}", format!("{:.0} {unit}", median(of)))).collect();
     println!(
         "{:<26}{shown}{driven:>9.2}{router:>9.2}  {sign} {} {}",
         load.name,
