@@ -37,6 +37,8 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     match arguments {
         [serve, kind, address, cpu] if serve == "--serve" => {
             let (address, cpu): (SocketAddr, u32) = (address.parse()?, cpu.parse()?);
+            // A relay does not outlive an interrupted run.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
             match kind.as_str() {
                 "bare" => Ok(bare::serve(address, cpu)?),
                 "driven" => Ok(driven::serve(address, cpu)?),
