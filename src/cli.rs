@@ -53,6 +53,11 @@ pub enum Command {
         #[command(subcommand)]
         command: RealmCommand,
     },
+    /// Show the nodes of the cluster, leave it, or forget a node that is gone
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Print the version
     Version,
 }
@@ -73,6 +78,19 @@ pub enum RealmCommand {
     List,
     /// Remove a realm that was added; its sessions are closed
     Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// List the nodes as the running node sees them
+    Members,
+    /// Say good-bye to the other nodes; the running node serves on by itself
+    Leave,
+    /// Take a node that is down or has left off the running node's list
+    Forget {
+        /// The node's id, as `members` shows it
+        node: uuid::Uuid,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 mod cli;
 
 use clap::Parser;
-use cli::{Cli, Command, ConfigCommand, RealmCommand};
+use cli::{Cli, ClusterCommand, Command, ConfigCommand, RealmCommand};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -41,6 +41,14 @@ impl Cli {
                     RealmCommand::Add(realm) => controlplane::operator::realm_add(&config, realm.into()),
                     RealmCommand::List => controlplane::operator::realm_list(&config),
                     RealmCommand::Remove { name } => controlplane::operator::realm_remove(&config, &name),
+                })
+            }
+            Command::Cluster { command } => {
+                let config = options.load()?;
+                Ok(match command {
+                    ClusterCommand::Members => controlplane::operator::cluster_members(&config),
+                    ClusterCommand::Leave => controlplane::operator::cluster_leave(&config),
+                    ClusterCommand::Forget { node } => controlplane::operator::cluster_forget(&config, node),
                 })
             }
             Command::Version => {

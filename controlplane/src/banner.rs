@@ -17,6 +17,8 @@ pub struct Surroundings {
     /// (transport name, configured address, path) of each listener.
     pub listeners: Vec<(String, SocketAddr, String)>,
     pub pid: u32,
+    /// Env and advertised address of membership, when it is configured.
+    pub cluster: Option<(String, SocketAddr)>,
 }
 
 /// The lines printed when a data plane has come to serve.
@@ -39,6 +41,12 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
     let (open, closed) = doors(node);
     line("open", &open);
     line("closed", &closed);
+    if let Some((env, address)) = &around.cluster {
+        line(
+            "cluster",
+            &format!("{env} on udp {address}; membership only, nothing is replicated or relayed yet"),
+        );
+    }
     line("data", &shown_path(&around.data_dir));
     line("pids", &format!("control plane {}, data plane {}", around.pid, data.pid));
     format!("Signalbox {} serves\n{out}", env!("CARGO_PKG_VERSION"))
@@ -138,6 +146,7 @@ mod tests {
             data_dir: "/d".into(),
             listeners: vec![("websocket".into(), "127.0.0.1:0".parse().unwrap(), "/x".into())],
             pid: 6,
+            cluster: Some(("e".into(), "127.0.0.1:83".parse().unwrap())),
         };
         let text = banner(&node, node.data_plane().unwrap(), &around);
         let expected = format!(
@@ -149,6 +158,7 @@ mod tests {
   control   CPUs 0-1
   open      realm1: anonymous from loopback, compatible
   closed    b (no anonymous sessions); every other realm
+  cluster   e on udp 127.0.0.1:83; membership only, nothing is replicated or relayed yet
   data      /d
   pids      control plane 6, data plane 7
 ",

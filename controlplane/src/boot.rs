@@ -12,12 +12,13 @@ use crate::io::driver::{Driver, wall_us};
 use crate::io::lock::{CONTROL_LOCK, DATA_LOCK, Lock};
 use crate::io::packet::Listener;
 use crate::io::{link, lock};
+use crate::membership::{self, MembershipError};
 use crate::node::{Node, NodeConfig};
 use crate::placement::{self, control_cpus, shard_cpus};
 use crate::publish::Policy;
 use crate::store::record::Kind;
 use crate::store::{self, OpenError, Opened, Store};
-use common::config::{Config, Cores};
+use common::config::{Config, Cores, Discovery};
 use common::ids::SnapshotVersion;
 use std::ffi::OsString;
 use std::io;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 /// Why the control plane does not start, or has ended by itself.
@@ -66,6 +68,8 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     #[error("the data plane cannot be started; its own message says why")]
     GaveUp,
 }
@@ -162,6 +166,7 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     note_admin(&data_dir, address);
 
     let version_last = reserve_versions(&store, plan.versions_reserved).await;
+    let cluster = membership::start(&config.cluster, store.actor(), version_last.0).await?;
     let node = Node::new(NodeConfig {
         pid: std::process::id(),
         catalog: plan.catalog,
@@ -183,7 +188,7 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
         supervise: data.is_some(),
     };
     tokio::spawn(driver.run());
-    tokio::spawn(Admin::new(handle.clone(), store.clone(), facts).serve(admin_listener));
+    tokio::spawn(Admin::new(handle.clone(), store.clone(), cluster.clone(), facts).serve(admin_listener));
     tokio::spawn(keep_versions(store, version_last.0));
     let events = handle.events();
     tokio::spawn(async move {
@@ -192,9 +197,18 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     });
     info!(%address, "control plane started");
 
+    // The others hear of the end before clients do.
+    let farewell = cluster.map(|cluster| {
+        let mut stop = stop.clone();
+        tokio::spawn(async move {
+            let _ = stop.wait_for(|stop| *stop >= Stop::Drain).await;
+            cluster.leave().await
+        })
+    });
     let Some(launch) = data else {
         let mut stop = stop;
         let _ = stop.wait_for(|stop| *stop >= Stop::Drain).await;
+        said(farewell).await;
         return Ok(());
     };
     let command = DataCommand {
@@ -205,8 +219,18 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
         drain_max: config.timeouts.drain + DRAIN_MARGIN,
     };
     match Keeper::new(command, link_state, stop, handle).run().await {
-        KeeperEnd::Stopped => Ok(()),
+        KeeperEnd::Stopped => {
+            said(farewell).await;
+            Ok(())
+        }
         KeeperEnd::GaveUp => Err(BootError::GaveUp),
+    }
+}
+
+/// Waits until the good-bye is said.
+async fn said(farewell: Option<JoinHandle<Option<()>>>) {
+    if let Some(farewell) = farewell {
+        let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
     }
 }
 
@@ -282,6 +306,8 @@ fn surroundings(config: &Config, shards: &[u32], own: &[u32], admin: SocketAddr)
             .map(|listener| (listener.transport.name().to_owned(), listener.address, listener.path.clone()))
             .collect(),
         pid: std::process::id(),
+        cluster: (config.cluster.discovery != Discovery::None)
+            .then(|| (config.cluster.env.clone(), config.cluster.advertised())),
     }
 }
 
@@ -303,6 +329,8 @@ fn note_admin(data_dir: &Path, address: SocketAddr) {
 
 /// How much longer than `timeouts.drain` the data plane may take to end.
 const DRAIN_MARGIN: Duration = Duration::from_secs(3);
+/// How long a good-bye to the cluster may take.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// How long work under way may take to end.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 /// Snapshot versions, which are microseconds, are reserved this far ahead.

@@ -3,8 +3,9 @@
 //! ```text
 //! data plane ◀─ link ─▶ io::driver ▶ node { catalog, registry, publish }      admin ▶ io::driver
 //!                                                                                └──▶ store
+//! other nodes ◀─ UDP ─▶ io::udp ▶ swim
 //! ```
-//! `catalog`, `registry`, `publish`, `supervise`, `node` and the record forms under `store` are sans-IO: events and `now`
+//! `catalog`, `registry`, `publish`, `supervise`, `node`, `swim` and the record forms under `store` are sans-IO: events and `now`
 //! go in, outputs come out. `io` moves bytes. `store::env` alone names heed. The control plane never names the data
 //! plane's crate: they meet in [`common::link`].
 
@@ -12,7 +13,9 @@ pub mod admin;
 pub mod banner;
 pub mod boot;
 pub mod catalog;
+pub mod discovery;
 pub mod io;
+pub mod membership;
 pub mod node;
 pub mod operator;
 pub mod placement;
@@ -20,6 +23,7 @@ pub mod publish;
 pub mod registry;
 pub mod store;
 pub mod supervise;
+pub mod swim;
 
 use boot::{Boot, DataLaunch};
 use common::config::Config;

@@ -1,5 +1,5 @@
 //! Real nodes and blocking WAMP clients for the integration tests.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 pub mod client;
 pub mod http;

@@ -1,8 +1,9 @@
 //! Rules between values, once each value is within its own bounds.
 
+use super::parse::is_reachable;
 use super::reader::{Section, Source};
-use super::schema::Bytes;
-use super::{Config, ConfigError, Cores, RealmConfig};
+use super::schema::{Bytes, Time};
+use super::{Config, ConfigError, Cores, Discovery, RealmConfig};
 use crate::uri::{UriRule, is_reserved, is_valid};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -13,7 +14,8 @@ pub(super) fn config(config: &Config, source: &Source<'_>) -> Result<(), ConfigE
     queues(config, source)?;
     memory(config, source)?;
     addresses(config, source)?;
-    realms(config, source)
+    realms(config, source)?;
+    cluster(config, source)
 }
 
 /// The largest message, twice, fits a connection's queue: else nothing of that size could follow another. A reply of
@@ -120,6 +122,45 @@ fn realms(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// A node that is to find others can, and others can find it.
+fn cluster(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let cluster = &config.cluster;
+    let section = source.section("cluster")?;
+    if cluster.probe_timeout * 2 > cluster.probe_interval {
+        let allowed =
+            format!("at most half of cluster.probe_interval, which is {}", Time(cluster.probe_interval));
+        return Err(section.refuse("probe_timeout", Time(cluster.probe_timeout).to_string(), allowed));
+    }
+    let needed = match cluster.discovery {
+        Discovery::None => return Ok(()),
+        Discovery::Static if cluster.seeds.is_empty() => {
+            Some(("seeds", "with discovery static: one seed or more"))
+        }
+        Discovery::Dns if cluster.dns.is_empty() => Some(("dns", "with discovery dns: a host and a port")),
+        _ if cluster.key_file.as_os_str().is_empty() => Some((
+            "key_file",
+            "in a cluster: a file with a key of 64 hexadecimal digits (openssl rand -hex 32)",
+        )),
+        _ => None,
+    };
+    if let Some((name, allowed)) = needed {
+        return Err(section.refuse(name, "nothing", allowed));
+    }
+    if cluster.address.port() == 0 {
+        return Err(section.refuse(
+            "address",
+            cluster.address.to_string(),
+            "in a cluster: a port that is not 0",
+        ));
+    }
+    if !is_reachable(cluster.advertised()) {
+        let allowed =
+            "with this cluster.address: an IP address and a port at which other nodes reach this one";
+        return Err(section.refuse("advertise", "nothing", allowed));
+    }
+    Ok(())
+}
+
 impl RealmConfig {
     /// True when a realm may be called `name`: a URI by the loose rule, and not one of those that WAMP reserves.
     pub fn is_valid_name(name: &str) -> bool {
@@ -201,6 +242,27 @@ mod tests {
         );
         let text = "realm = [{name = \"a\"}, {name = \"b\"}]\nlimits.realms_max = 1";
         assert!(refused(text).starts_with("test.toml:1: realm: found 2 realms, "));
+    }
+
+    #[test]
+    fn a_cluster_has_seeds_keys_and_an_address_others_reach() {
+        let with = |text: &str| format!("[cluster]\n{text}");
+        let refused = |text: &str| refused(&with(text));
+        assert!(refused("discovery = \"static\"").starts_with("test.toml:1: cluster.seeds: found nothing, "));
+        assert!(refused("discovery = \"dns\"").starts_with("test.toml:1: cluster.dns: found nothing, "));
+        let seeds = "discovery = \"static\"\nseeds = [\"a:1\"]\n";
+        assert!(refused(seeds).starts_with("test.toml:1: cluster.key_file: found nothing, "));
+        let keys = format!("{seeds}key_file = \"k\"\n");
+        accepted(&with(&keys));
+        let any = refused(&format!("{keys}address = \"0.0.0.0:7\""));
+        assert!(any.starts_with("test.toml:1: cluster.advertise: found nothing, "), "{any}");
+        accepted(&with(&format!("{keys}address = \"0.0.0.0:7\"\nadvertise = \"10.0.0.1:7\"")));
+        let zero = refused(&format!("{keys}address = \"10.0.0.1:0\""));
+        assert!(zero.starts_with("test.toml:5: cluster.address: found 10.0.0.1:0, "), "{zero}");
+        assert_eq!(
+            refused("probe_timeout = \"200ms\""),
+            "test.toml:2: cluster.probe_timeout: found 200ms, allowed: at most half of cluster.probe_interval, which is 250ms"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The embedded default: one node, reachable from its own machine only.
 
 use super::{
-    Admin, Config, Control, Cores, Io, Limits, Listener, Log, Memory, RealmConfig, SlowPolicy, SlowReceiver,
-    SnapshotConfig, Timeouts, Transport,
+    Admin, Cluster, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
+    SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::snapshot::Anonymous;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,6 +48,20 @@ impl Default for Config {
             },
             snapshot: SnapshotConfig { min_interval: Duration::from_millis(100), fold_min: 4_096 },
             realms: vec![RealmConfig::named("realm1")],
+            cluster: Cluster {
+                discovery: Discovery::None,
+                env: "default".to_owned(),
+                address: loopback(18_083),
+                advertise: None,
+                key_file: PathBuf::new(),
+                seeds: vec![],
+                dns: String::new(),
+                failure_domain: String::new(),
+                probe_interval: Duration::from_millis(250),
+                probe_timeout: Duration::from_millis(100),
+                suspicion: Duration::from_millis(2_500),
+                forget_after: Duration::from_secs(86_400),
+            },
             log: Log { level: "info".to_owned() },
         }
     }

@@ -42,6 +42,7 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     /// `[[realm]]`; none written means `realm1`, anonymous from loopback, compatible.
     pub realms: Vec<RealmConfig>,
+    pub cluster: Cluster,
     pub log: Log,
 }
 
@@ -184,6 +185,48 @@ pub struct RealmConfig {
     pub uri_strict: bool,
     /// `anonymous`: `nobody`, `loopback` or `anybody`.
     pub anonymous: Anonymous,
+}
+
+/// How the addresses of other nodes are found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discovery {
+    /// No cluster: the port stays closed.
+    None,
+    /// `seeds`.
+    Static,
+    /// All addresses of `dns`.
+    Dns,
+}
+
+/// `[cluster]`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cluster {
+    pub discovery: Discovery,
+    /// Nodes of another env are refused.
+    pub env: String,
+    /// UDP address of the membership port.
+    pub address: SocketAddr,
+    /// `advertise`: where others reach the port; none: at `address`.
+    pub advertise: Option<SocketAddr>,
+    /// Secret keys of the cluster, one a line; the first one seals, any opens.
+    pub key_file: PathBuf,
+    /// `host:port` each.
+    pub seeds: Vec<String>,
+    /// `host:port`
+    pub dns: String,
+    /// Nodes that are likely to fail together share it.
+    pub failure_domain: String,
+    pub probe_interval: Duration,
+    pub probe_timeout: Duration,
+    pub suspicion: Duration,
+    pub forget_after: Duration,
+}
+
+impl Cluster {
+    /// Where others reach the membership port.
+    pub fn advertised(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.address)
+    }
 }
 
 /// `[log]`

@@ -1,12 +1,13 @@
 //! A document into a [`Config`], section by section.
 
 use super::reader::{Section, Source};
-use super::schema::{LISTENERS_MAX, PATH_BYTES_MAX};
+use super::schema::{CLUSTER_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX};
 use super::{
-    Admin, Config, ConfigError, Control, Io, Limits, Listener, Log, Memory, RealmConfig, SlowPolicy,
-    SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
+    Admin, Cluster, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
+    SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
 };
 use crate::snapshot::Anonymous;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// See [`Config::parse`].
@@ -28,6 +29,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
         realms: realms(&source, default.realms)?,
+        cluster: cluster(&source, default.cluster)?,
         log: log(&source, default.log)?,
     };
     check::config(&config, &source)?;
@@ -150,6 +152,28 @@ fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
     })
 }
 
+fn cluster(source: &Source<'_>, default: Cluster) -> Result<Cluster, ConfigError> {
+    const DISCOVERIES: [Discovery; 3] = [Discovery::None, Discovery::Static, Discovery::Dns];
+    let section = source.section("cluster")?;
+    let discovery = DISCOVERIES.iter().position(|discovery| *discovery == default.discovery);
+    let advertise = section.string("advertise", "", |text| text.is_empty() || is_advertised(text))?;
+    let key_file = section.string("key_file", "", |text| !text.contains('\0'))?;
+    Ok(Cluster {
+        discovery: DISCOVERIES[section.choice("discovery", discovery.unwrap_or_default())?],
+        env: section.string("env", &default.env, |text| !text.is_empty() && is_text(text))?,
+        address: section.address("address", default.address)?,
+        advertise: advertise.parse().ok(),
+        key_file: PathBuf::from(key_file),
+        seeds: section.strings("seeds", is_host)?,
+        dns: section.string("dns", &default.dns, |text| text.is_empty() || is_host(text))?,
+        failure_domain: section.string("failure_domain", &default.failure_domain, is_text)?,
+        probe_interval: section.time("probe_interval", default.probe_interval)?,
+        probe_timeout: section.time("probe_timeout", default.probe_timeout)?,
+        suspicion: section.time("suspicion", default.suspicion)?,
+        forget_after: section.time("forget_after", default.forget_after)?,
+    })
+}
+
 fn log(source: &Source<'_>, default: Log) -> Result<Log, ConfigError> {
     Ok(Log { level: LEVELS[source.section("log")?.choice("level", level(&default.level))?].to_owned() })
 }
@@ -163,6 +187,36 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 fn is_path(text: &str) -> bool {
     !text.is_empty() && !text.contains('\0')
 }
+
+fn is_text(text: &str) -> bool {
+    text.len() <= CLUSTER_TEXT_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
+fn is_advertised(text: &str) -> bool {
+    text.parse().is_ok_and(is_reachable)
+}
+
+/// True when one node can be sent packets at `address`.
+pub(super) fn is_reachable(address: SocketAddr) -> bool {
+    address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
+}
+
+/// An IP address or a name, and a port.
+fn is_host(text: &str) -> bool {
+    let name = |host: &str| {
+        !host.is_empty()
+            && host.len() <= HOST_BYTES_MAX
+            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+    };
+    match (text.parse::<SocketAddr>(), text.rsplit_once(':')) {
+        (Ok(address), _) => is_reachable(address),
+        (_, Some((host, port))) => name(host) && port.parse::<u16>().is_ok_and(|port| port != 0),
+        _ => false,
+    }
+}
+
+/// Longest host name (RFC 1035, section 2.3.4).
+const HOST_BYTES_MAX: usize = 253;
 
 fn is_url_path(text: &str) -> bool {
     text.starts_with('/')
@@ -265,6 +319,19 @@ mod tests {
             anonymous = "nobody"
             [[realm]]
             name = "other"
+            [cluster]
+            discovery = "dns"
+            env = "staging"
+            address = "0.0.0.0:7"
+            advertise = "10.0.0.1:8"
+            key_file = "/k"
+            seeds = ["a.example:1", "10.0.0.2:2"]
+            dns = "nodes.example:3"
+            failure_domain = "rack 1"
+            probe_interval = "1s"
+            probe_timeout = "500ms"
+            suspicion = "4s"
+            forget_after = "1h"
             [log]
             level = "trace"
         "#;
@@ -321,6 +388,21 @@ mod tests {
             anonymous: Anonymous::Nobody,
         };
         assert_eq!(config.realms, [strict, RealmConfig::named("other")]);
+        let cluster = Cluster {
+            discovery: Discovery::Dns,
+            env: "staging".into(),
+            address: "0.0.0.0:7".parse().unwrap(),
+            advertise: Some("10.0.0.1:8".parse().unwrap()),
+            key_file: "/k".into(),
+            seeds: vec!["a.example:1".into(), "10.0.0.2:2".into()],
+            dns: "nodes.example:3".into(),
+            failure_domain: "rack 1".into(),
+            probe_interval: Duration::from_secs(1),
+            probe_timeout: Duration::from_millis(500),
+            suspicion: Duration::from_secs(4),
+            forget_after: Duration::from_secs(3_600),
+        };
+        assert_eq!(config.cluster, cluster);
         assert_eq!(config.log.level, "trace");
     }
 
@@ -382,6 +464,14 @@ mod tests {
             ("realm = [{}]", "realm.name: found no name, "),
             ("realm = [{name = \"a..b\"}]", "realm.name: found \"a..b\", allowed: a WAMP URI"),
             ("realm = [{name = \"wamp.x\"}]", "realm.name: found \"wamp.x\", "),
+            ("cluster.discovery = \"mdns\"", "cluster.discovery: found \"mdns\", allowed: \"none\", "),
+            ("cluster.env = \"\"", "cluster.env: found \"\", allowed: 1 to 64 bytes"),
+            ("cluster.advertise = \"0.0.0.0:1\"", "cluster.advertise: found \"0.0.0.0:1\", "),
+            ("cluster.seeds = \"a:1\"", "cluster.seeds: found \"a:1\", allowed: at most 64 of host"),
+            ("cluster.seeds = [\"a\"]", "cluster.seeds: found array, "),
+            ("cluster.seeds = [1]", "cluster.seeds: found array, "),
+            ("cluster.dns = \"a b:1\"", "cluster.dns: found \"a b:1\", "),
+            ("cluster.dns = \"a:0\"", "cluster.dns: found \"a:0\", "),
             ("log.level = \"loud\"", "log.level: found \"loud\", "),
         ] {
             let error = refused(text);

@@ -187,6 +187,19 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// A list of strings that `valid` accepts, none when the key is not in the text.
+    pub fn strings(
+        &self,
+        name: &'static str,
+        valid: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, ConfigError> {
+        self.read(name, vec![], |kind, item| {
+            let Kind::Hosts { count_max } = kind else { return None };
+            let values = item.as_array().filter(|values| values.len() <= count_max)?.iter();
+            values.map(|value| value.as_str().filter(|text| valid(text)).map(str::to_owned)).collect()
+        })
+    }
+
     /// True when the key is in the text.
     pub fn has(&self, name: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(name))

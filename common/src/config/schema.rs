@@ -46,6 +46,21 @@ pub enum Kind {
     /// `"IP:port"`.
     Address,
     Path,
+    /// A path, or nothing.
+    File,
+    /// Printable text of at most this many bytes; `min` of them.
+    Text {
+        min: usize,
+        max: usize,
+    },
+    /// `"IP:port"`, or nothing.
+    Advertised,
+    /// `"host:port"`, or nothing.
+    Host,
+    /// A list of `"host:port"`.
+    Hosts {
+        count_max: usize,
+    },
     /// The path of a URL.
     UrlPath,
     /// A WAMP URI by the loose rule.
@@ -112,6 +127,15 @@ impl fmt::Display for Kind {
             }
             Self::Address => f.write_str("an IP address and a port, such as \"127.0.0.1:18080\""),
             Self::Path => f.write_str("the path of a folder"),
+            Self::File => f.write_str("the path of a file"),
+            Self::Text { min, max } => write!(f, "{min} to {max} bytes of printable text"),
+            Self::Advertised => {
+                f.write_str("an IP address and a port others can reach, such as \"10.0.0.1:18083\", or \"\"")
+            }
+            Self::Host => f.write_str("a host and a port, such as \"nodes.example.com:18083\", or \"\""),
+            Self::Hosts { count_max } => {
+                write!(f, "at most {count_max} of host and port, such as [\"10.0.0.1:18083\"]")
+            }
             Self::UrlPath => {
                 write!(
                     f,
@@ -158,6 +182,11 @@ pub const CPU_MAX: u32 = 1_023;
 pub const PATH_BYTES_MAX: usize = 255;
 /// Most `[[listener]]` tables: each costs a socket and an accept operation on every shard.
 pub const LISTENERS_MAX: usize = 16;
+
+/// Longest name of an env or a failure domain.
+pub const CLUSTER_TEXT_BYTES_MAX: usize = 64;
+/// Most `cluster.seeds`.
+pub const SEEDS_MAX: usize = 64;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -213,6 +242,18 @@ pub const SCHEMA: &[Key] = &[
     key("realm", "degree", Kind::Choice(&["compatible", "strict"])),
     key("realm", "uri", Kind::Choice(&["loose", "strict"])),
     key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
+    key("cluster", "discovery", Kind::Choice(&["none", "static", "dns"])),
+    key("cluster", "env", Kind::Text { min: 1, max: CLUSTER_TEXT_BYTES_MAX }),
+    key("cluster", "address", Kind::Address),
+    key("cluster", "advertise", Kind::Advertised),
+    key("cluster", "key_file", Kind::File),
+    key("cluster", "seeds", Kind::Hosts { count_max: SEEDS_MAX }),
+    key("cluster", "dns", Kind::Host),
+    key("cluster", "failure_domain", Kind::Text { min: 0, max: CLUSTER_TEXT_BYTES_MAX }),
+    time("cluster", "probe_interval", 20, Duration::from_secs(60)),
+    time("cluster", "probe_timeout", 10, Duration::from_secs(30)),
+    time("cluster", "suspicion", 100, Duration::from_secs(600)),
+    time("cluster", "forget_after", 60_000, Duration::from_secs(30 * 24 * 60 * 60)),
     key("log", "level", Kind::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
 
@@ -228,6 +269,7 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
     ("io", false),
     ("snapshot", false),
     ("realm", true),
+    ("cluster", false),
     ("log", false),
 ];
 

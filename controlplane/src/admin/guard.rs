@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 /// Why a change is refused before it is looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
-    #[error("realms can be changed from this machine only")]
+    #[error("changes are taken from this machine only")]
     Remote,
     #[error("the Host header must name this machine: an IP address or localhost")]
     Host,

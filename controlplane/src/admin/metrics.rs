@@ -3,20 +3,25 @@
 use super::Facts;
 use crate::io::driver::View;
 use crate::io::proc;
+use crate::io::udp::ClusterView;
 use crate::node::Stats;
 use crate::store::{COMMIT_MS, Store};
+use crate::swim::{DropReason, State};
 use common::metrics::{Counter, Gauge};
 use std::fmt::{Display, Write};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-pub fn render(view: &View<'_>, store: &Store, facts: &Facts) -> String {
+pub fn render(view: &View<'_>, store: &Store, facts: &Facts, cluster: Option<&ClusterView>) -> String {
     let mut text = Text::default();
     process(&mut text, view, facts);
     link(&mut text, view);
     realms_and_claims(&mut text, view);
     snapshots(&mut text, view);
     stored(&mut text, store);
+    if let Some(view) = cluster {
+        membership(&mut text, view);
+    }
     if let Some(data) = view.node.data_plane() {
         let names = Counter::ALL.iter().enumerate();
         shards(
@@ -120,6 +125,33 @@ fn stored(text: &mut Text, store: &Store) {
     text.sample(&format!("{name}_bucket"), "le=\"+Inf\"", commits);
     text.sample(&format!("{name}_sum"), "", get(&stats.commit_us_sum) as f64 / 1e6);
     text.sample(&format!("{name}_count"), "", commits);
+}
+
+fn membership(text: &mut Text, view: &ClusterView) {
+    let name = "signalbox_cluster_members";
+    text.head(name, "gauge", "Other nodes by state.");
+    for state in State::ALL {
+        let count = view.members.iter().filter(|member| member.state == state).count();
+        text.sample(name, &format!("state=\"{}\"", state.name()), count);
+    }
+    let name = "signalbox_cluster_health_score";
+    text.gauge(name, "0 when this node probes well, up to 7 when it may be slow itself.", view.health_score);
+    let counts = &view.counts;
+    text.counter("signalbox_cluster_packets_received_total", "Membership packets received.", counts.received);
+    text.counter("signalbox_cluster_packets_sent_total", "Membership packets sent.", counts.sent);
+    let name = "signalbox_cluster_packets_dropped_total";
+    text.head(name, "counter", "Membership packets dropped, by reason.");
+    for (reason, count) in DropReason::ALL.iter().zip(counts.dropped) {
+        text.sample(name, &format!("reason=\"{}\"", reason.name()), count);
+    }
+    text.counter("signalbox_cluster_probes_failed_total", "Probes that got no answer.", counts.probes_failed);
+    text.counter(
+        "signalbox_cluster_suspicions_refuted_total",
+        "Times others suspected this node.",
+        counts.refuted,
+    );
+    text.counter("signalbox_cluster_stalls_total", "Times this process stood still.", counts.stalls);
+    text.counter("signalbox_cluster_rejoins_total", "Times others took this node for dead.", counts.rejoins);
 }
 
 /// One line a shard for each of `names`: (slot, (metric, extra labels, help)).

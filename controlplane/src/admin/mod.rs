@@ -1,19 +1,22 @@
 //! The admin endpoint: HTTP/1.1 for operators and scrapers. Never on a request's path.
 //!
 //! ```text
-//! GET /ping /ready /metrics /status /realms      anybody who reaches the address
-//! PUT, DELETE /realms/{name}                     loopback peers only, see `guard`
+//! GET /ping /ready /metrics /status /realms /cluster   anybody who reaches the address
+//! PUT, DELETE /realms/{name}                           loopback peers only, see `guard`
+//! POST /cluster/leave, /cluster/forget/{node}          the same
 //! ```
 //! Everything a client can make us hold is bounded: connections, their life, heads, bodies and the time they take.
 
+mod cluster;
 mod guard;
 mod metrics;
 mod pages;
 mod realms;
 
 use crate::io::driver::Handle;
+use crate::io::udp::Cluster;
 use crate::store::Store;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,6 +34,8 @@ use tracing::{debug, warn};
 pub struct Admin {
     pub handle: Handle,
     pub store: Store,
+    /// None: the node is in no cluster.
+    pub cluster: Option<Cluster>,
     pub facts: Arc<Facts>,
     /// Changes of realms are checked and stored one at a time.
     changes: Arc<Mutex<()>>,
@@ -53,8 +58,8 @@ pub struct Facts {
 struct Peer(SocketAddr);
 
 impl Admin {
-    pub fn new(handle: Handle, store: Store, facts: Facts) -> Self {
-        Self { handle, store, facts: Arc::new(facts), changes: Arc::default() }
+    pub fn new(handle: Handle, store: Store, cluster: Option<Cluster>, facts: Facts) -> Self {
+        Self { handle, store, cluster, facts: Arc::new(facts), changes: Arc::default() }
     }
 
     fn router(self) -> Router {
@@ -66,6 +71,9 @@ impl Admin {
             .route("/status", get(pages::status))
             .route("/realms", get(realms::list))
             .route("/realms/{name}", put(realms::put).delete(realms::remove))
+            .route("/cluster", get(cluster::show))
+            .route("/cluster/leave", post(cluster::leave))
+            .route("/cluster/forget/{node}", post(cluster::forget))
             .fallback(pages::not_found)
             .with_state(self)
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
 pub async fn index() -> &'static str {
-    "Signalbox. See /ping, /ready, /metrics, /status and /realms.\n"
+    "Signalbox. See /ping, /ready, /metrics, /status, /realms and /cluster.\n"
 }
 
 pub async fn ping() -> &'static str {
@@ -24,7 +24,10 @@ pub async fn ping() -> &'static str {
 }
 
 pub async fn not_found() -> Response {
-    fail(StatusCode::NOT_FOUND, "there is no such page; see /ping, /ready, /metrics, /status and /realms")
+    fail(
+        StatusCode::NOT_FOUND,
+        "there is no such page; see /ping, /ready, /metrics, /status, /realms and /cluster",
+    )
 }
 
 /// 200 while clients are served, 503 with the reason while they are not.
@@ -38,7 +41,11 @@ pub async fn ready(State(admin): State<Admin>) -> Response {
 
 pub async fn metrics(State(admin): State<Admin>) -> Response {
     let (store, facts) = (admin.store.clone(), admin.facts.clone());
-    let text = admin.handle.view(move |view| metrics::render(view, &store, &facts)).await;
+    let cluster = match &admin.cluster {
+        Some(cluster) => cluster.view().await,
+        None => None,
+    };
+    let text = admin.handle.view(move |view| metrics::render(view, &store, &facts, cluster.as_ref())).await;
     match text {
         Some(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         None => stopping(),

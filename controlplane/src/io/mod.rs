@@ -7,3 +7,4 @@ pub mod lock;
 pub mod memfd;
 pub mod packet;
 pub mod proc;
+pub mod udp;

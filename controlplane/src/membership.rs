@@ -1,0 +1,106 @@
+//! Starts membership as the configuration says, or not at all.
+
+use crate::discovery;
+use crate::io::udp::{self, Cluster};
+use crate::store::record::Actor;
+use crate::swim::identity::{About, Identity};
+use crate::swim::seal::{KeyError, Keyring};
+use crate::swim::{PROTOCOL, Settings, Swim};
+use common::config::{self, Discovery};
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// Why there is no membership although it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    #[error("cluster.key_file: cannot read {}", path.display())]
+    KeyFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cluster.key_file: every user can read {}; chmod 600", path.display())]
+    KeyFileOpen { path: PathBuf },
+    #[error("cluster.key_file: {}", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: KeyError,
+    },
+    #[error("cluster.address: cannot listen on UDP {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Opens the membership port, unless `cluster.discovery` is none. `epoch` is greater than at any earlier start.
+pub async fn start(
+    config: &config::Cluster,
+    actor: Actor,
+    epoch: u64,
+) -> Result<Option<Cluster>, MembershipError> {
+    let targets = match config.discovery {
+        Discovery::None => return Ok(None),
+        Discovery::Static => config.seeds.clone(),
+        Discovery::Dns => vec![config.dns.clone()],
+    };
+    let keys = read_keys(&config.key_file)?;
+    let address = config.address;
+    let socket =
+        UdpSocket::bind(address).await.map_err(|source| MembershipError::Listen { address, source })?;
+    let about = About {
+        store_epoch: actor.epoch,
+        pid: std::process::id(),
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        domain: config.failure_domain.clone(),
+    };
+    let advertised = config.advertised();
+    let identity = Identity {
+        node: Uuid::from_bytes(actor.node),
+        epoch,
+        about: Arc::new(about),
+        ..Identity::unknown_at(advertised)
+    };
+    let settings = Settings {
+        identity,
+        env: config.env.clone(),
+        keys,
+        nonce: Uuid::new_v4().into_bytes(),
+        seed: Uuid::new_v4().as_u64_pair().0,
+        seeds: vec![],
+        probe_interval: config.probe_interval,
+        probe_timeout: config.probe_timeout,
+        suspicion: config.suspicion,
+        forget_after: config.forget_after,
+    };
+    let (found, seeds) = mpsc::channel(1);
+    tokio::spawn(discovery::run(targets, found));
+    info!(%address, %advertised, env = config.env, "membership started");
+    warn!("membership only: nodes know of each other, but nothing is replicated or relayed between them yet");
+    Ok(Some(udp::start(Swim::new(Instant::now(), settings), socket, config.env.clone(), seeds)))
+}
+
+fn read_keys(path: &Path) -> Result<Keyring, MembershipError> {
+    let failed = |source| MembershipError::KeyFile { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
+        return Err(MembershipError::KeyFileOpen { path: path.to_owned() });
+    }
+    let mut text = String::new();
+    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    Keyring::parse(&text).map_err(|source| MembershipError::Key { path: path.to_owned(), source })
+}
+
+/// Longest key file; comments included.
+const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
