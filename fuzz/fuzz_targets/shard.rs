@@ -1,0 +1,343 @@
+//! Whole shards under a list of operations: connections come and go, send legal, mutilated and random bytes in both
+//! framings, stop reading, and time passes. Nothing may panic, and with the last connection everything is gone.
+#![no_main]
+
+#[path = "../../tests/shard/rig.rs"]
+mod rig;
+
+use arbitrary::{Arbitrary, Unstructured};
+use common::config::SlowPolicy;
+use common::transport::{FrameKind, Framing, rawsocket, upgrade, write_client_frame};
+use common::wire::{OwnedValue, Serializer};
+use libfuzzer_sys::fuzz_target;
+use rig::Rig;
+use std::time::Duration;
+
+/// Operations of one run at most.
+const ACTIONS_MAX: usize = 200;
+const CONNECTIONS_MAX: usize = 24;
+
+#[derive(Arbitrary, Debug)]
+struct Run {
+    shards: u8,
+    closes_slow: bool,
+    /// Small bounds on queues and memory, so that they are met.
+    small: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Action {
+    /// A connection that also sends its transport handshake and, mostly, HELLO.
+    Connect {
+        shard: u8,
+        websocket: bool,
+        serializer: u8,
+        hello: u8,
+    },
+    Send {
+        link: u8,
+        message: Request,
+    },
+    /// Several messages in one piece.
+    SendAll {
+        link: u8,
+        messages: Vec<Request>,
+    },
+    /// The first bytes of a message, the rest with one bit changed.
+    Mutilate {
+        link: u8,
+        message: Request,
+        cut: u8,
+        bit: u8,
+    },
+    Frame {
+        link: u8,
+        control: u8,
+        payload: Vec<u8>,
+    },
+    Message {
+        link: u8,
+        payload: Vec<u8>,
+    },
+    Raw {
+        link: u8,
+        bytes: Vec<u8>,
+    },
+    Stick {
+        link: u8,
+    },
+    Unstick {
+        link: u8,
+    },
+    Break {
+        link: u8,
+    },
+    Close {
+        link: u8,
+    },
+    Turn {
+        shard: u8,
+    },
+    Pass {
+        tenths: u16,
+    },
+    Run,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Request {
+    Hello { strict: bool },
+    Subscribe { request: u8, policy: u8, uri: u8 },
+    Unsubscribe { request: u8, uri: u8 },
+    Register { request: u8, policy: u8, uri: u8 },
+    Unregister { request: u8, uri: u8 },
+    Publish { request: u8, acknowledge: bool, exclude_me: bool, uri: u8, size: u16 },
+    Call { request: u8, uri: u8, size: u16 },
+    Yield { request: u8, size: u16 },
+    Error { is_wrong: bool, request: u8 },
+    Goodbye,
+    Abort,
+    Other { code: u8, request: u8 },
+}
+
+const URIS: [&str; 6] = ["a", "a.b", "a.b.c", "b..c", "wamp.x", "a b"];
+const POLICIES: [&str; 4] = ["exact", "prefix", "wildcard", "other"];
+const SESSIONS: [&str; 2] = ["realm1", "strict"];
+
+fn int(value: u8) -> OwnedValue {
+    OwnedValue::UInt(value.into())
+}
+
+fn text(value: &str) -> OwnedValue {
+    OwnedValue::Str(value.to_owned())
+}
+
+fn dict(entries: &[(&str, OwnedValue)]) -> OwnedValue {
+    OwnedValue::Dict(entries.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect())
+}
+
+fn uri(index: u8) -> &'static str {
+    URIS[usize::from(index) % URIS.len()]
+}
+
+fn policy(index: u8) -> &'static str {
+    POLICIES[usize::from(index) % POLICIES.len()]
+}
+
+fn payload(size: u16) -> OwnedValue {
+    OwnedValue::List(vec![text(&"x".repeat(size.into()))])
+}
+
+/// The id of a subscription or registration, which is a hash every client can compute.
+fn route(kind: common::ids::RouteKind, index: u8) -> OwnedValue {
+    use common::ids::{Match, RealmId, route_id};
+    OwnedValue::UInt(route_id(RealmId::of("realm1"), kind, Match::Exact, uri(index)))
+}
+
+impl Action {
+    /// Sooner or later ends the connection it is about.
+    fn is_fatal(&self) -> bool {
+        match self {
+            Self::Mutilate { .. } | Self::Message { .. } | Self::Raw { .. } | Self::Break { .. } => true,
+            Self::Frame { control, .. } => control % 3 == 2,
+            Self::Pass { tenths } => *tenths > 200,
+            Self::Send { message, .. } => message.is_fatal(),
+            Self::SendAll { messages, .. } => messages.iter().any(Request::is_fatal),
+            _ => false,
+        }
+    }
+}
+
+impl Request {
+    fn is_fatal(&self) -> bool {
+        match self {
+            Self::Hello { .. } | Self::Abort | Self::Other { .. } => true,
+            Self::Error { is_wrong, .. } => *is_wrong,
+            Self::Subscribe { policy, .. } | Self::Register { policy, .. } => policy % 4 == 3,
+            _ => false,
+        }
+    }
+
+    fn encode(&self, serializer: Serializer) -> Vec<u8> {
+        use common::ids::RouteKind;
+        let none = || dict(&[]);
+        let elements = match *self {
+            Self::Hello { strict } => {
+                let roles = dict(&[("publisher", none()), ("callee", none())]);
+                vec![int(1), text(SESSIONS[usize::from(strict)]), dict(&[("roles", roles)])]
+            }
+            Self::Subscribe { request, policy: by, uri: at } => {
+                vec![int(32), int(request), dict(&[("match", text(policy(by)))]), text(uri(at))]
+            }
+            Self::Unsubscribe { request, uri: at } => {
+                vec![int(34), int(request), route(RouteKind::Topic, at)]
+            }
+            Self::Register { request, policy: by, uri: at } => {
+                vec![int(64), int(request), dict(&[("match", text(policy(by)))]), text(uri(at))]
+            }
+            Self::Unregister { request, uri: at } => {
+                vec![int(66), int(request), route(RouteKind::Procedure, at)]
+            }
+            Self::Publish { request, acknowledge, exclude_me, uri: at, size } => {
+                let options = [
+                    ("acknowledge", OwnedValue::Bool(acknowledge)),
+                    ("exclude_me", OwnedValue::Bool(exclude_me)),
+                ];
+                vec![int(16), int(request), dict(&options), text(uri(at)), payload(size)]
+            }
+            Self::Call { request, uri: at, size } => {
+                vec![int(48), int(request), none(), text(uri(at)), payload(size)]
+            }
+            Self::Yield { request, size } => vec![int(70), int(request % 4), none(), payload(size)],
+            Self::Error { is_wrong, request } => {
+                let kind = if is_wrong { 48 } else { 68 };
+                vec![int(8), int(kind), int(request % 4), none(), text("com.example.error")]
+            }
+            Self::Goodbye => vec![int(6), none(), text("wamp.close.normal")],
+            Self::Abort => vec![int(3), none(), text("wamp.error.x")],
+            Self::Other { code, request } => vec![int(code), int(request), none()],
+        };
+        let mut message = Vec::new();
+        OwnedValue::List(elements).encode(serializer, &mut message);
+        message
+    }
+}
+
+struct World {
+    rig: Rig,
+    /// Framing and serializer of each connection.
+    peers: Vec<(Framing, Serializer)>,
+}
+
+impl World {
+    fn connect(&mut self, shard: usize, websocket: bool, serializer: u8, hello: u8) {
+        if self.peers.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let serializer = Serializer::ALL[usize::from(serializer) % 3];
+        let Some(at) = self.rig.connect(shard, usize::from(websocket)) else { return };
+        let framing = if websocket { Framing::WebSocket } else { Framing::RawSocket };
+        self.peers.push((framing, serializer));
+        let mut bytes = Vec::new();
+        if websocket {
+            upgrade::write_request("node", "/ws", serializer, [7; 16], &mut bytes);
+        } else {
+            let handshake = rawsocket::Handshake { serializer, message_bytes_max: 1 << 20 };
+            bytes.extend_from_slice(&rawsocket::write(handshake));
+        }
+        if hello % 16 != 0 {
+            let strict = hello % 16 == 1;
+            bytes.extend_from_slice(&self.frame(
+                at,
+                FrameKind::Message,
+                &Request::Hello { strict }.encode(serializer),
+            ));
+        }
+        self.rig.receive(at, &bytes);
+    }
+
+    fn frame(&self, at: usize, kind: FrameKind, payload: &[u8]) -> Vec<u8> {
+        let (framing, serializer) = self.peers[at];
+        let mut bytes = Vec::new();
+        write_client_frame(framing, serializer, kind, payload, [1, 2, 3, 4], &mut bytes);
+        bytes
+    }
+
+    fn request(&self, at: usize, request: &Request) -> Vec<u8> {
+        self.frame(at, FrameKind::Message, &request.encode(self.peers[at].1))
+    }
+
+    fn link(&self, link: u8) -> Option<usize> {
+        (!self.peers.is_empty()).then(|| usize::from(link) % self.peers.len())
+    }
+
+    fn act(&mut self, action: &Action, shards: usize) -> Option<()> {
+        match action {
+            Action::Connect { shard, websocket, serializer, hello } => {
+                self.connect(usize::from(*shard) % shards, *websocket, *serializer, *hello);
+            }
+            Action::Send { link, message } => {
+                let at = self.link(*link)?;
+                let bytes = self.request(at, message);
+                self.rig.receive(at, &bytes);
+            }
+            Action::SendAll { link, messages } => {
+                let at = self.link(*link)?;
+                let bytes: Vec<u8> = messages.iter().flat_map(|message| self.request(at, message)).collect();
+                self.rig.receive(at, &bytes);
+            }
+            Action::Mutilate { link, message, cut, bit } => {
+                let at = self.link(*link)?;
+                let mut bytes = self.request(at, message);
+                let cut = usize::from(*cut) % bytes.len();
+                bytes[cut] ^= 1 << (bit % 8);
+                let rest = bytes.split_off(cut);
+                self.rig.receive(at, &bytes);
+                self.rig.receive(at, &rest);
+            }
+            Action::Frame { link, control, payload } => {
+                let at = self.link(*link)?;
+                let kind = [FrameKind::Ping, FrameKind::Pong, FrameKind::Close][usize::from(*control) % 3];
+                let payload = &payload[..payload.len().min(120)];
+                let is_rawsocket = self.peers[at].0 == Framing::RawSocket;
+                if !(is_rawsocket && kind == FrameKind::Close) {
+                    let bytes = self.frame(at, kind, payload);
+                    self.rig.receive(at, &bytes);
+                }
+            }
+            Action::Message { link, payload } => {
+                let at = self.link(*link)?;
+                let bytes = self.frame(at, FrameKind::Message, payload);
+                self.rig.receive(at, &bytes);
+            }
+            Action::Raw { link, bytes } => self.rig.receive(self.link(*link)?, bytes),
+            Action::Stick { link } => {
+                let at = self.link(*link)?;
+                self.rig.links[at].stuck = true;
+            }
+            Action::Unstick { link } => {
+                let at = self.link(*link)?;
+                self.rig.links[at].stuck = false;
+            }
+            Action::Break { link } => {
+                self.rig.finish_send(self.link(*link)?, false);
+            }
+            Action::Close { link } => self.rig.close(self.link(*link)?),
+            Action::Turn { shard } => self.rig.turn(usize::from(*shard) % shards),
+            Action::Pass { tenths } => self.rig.pass(Duration::from_millis(100) * u32::from(*tenths)),
+            Action::Run => self.rig.run(),
+        }
+        Some(())
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Unstructured::new(bytes);
+    let Ok(run) = Run::arbitrary(&mut input) else { return };
+    let shards = usize::from(run.shards % 3) + 1;
+    let rig = Rig::new(shards, |config| {
+        if run.closes_slow {
+            config.slow_receiver.policy = SlowPolicy::Close;
+        }
+        if run.small {
+            config.slow_receiver.queue_max = 8 << 10;
+            config.slow_receiver.reply_reserve = 2 << 10;
+            config.memory_max = 20 << 10;
+            config.limits.subscriptions_max = 3;
+            config.limits.calls_pending_max = 3;
+        }
+    });
+    let mut world = World { rig, peers: Vec::new() };
+    for _ in 0..ACTIONS_MAX {
+        let Ok(action) = Action::arbitrary(&mut input) else { break };
+        // Sessions that live long meet each other.
+        let chance = u8::arbitrary(&mut input).unwrap_or(0);
+        if !action.is_fatal() || chance < 16 {
+            world.act(&action, shards);
+        }
+        if input.is_empty() {
+            break;
+        }
+    }
+    world.rig.check_empty();
+});
