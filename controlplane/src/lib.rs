@@ -5,8 +5,8 @@
 //!                                                                                └──▶ store
 //! other nodes ◀─ UDP ─▶ io::udp ▶ swim
 //! ```
-//! `catalog`, `registry`, `publish`, `supervise`, `node`, `swim` and the record forms under `store` are sans-IO: events and `now`
-//! go in, outputs come out. `io` moves bytes. `store::env` alone names heed. The control plane never names the data
+//! `catalog`, `registry`, `publish`, `supervise`, `node`, `swim`, `replica` and the record forms under `store` are sans-IO:
+//! events and `now` go in, outputs come out. `io` moves bytes. `store::env` alone names heed. The control plane never names the data
 //! plane's crate: they meet in [`common::link`].
 
 pub mod admin;
@@ -21,6 +21,7 @@ pub mod operator;
 pub mod placement;
 pub mod publish;
 pub mod registry;
+pub mod replica;
 pub mod store;
 pub mod supervise;
 pub mod swim;

@@ -111,6 +111,9 @@ fn stored(text: &mut Text, store: &Store) {
     text.counter("signalbox_store_operations_total", "Changes stored.", get(&stats.operations));
     text.counter("signalbox_store_refused_total", "Changes refused by the store.", get(&stats.refused));
     text.counter("signalbox_store_corrupt_records_total", "Damaged records found.", get(&stats.corrupt));
+    let name = "signalbox_store_sum_differences_total";
+    let help = "Hash-tree buckets that disagreed with their records.";
+    text.counter(name, help, get(&stats.sum_differences));
     text.gauge("signalbox_store_map_bytes", "Address space of the store.", get(&stats.map_bytes));
     text.gauge("signalbox_store_used_bytes", "Bytes of the store in use.", get(&stats.used_bytes));
     let name = "signalbox_store_commit_seconds";

@@ -203,7 +203,7 @@ fn refused(error: &RealmError) -> Response {
 fn not_stored(error: &StoreError) -> Response {
     let status = match error {
         StoreError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
-        StoreError::Object(_) => StatusCode::BAD_REQUEST,
+        StoreError::Object(_) | StoreError::Future(_) => StatusCode::BAD_REQUEST,
         StoreError::Poisoned | StoreError::Busy | StoreError::Read(_) | StoreError::Closed => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -11,6 +11,17 @@ pub trait Engine: Send {
     /// Calls `found` with every (key, record), in the order of the keys.
     fn scan(&self, found: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), EngineError>;
 
+    /// Calls `found` with every (key, record) of the buckets `first` to `last`, in the order of the keys.
+    fn scan_buckets(
+        &self,
+        first: u16,
+        last: u16,
+        found: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), EngineError>;
+
+    /// Calls `found` with every row of the hash tree.
+    fn sums(&self, found: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), EngineError>;
+
     fn meta(&self) -> Result<Option<Vec<u8>>, EngineError>;
 
     /// Writes all or nothing, and returns only when it would survive a power cut. Grows the room for them if it can.
@@ -24,7 +35,15 @@ pub trait Engine: Send {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Write {
-    Object { place: Place, record: Vec<u8> },
+    Object {
+        place: Place,
+        record: Vec<u8>,
+    },
+    /// A row of the hash tree: see `sums`.
+    Sum {
+        row: Vec<u8>,
+        bytes: Vec<u8>,
+    },
     Meta(Vec<u8>),
 }
 

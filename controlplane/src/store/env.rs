@@ -7,6 +7,7 @@
 use super::engine::{Engine, EngineError, Place, Usage, Write};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, WithoutTls};
+use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ pub struct MapBytes {
 pub struct LmdbEngine {
     env: Env<WithoutTls>,
     objects: Database<'static, Bytes, Bytes>,
+    sums: Database<'static, Bytes, Bytes>,
     meta: Database<'static, Bytes, Bytes>,
     map_max: usize,
     folder: PathBuf,
@@ -47,18 +49,20 @@ impl LmdbEngine {
         // weakens LMDB's own locking, and the environment is opened once in this process (heed refuses a second time).
         let env = unsafe { options.open(folder) }.map_err(broken)?;
         let txn = env.write_txn().map_err(broken)?;
-        let (objects, meta) = env
+        let (objects, sums, meta) = env
             .create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
                 let objects = opener.create_database::<Bytes, Bytes>(txn, Some("objects"))?;
+                let sums = opener.create_database::<Bytes, Bytes>(txn, Some("sums"))?;
                 let meta = opener.create_database::<Bytes, Bytes>(txn, Some("meta"))?;
-                Ok(CommitOrAbort::<_, ()>::Commit((objects, meta)))
+                Ok(CommitOrAbort::<_, ()>::Commit((objects, sums, meta)))
             })
             .map_err(broken)?
             .unwrap_commit();
         let inode = std::fs::metadata(folder.join(DATA_FILE)).map_err(broken)?.ino();
         let was_broken = folder.join(BROKEN_FILE).exists();
         let files = Files { inode, was_broken };
-        Ok((Self { env, objects, meta, map_max: map.max, folder: folder.to_owned() }, files))
+        let engine = Self { env, objects, sums, meta, map_max: map.max, folder: folder.to_owned() };
+        Ok((engine, files))
     }
 
     /// The sign of a failed commit was heeded.
@@ -71,6 +75,7 @@ impl LmdbEngine {
         for write in writes {
             match write {
                 Write::Object { place, record } => self.objects.put(&mut txn, place, record)?,
+                Write::Sum { row, bytes } => self.sums.put(&mut txn, row, bytes)?,
                 Write::Meta(bytes) => self.meta.put(&mut txn, META_KEY, bytes)?,
             }
         }
@@ -94,6 +99,32 @@ impl Engine for LmdbEngine {
         for entry in self.objects.iter(&txn).map_err(broken)? {
             let (key, record) = entry.map_err(broken)?;
             found(key, record);
+        }
+        Ok(())
+    }
+
+    fn scan_buckets(
+        &self,
+        first: u16,
+        last: u16,
+        found: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), EngineError> {
+        let (first, after) = (first.to_be_bytes(), last.checked_add(1).map(u16::to_be_bytes));
+        let end = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(&after[..]));
+        let range = (Bound::Included(&first[..]), end);
+        let txn = self.env.read_txn().map_err(broken)?;
+        for entry in self.objects.range(&txn, &range).map_err(broken)? {
+            let (key, record) = entry.map_err(broken)?;
+            found(key, record);
+        }
+        Ok(())
+    }
+
+    fn sums(&self, found: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), EngineError> {
+        let txn = self.env.read_txn().map_err(broken)?;
+        for entry in self.sums.iter(&txn).map_err(broken)? {
+            let (row, bytes) = entry.map_err(broken)?;
+            found(row, bytes);
         }
         Ok(())
     }

@@ -13,10 +13,13 @@ mod env;
 mod identity;
 pub mod realm;
 pub mod record;
+mod sums;
 mod worker;
 
 pub use env::MapBytes;
 
+use crate::replica::hashtree::{HashTree, TreeKey, bucket_of};
+use crate::replica::hlc::FutureStamp;
 use crossbeam_channel::{Sender, TrySendError};
 use engine::{Engine, EngineError};
 use env::{Files, LmdbEngine};
@@ -82,6 +85,9 @@ pub enum StoreError {
     /// Nothing was stored.
     #[error(transparent)]
     Object(#[from] ObjectError),
+    /// Nothing was stored.
+    #[error(transparent)]
+    Future(#[from] FutureStamp),
     /// It is not known whether it is stored.
     #[error("the store is closed")]
     Closed,
@@ -113,6 +119,8 @@ pub struct Stats {
     pub operations: AtomicU64,
     pub refused: AtomicU64,
     pub corrupt: AtomicU64,
+    /// Buckets of the hash tree that disagreed with their records.
+    pub sum_differences: AtomicU64,
     pub poisoned: AtomicBool,
     pub map_bytes: AtomicU64,
     pub used_bytes: AtomicU64,
@@ -138,9 +146,15 @@ impl Store {
         let stats = Arc::new(Stats::default());
         let identity = identify(&mut engine, files, &stats).map_err(failed)?;
         engine.forget_broken();
-        let Scan { objects, corrupt, hlc } = scan(&engine, &stats).map_err(failed)?;
+        let key = TreeKey::of(SECRET);
+        let Scan { objects, corrupt, hlc, tree } = scan(&engine, &key, &stats).map_err(failed)?;
+        let differences = sums::settle(&mut engine, &key, &tree).map_err(failed)?;
+        if differences > 0 {
+            error!(buckets = differences, "the hash tree disagreed with the records and is written anew");
+            stats.sum_differences.fetch_add(differences as u64, Relaxed);
+        }
         let (requests, queue) = crossbeam_channel::bounded(REQUESTS_MAX);
-        let worker = Worker::new(engine, identity, hlc, Arc::clone(&stats), wall_ms);
+        let worker = Worker::new(engine, identity, hlc, (key, tree), Arc::clone(&stats), wall_ms);
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || worker.run(&queue))
@@ -164,6 +178,11 @@ impl Store {
     /// Stores an object's deletion; returns when it would survive a power cut.
     pub async fn delete(&self, kind: Kind, key: &str) -> Result<(), StoreError> {
         self.change(Change::Put { kind, key: key.to_owned(), bytes: None }).await
+    }
+
+    /// Merges another node's object into ours; returns when it would survive a power cut.
+    pub async fn merge(&self, object: Object) -> Result<(), StoreError> {
+        self.change(Change::Merge(object)).await
     }
 
     /// Snapshot versions up to `up_to` may be used from now on.
@@ -242,14 +261,17 @@ struct Scan {
     objects: Vec<Object>,
     corrupt: Vec<Corrupt>,
     hlc: Hlc,
+    tree: HashTree,
 }
 
 /// Reads and proves every record.
-fn scan(engine: &impl Engine, stats: &Stats) -> Result<Scan, EngineError> {
+fn scan(engine: &impl Engine, tree_key: &TreeKey, stats: &Stats) -> Result<Scan, EngineError> {
     let mut scan = Scan::default();
     engine.scan(&mut |key, record| match Object::decode(record) {
         Ok(object) if place(object.kind, &object.key) == key => {
-            scan.hlc = object.values().map(|value| value.hlc).fold(scan.hlc, Hlc::max);
+            scan.hlc = scan.hlc.max(object.last());
+            let place = place(object.kind, &object.key);
+            scan.tree.add(bucket_of(&place), tree_key.hash(&place, record));
             scan.objects.push(object);
         }
         other => {
@@ -276,6 +298,8 @@ fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// What the sums are keyed with as long as no cluster gives its secret. Sums of another key are replaced at the next start.
+const SECRET: &[u8] = b"";
 /// Sizes of the store's memory map: address space, not disk.
 pub const MAP_BYTES: MapBytes = MapBytes { start: 256 << 20, max: 64 << 30 };
 /// Changes that may wait for the store thread.
@@ -380,6 +404,37 @@ mod tests {
         assert!(opened.corrupt.is_empty());
         assert_eq!(opened.objects.len(), 2);
         close(opened);
+    }
+
+    /// Changes a row behind the store's back, as a flipped bit would.
+    fn damage_sums(folder: &Path) {
+        let (mut engine, _) = LmdbEngine::open(folder, MAP).unwrap();
+        let mut rows = vec![];
+        engine.sums(&mut |row, bytes| rows.push((row.to_vec(), bytes.to_vec()))).unwrap();
+        let (row, mut bytes) = rows.into_iter().find(|(row, _)| row.len() == 2).unwrap();
+        bytes[3] ^= 1;
+        engine.commit(&[engine::Write::Sum { row, bytes }]).unwrap();
+    }
+
+    #[test]
+    fn sums_agree_after_a_restart_and_a_difference_is_reported_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let reopened = || {
+            let opened = Store::open(dir.path(), MAP).unwrap();
+            let differences = opened.store.stats().sum_differences.load(Relaxed);
+            close(opened);
+            differences
+        };
+        let opened = Store::open(dir.path(), MAP).unwrap();
+        for number in 0..20 {
+            put(&opened, &format!("k{}", number % 7), b"1").unwrap();
+        }
+        block_on(opened.store.delete(Kind::Realm, "k3")).unwrap();
+        close(opened);
+        assert_eq!(reopened(), 0);
+        damage_sums(dir.path());
+        assert_eq!(reopened(), 1);
+        assert_eq!(reopened(), 0);
     }
 
     #[test]

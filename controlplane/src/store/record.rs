@@ -8,25 +8,16 @@
 //! BLAKE3 of all above, keyed by purpose, first 16 bytes
 //! ```
 //! The entries are a dotted version vector set: of an entry with counter `n` and `k` values, the value at position `p`
-//! has the dot `n - p`; dots 1 to `n - k` were seen and overwritten. Today every object has at most one value; the form
-//! holds siblings.
+//! has the dot `n - p`; dots 1 to `n - k` were seen and overwritten.
 //!
 //! Invariants, proven by [`Object::decode`]: entries are sorted and unique; no counter is 0; no entry has more values
 //! than its counter; there is at least one value; nothing follows; no bound is passed.
 
-use std::fmt;
+pub use crate::replica::dvvset::{Actor, Entry};
+pub use crate::replica::hlc::Hlc;
 
-/// One node's store in one of its lives. A store that is created, restored, copied or reopened after an error gets a new
-/// epoch, so no dot is ever given out twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Actor {
-    pub node: [u8; 16],
-    pub epoch: u64,
-}
-
-/// A hybrid logical clock stamp: 48 bits of milliseconds since 1970, 16 bits that count within one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct Hlc(pub u64);
+use crate::replica::dvvset::{DvvSet, TooManyActors};
+use std::cmp::Ordering;
 
 /// Types of objects; the numbers are stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -35,28 +26,29 @@ pub enum Kind {
     Realm = 1,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Ordered by stamp.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Value {
     pub hlc: Hlc,
     /// The canonical bytes of the object's type; none is a deletion.
     pub bytes: Option<Vec<u8>>,
 }
 
-/// What an actor has done to an object.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
-    pub actor: Actor,
-    pub counter: u64,
-    /// Newest first.
-    pub values: Vec<Value>,
-}
-
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Object {
     pub kind: Kind,
     pub key: String,
-    /// Sorted by actor.
-    pub entries: Vec<Entry>,
+    pub clock: DvvSet<Value>,
+}
+
+/// What a merge has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Merged {
+    /// All of it was known.
+    Known,
+    Changed,
+    /// Changed, and values were given up because more competed than an object may hold.
+    Cut,
 }
 
 /// Why bytes are not a record. They must not be served.
@@ -75,8 +67,12 @@ pub enum RecordError {
 /// Why an object was not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ObjectError {
-    #[error("the history of the object has {ENTRIES_MAX} entries already")]
-    Entries,
+    #[error(transparent)]
+    Entries(#[from] TooManyActors),
+    #[error("the merged history would have more than {ENTRIES_MERGED_MAX} entries")]
+    Merged,
+    #[error("the two objects have other names")]
+    Other,
     #[error("the record would be longer than {RECORD_BYTES_MAX} bytes")]
     Bytes,
     #[error("the key must have 1 to {KEY_BYTES_MAX} bytes")]
@@ -86,7 +82,7 @@ pub enum ObjectError {
 impl Object {
     /// An object nobody has written yet; it has no value and is not to be stored.
     pub fn new(kind: Kind, key: &str) -> Self {
-        Self { kind, key: key.to_owned(), entries: Vec::new() }
+        Self { kind, key: key.to_owned(), clock: DvvSet::default() }
     }
 
     /// `actor` overwrites all it sees here: one value remains, with the next dot of `actor`. On error nothing was
@@ -95,38 +91,62 @@ impl Object {
         if self.key.is_empty() || self.key.len() > KEY_BYTES_MAX {
             return Err(ObjectError::Key);
         }
-        let at = self.entries.binary_search_by_key(&actor, |entry| entry.actor);
-        let entries = self.entries.len() + usize::from(at.is_err());
-        if entries > ENTRIES_MAX {
-            return Err(ObjectError::Entries);
-        }
+        let entries = self.clock.entries().len() + 1;
         let bytes = value.bytes.as_ref().map_or(0, Vec::len);
         let length = HEAD_BYTES + self.key.len() + entries * ENTRY_BYTES + VALUE_BYTES + bytes + SUM_BYTES;
         if length > RECORD_BYTES_MAX {
             return Err(ObjectError::Bytes);
         }
-        for entry in &mut self.entries {
-            entry.values.clear();
-        }
-        match at {
-            Ok(at) => {
-                // Far from overflow: see COUNTER_MAX.
-                self.entries[at].counter += 1;
-                self.entries[at].values.push(value);
-            }
-            Err(at) => self.entries.insert(at, Entry { actor, counter: 1, values: vec![value] }),
-        }
+        self.clock.update(&self.clock.context(), actor, value)?;
         Ok(())
+    }
+
+    /// Takes over what another node knows of the object. Values that compete stay; if they are more than an object may
+    /// hold, the one to use stays alone. On error nothing was changed.
+    pub fn merge(&mut self, other: &Self) -> Result<Merged, ObjectError> {
+        if (self.kind, &self.key) != (other.kind, &other.key) {
+            return Err(ObjectError::Other);
+        }
+        let mut clock = self.clock.sync(&other.clock);
+        if clock == self.clock {
+            return Ok(Merged::Known);
+        }
+        if clock.entries().len() > ENTRIES_MERGED_MAX {
+            return Err(ObjectError::Merged);
+        }
+        let mut merged = Merged::Changed;
+        if !fits(&self.key, &clock) {
+            clock.keep_greatest(by_stamp);
+            merged = Merged::Cut;
+            if !fits(&self.key, &clock) {
+                return Err(ObjectError::Bytes);
+            }
+            if clock == self.clock {
+                return Ok(Merged::Known);
+            }
+        }
+        self.clock = clock;
+        Ok(merged)
     }
 
     /// Every value that competes, in the order of the entries.
     pub fn values(&self) -> impl Iterator<Item = &Value> {
-        self.entries.iter().flat_map(|entry| &entry.values)
+        self.clock.values()
     }
 
     /// The value to use: the one with the greatest stamp, the greater actor's among equals. A deletion has no bytes.
     pub fn winner(&self) -> Option<&Value> {
-        self.values().max_by_key(|value| value.hlc)
+        self.values().max_by(|one, other| by_stamp(one, other))
+    }
+
+    /// Whether all that is left of the object is its deletion.
+    pub fn is_tombstone(&self) -> bool {
+        self.values().all(|value| value.bytes.is_none())
+    }
+
+    /// The greatest stamp of its values.
+    pub fn last(&self) -> Hlc {
+        self.values().map(|value| value.hlc).max().unwrap_or_default()
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -136,8 +156,8 @@ impl Object {
         out.push(0);
         out.extend_from_slice(&(self.key.len() as u16).to_le_bytes());
         out.extend_from_slice(self.key.as_bytes());
-        out.extend_from_slice(&(self.entries.len() as u16).to_le_bytes());
-        for entry in &self.entries {
+        out.extend_from_slice(&(self.clock.entries().len() as u16).to_le_bytes());
+        for entry in self.clock.entries() {
             out.extend_from_slice(&entry.actor.node);
             out.extend_from_slice(&entry.actor.epoch.to_le_bytes());
             out.extend_from_slice(&entry.counter.to_le_bytes());
@@ -175,8 +195,8 @@ impl Object {
         require((1..=KEY_BYTES_MAX).contains(&key_bytes), "length of the key")?;
         let key = std::str::from_utf8(reader.take(key_bytes)?).map_err(|_| RecordError::Form("key"))?;
         let mut object = Self::new(kind, key);
-        let counts = read_entries(&mut reader, &mut object.entries)?;
-        for (entry, count) in object.entries.iter_mut().zip(counts) {
+        let counts = read_entries(&mut reader, &mut object.clock.entries)?;
+        for (entry, count) in object.clock.entries.iter_mut().zip(counts) {
             for _ in 0..count {
                 entry.values.push(read_value(&mut reader)?);
             }
@@ -187,9 +207,9 @@ impl Object {
 }
 
 /// Reads the entries without their values and returns how many values each has.
-fn read_entries(reader: &mut Reader<'_>, entries: &mut Vec<Entry>) -> Result<Vec<u16>, RecordError> {
+fn read_entries(reader: &mut Reader<'_>, entries: &mut Vec<Entry<Value>>) -> Result<Vec<u16>, RecordError> {
     let length = usize::from(reader.u16()?);
-    require(length <= ENTRIES_MAX, "too many entries")?;
+    require(length <= ENTRIES_MERGED_MAX, "too many entries")?;
     let mut counts = Vec::with_capacity(length);
     let mut values = 0;
     for _ in 0..length {
@@ -219,13 +239,16 @@ fn read_value(reader: &mut Reader<'_>) -> Result<Value, RecordError> {
     Ok(Value { hlc, bytes: Some(bytes.to_vec()) })
 }
 
-impl Hlc {
-    /// The stamp after `self` at `wall_ms` milliseconds since 1970. A wall clock that stands still or steps back does no
-    /// harm.
-    #[must_use]
-    pub fn next(self, wall_ms: u64) -> Self {
-        Self((wall_ms << 16).max(self.0 + 1))
-    }
+/// The order of values that compete: by stamp; of equal ones the later in the set is the greater.
+fn by_stamp(one: &Value, other: &Value) -> Ordering {
+    one.hlc.cmp(&other.hlc)
+}
+
+fn fits(key: &str, clock: &DvvSet<Value>) -> bool {
+    let values = clock.values().map(|value| VALUE_BYTES + value.bytes.as_ref().map_or(0, Vec::len));
+    let length =
+        HEAD_BYTES + key.len() + clock.entries().len() * ENTRY_BYTES + values.sum::<usize>() + SUM_BYTES;
+    clock.values().count() <= SIBLINGS_MAX && length <= RECORD_BYTES_MAX
 }
 
 impl Kind {
@@ -234,12 +257,6 @@ impl Kind {
             1 => Ok(Self::Realm),
             other => Err(RecordError::Kind(other)),
         }
-    }
-}
-
-impl fmt::Display for Actor {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/{:016x}", uuid::Uuid::from_bytes(self.node), self.epoch)
     }
 }
 
@@ -264,7 +281,7 @@ pub fn checksum(bytes: &[u8]) -> [u8; SUM_BYTES] {
 }
 
 /// A cursor over bytes that nobody vouches for.
-pub(super) struct Reader<'a>(pub &'a [u8]);
+pub(crate) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], RecordError> {
@@ -296,7 +313,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn require(holds: bool, what: &'static str) -> Result<(), RecordError> {
+pub(crate) fn require(holds: bool, what: &'static str) -> Result<(), RecordError> {
     if holds { Ok(()) } else { Err(RecordError::Form(what)) }
 }
 
@@ -310,8 +327,9 @@ const VALUE_BYTES: usize = 13;
 const SUM_BYTES: usize = 16;
 pub const PLACE_BYTES: usize = 32;
 pub const KEY_BYTES_MAX: usize = common::limits::URI_BYTES_MAX;
-/// Most actors in one object's history.
-pub const ENTRIES_MAX: usize = 64;
+/// Most actors in the history of a merged object. Writes here stop far below, at
+/// [`ENTRIES_MAX`](crate::replica::dvvset::ENTRIES_MAX).
+pub const ENTRIES_MERGED_MAX: usize = 1_024;
 /// Most values of one object that compete.
 pub const SIBLINGS_MAX: usize = 16;
 pub const RECORD_BYTES_MAX: usize = 256 * 1_024;
@@ -379,7 +397,8 @@ mod tests {
         object.put(B, Value { hlc: Hlc(9), bytes: None }).unwrap();
         assert_eq!(object.values().count(), 1);
         assert_eq!(object.winner(), Some(&Value { hlc: Hlc(9), bytes: None }));
-        let counters: Vec<_> = object.entries.iter().map(|entry| (entry.actor, entry.counter)).collect();
+        let counters: Vec<_> =
+            object.clock.entries.iter().map(|entry| (entry.actor, entry.counter)).collect();
         assert_eq!(counters, [(A, 1), (B, 2)]);
         assert_eq!(Object::decode(&object.encode()), Ok(object));
     }
@@ -405,13 +424,13 @@ mod tests {
             Object::decode(&object.encode())
         };
         assert!(body(|_| {}).is_ok());
-        assert_eq!(body(|object| object.entries[0].counter = 0), Err(RecordError::Form("counter")));
+        assert_eq!(body(|object| object.clock.entries[0].counter = 0), Err(RecordError::Form("counter")));
         assert_eq!(
-            body(|object| object.entries[0].values.clear()),
+            body(|object| object.clock.entries[0].values.clear()),
             Err(RecordError::Form("number of values"))
         );
         assert_eq!(
-            body(|object| object.entries.push(object.entries[0].clone())),
+            body(|object| object.clock.entries.push(object.clock.entries[0].clone())),
             Err(RecordError::Form("order of entries"))
         );
         let mut longer = object().encode();
@@ -437,18 +456,46 @@ mod tests {
             object.put(Actor { epoch, ..A }, value(1, b"")).unwrap();
         }
         let before = object.clone();
-        assert_eq!(object.put(Actor { epoch: 66, ..A }, value(1, b"")), Err(ObjectError::Entries));
+        assert_eq!(
+            object.put(Actor { epoch: 66, ..A }, value(1, b"")),
+            Err(ObjectError::Entries(TooManyActors))
+        );
         assert_eq!(object.put(A, value(1, &vec![0; RECORD_BYTES_MAX])), Err(ObjectError::Bytes));
         assert_eq!(object, before);
         assert_eq!(Object::new(Kind::Realm, "").put(A, value(1, b"")), Err(ObjectError::Key));
     }
 
     #[test]
-    fn stamps_grow_though_the_clock_steps_back() {
-        let first = Hlc::default().next(1_000);
-        let second = first.next(999);
-        assert!(second > first && first == Hlc(1_000 << 16));
-        assert_eq!(second.next(2_000), Hlc(2_000 << 16));
+    fn values_of_two_nodes_compete_and_the_later_one_is_used() {
+        let (mut one, mut other) = (object(), object());
+        one.put(A, value(5, b"a")).unwrap();
+        other.put(B, value(9, b"b")).unwrap();
+        let (before, theirs) = (one.clone(), other.clone());
+        assert_eq!(one.merge(&theirs), Ok(Merged::Changed));
+        assert_eq!(other.merge(&before), Ok(Merged::Changed));
+        assert_eq!(one, other);
+        assert_eq!((one.values().count(), one.winner()), (2, Some(&value(9, b"b"))));
+        assert_eq!(one.merge(&theirs), Ok(Merged::Known));
+        assert_eq!(Object::decode(&one.encode()), Ok(one.clone()));
+        one.put(A, Value { hlc: Hlc(10), bytes: None }).unwrap();
+        assert!(one.is_tombstone() && one.values().count() == 1);
+        assert_eq!(one.merge(&Object::new(Kind::Realm, "another")), Err(ObjectError::Other));
+    }
+
+    #[test]
+    fn more_values_than_an_object_holds_are_cut_to_the_one_in_use() {
+        let mut merged = Object::new(Kind::Realm, "a");
+        let written = |epoch: u64| {
+            let mut object = Object::new(Kind::Realm, "a");
+            object.put(Actor { epoch, ..A }, value(100 - epoch, b"x")).unwrap();
+            object
+        };
+        for epoch in 1..=SIBLINGS_MAX as u64 {
+            assert_eq!(merged.merge(&written(epoch)), Ok(Merged::Changed));
+        }
+        assert_eq!(merged.merge(&written(50)), Ok(Merged::Cut));
+        assert_eq!(merged.values().collect::<Vec<_>>(), [&value(99, b"x")]);
+        assert_eq!(merged.merge(&written(2)), Ok(Merged::Known), "what was given up does not come back");
     }
 
     proptest! {
