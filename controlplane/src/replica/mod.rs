@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! put ─▶ hlc, dvvset ─▶ record ─▶ store: record and hash-tree sums in one transaction
+//! exchange ◀─ message ─▶ exchange of another node; both sides work on a set
 //! ```
 
 pub mod dvvset;
+pub mod exchange;
 pub mod hashtree;
 pub mod hlc;
+pub mod message;
+pub mod set;
