@@ -48,6 +48,7 @@ impl Bench {
             version: SnapshotVersion(1),
             epoch: BootEpoch(1),
             claims_folded: vec![0],
+            nodes_folded: 0,
             realms: vec![Realm {
                 id: RealmId::of("realm1"),
                 name: "realm1".to_owned(),

@@ -65,7 +65,7 @@ fn spread(routes: usize) -> impl Iterator<Item = usize> {
 }
 
 fn source(patterns: impl Iterator<Item = (Match, String)>) -> Source {
-    let route = |(policy, uri)| Route { realm: REALM, kind: KIND, policy, uri, shards: 1 };
+    let route = |(policy, uri)| Route { realm: REALM, kind: KIND, policy, uri, shards: 1, nodes: vec![] };
     Source { routes: patterns.map(route).collect(), ..Source::default() }
 }
 

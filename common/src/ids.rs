@@ -1,12 +1,39 @@
 //! Identifiers. WAMP ids are integers from 1 to 2^53 (WAMP, basic profile, "IDs").
 
 use rkyv::{Archive, Deserialize, Serialize};
+use std::fmt;
 
 /// Largest WAMP id, 2^53.
 pub const ID_MAX: u64 = 1 << 53;
 
 /// Most shards one node may have; a [`ShardSet`] is one word of this many bits.
 pub const SHARDS_MAX: usize = 128;
+
+/// Most nodes of a cluster, those that are down included.
+pub const NODES_MAX: usize = 256;
+
+/// A node of the cluster: the UUID its store got when it was made, in network order.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Archive, Serialize, Deserialize,
+)]
+#[rkyv(derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug))]
+pub struct NodeId(pub [u8; 16]);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = u128::from_be_bytes(self.0);
+        let part = |shift: u32, bits: u32| number >> shift & ((1 << bits) - 1);
+        write!(
+            f,
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            part(96, 32),
+            part(80, 16),
+            part(64, 16),
+            part(48, 16),
+            part(0, 48)
+        )
+    }
+}
 
 /// True when `id` may be used as a WAMP id of any scope.
 #[inline]
@@ -186,6 +213,12 @@ mod tests {
         assert_ne!(id, route_id(realm, RouteKind::Procedure, Match::Exact, "a.b"));
         assert_ne!(id, route_id(realm, RouteKind::Topic, Match::Prefix, "a.b"));
         assert_ne!(id, route_id(RealmId::of("realm2"), RouteKind::Topic, Match::Exact, "a.b"));
+    }
+
+    #[test]
+    fn nodes_are_shown_as_uuids() {
+        let node = NodeId([0x0f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
+        assert_eq!(node.to_string(), "0f010203-0405-0607-0809-0a0b0c0d0eff");
     }
 
     #[test]

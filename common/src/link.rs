@@ -4,7 +4,9 @@
 //! [`crate::limits::LINK_FRAME_BYTES_MAX`] long. The control plane listens, the data plane connects and says
 //! [`Up::Hello`] first. [`Down::Snapshot`] carries one descriptor, a sealed memfd.
 
-use crate::ids::{BootEpoch, Match, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion};
+use crate::ids::{
+    BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion,
+};
 use crate::limits::{LINK_FRAME_BYTES_MAX, URI_BYTES_MAX};
 use crate::snapshot::Delta;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
@@ -15,7 +17,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Portable, Serialize};
 
 /// Version of the frames; the two ends must agree.
-pub const LINK_PROTOCOL: u32 = 1;
+pub const LINK_PROTOCOL: u32 = 2;
 
 /// One change of what a shard holds. Claims of a shard are numbered 1, 2, 3 ... over the life of its process.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -94,6 +96,27 @@ pub enum Up {
     Draining,
 }
 
+/// Another node that the data plane may send to: a live member whose relay is known.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Peer {
+    pub node: NodeId,
+    /// The life of its data plane; with another one its relay connections are made anew.
+    pub epoch: BootEpoch,
+    /// `IP:port` of its relay.
+    pub relay: String,
+}
+
+/// One change of what another node wants.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct RouteChange {
+    pub node: NodeId,
+    pub realm: RealmId,
+    pub kind: RouteKind,
+    pub policy: Match,
+    pub uri: String,
+    pub wanted: bool,
+}
+
 /// Frames from the control plane.
 #[derive(Clone, PartialEq, Debug, Archive, Serialize, Deserialize)]
 pub enum Down {
@@ -107,6 +130,23 @@ pub enum Down {
         bytes: u64,
     },
     Delta(Delta),
+    /// All nodes that may be sent to, at most [`NODES_MAX`]; it replaces the list before. Who is not in it gets nothing
+    /// more, and calls that wait for it are answered with an error.
+    Peers {
+        peers: Vec<Peer>,
+    },
+    /// Changes `first_seq`, `first_seq + 1`, ... of what other nodes want, in this life of the control plane. A snapshot says up
+    /// to which one it stands ([`crate::snapshot::Source::nodes_folded`]).
+    Routes {
+        first_seq: u64,
+        changes: Vec<RouteChange>,
+    },
+    /// Another node holds this registration with the better right: the callee here is told and loses it.
+    Revoke {
+        realm: RealmId,
+        policy: Match,
+        uri: String,
+    },
     /// Say GOODBYE to every session and exit with status 0.
     Drain,
     /// A link of another protocol or a second data plane: `reason` says why; the sender closes.
@@ -169,8 +209,18 @@ impl Down {
     /// When the packet is too long, is no archive of a frame, or names a realm out of bounds.
     pub fn decode(packet: &[u8]) -> Result<Self, LinkError> {
         let frame: Self = decode::<ArchivedDown, Self>(packet)?;
-        if let Self::Delta(delta) = &frame {
-            delta.realms_put.iter().try_for_each(|realm| check_uri("realm", &realm.name))?;
+        match &frame {
+            Self::Delta(delta) => {
+                delta.realms_put.iter().try_for_each(|realm| check_uri("realm", &realm.name))?;
+            }
+            Self::Peers { peers } if peers.len() > NODES_MAX => {
+                return Err(LinkError(format!("{} peers, more than {NODES_MAX}", peers.len())));
+            }
+            Self::Routes { changes, .. } => {
+                changes.iter().try_for_each(|change| check_uri("URI", &change.uri))?;
+            }
+            Self::Revoke { uri, .. } => check_uri("URI", uri)?,
+            _ => {}
         }
         Ok(frame)
     }
@@ -344,6 +394,26 @@ mod tests {
             (id(), id())
                 .prop_map(|(version, bytes)| Down::Snapshot { version: SnapshotVersion(version), bytes }),
             delta.prop_map(Down::Delta),
+            prop::collection::vec((any::<[u8; 16]>(), id(), ".{0,20}"), 0..4).prop_map(|peers| {
+                let peer = |(node, epoch, relay)| Peer { node: NodeId(node), epoch: BootEpoch(epoch), relay };
+                Down::Peers { peers: peers.into_iter().map(peer).collect() }
+            }),
+            (
+                id(),
+                prop::collection::vec((any::<[u8; 16]>(), kind(), policy(), ".{0,40}", any::<bool>()), 0..9)
+            )
+                .prop_map(|(first_seq, changes)| {
+                    let change = |(node, kind, policy, uri, wanted)| RouteChange {
+                        node: NodeId(node),
+                        realm: RealmId(7),
+                        kind,
+                        policy,
+                        uri,
+                        wanted,
+                    };
+                    Down::Routes { first_seq, changes: changes.into_iter().map(change).collect() }
+                }),
+            (policy(), ".{0,40}").prop_map(|(policy, uri)| Down::Revoke { realm: RealmId(7), policy, uri }),
             Just(Down::Drain),
             ".{0,60}".prop_map(|reason| Down::Refuse { reason }),
         ]

@@ -53,6 +53,8 @@ pub async fn start(
         Discovery::None => return Ok(None),
         Discovery::Static => config.seeds.clone(),
         Discovery::Dns => vec![config.dns.clone()],
+        Discovery::Multicast => vec![config.multicast.to_string()],
+        Discovery::Kubernetes => vec![config.kubernetes.clone()],
     };
     let keys = read_keys(&config.key_file)?;
     let address = config.address;

@@ -385,6 +385,7 @@ impl Node {
             version,
             epoch: self.registry.epoch().unwrap_or_default(),
             claims_folded: self.registry.claims_folded(),
+            nodes_folded: 0,
             realms: self.catalog.realms(),
             routes: self.registry.routes(|realm| self.catalog.contains(realm)),
         }

@@ -195,6 +195,7 @@ impl Registry {
                 policy: key.policy,
                 uri: key.uri.clone(),
                 shards: holders.shards.0,
+                nodes: vec![],
             })
             .collect()
     }

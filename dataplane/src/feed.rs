@@ -1,8 +1,8 @@
 //! What a shard and the link thread say to each other over bounded channels.
 
 use bytes::Bytes;
-use common::ids::{ShardId, SnapshotVersion};
-use common::link::Claim;
+use common::ids::{Match, RealmId, ShardId, SnapshotVersion};
+use common::link::{Claim, Peer, RouteChange};
 use common::metrics::Metrics;
 use common::snapshot::{Delta, Snapshot};
 use std::sync::Arc;
@@ -15,6 +15,19 @@ pub type SharedSnapshot = Arc<Snapshot<Bytes>>;
 pub enum FeedDown {
     Snapshot(SharedSnapshot),
     Delta(Arc<Delta>),
+    /// All nodes that may be sent to.
+    Peers(Arc<[Peer]>),
+    /// Numbered changes of what other nodes want.
+    Routes {
+        first_seq: u64,
+        changes: Arc<[RouteChange]>,
+    },
+    /// The callee of this registration loses it to another node's.
+    Revoke {
+        realm: RealmId,
+        policy: Match,
+        uri: Arc<str>,
+    },
     /// Report the whole claim set again: the control plane is new, or claims were lost.
     Resync,
     /// Report metrics.

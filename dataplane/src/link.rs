@@ -180,10 +180,21 @@ impl Link {
             }
             (Down::Welcome { pid, .. }, Phase::Greeting { .. }) => self.welcomed(now, pid),
             (Down::Delta(delta), Phase::Established { .. }) => self.delta(delta),
+            (Down::Peers { peers }, Phase::Established { .. }) => self.pass(FeedDown::Peers(peers.into())),
+            (Down::Routes { first_seq, changes }, Phase::Established { .. }) => {
+                self.pass(FeedDown::Routes { first_seq, changes: changes.into() });
+            }
+            (Down::Revoke { realm, policy, uri }, Phase::Established { .. }) => {
+                self.pass(FeedDown::Revoke { realm, policy, uri: uri.into() });
+            }
             (Down::Drain, Phase::Established { .. }) => self.drain(now),
             (Down::Snapshot { .. }, Phase::Established { .. }) => {}
             (_, _) => self.close(now, "the control plane sent a frame out of turn".to_owned()),
         }
+    }
+
+    fn pass(&mut self, down: FeedDown) {
+        self.outputs.push_back(Output::Shards(down));
     }
 
     /// A packet came that is no frame.

@@ -81,6 +81,7 @@ fn source(routes: &BTreeMap<(Match, String), u128>) -> Source {
         policy: *policy,
         uri: uri.clone(),
         shards: *shards,
+        nodes: vec![],
     };
     Source { routes: routes.iter().map(route).collect(), ..Source::default() }
 }

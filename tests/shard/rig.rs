@@ -58,7 +58,14 @@ impl Rig {
         let mut realms = vec![realm("realm1"), realm("strict")];
         realms.sort_by_key(|realm| realm.id);
         let claims_folded = vec![0; shards];
-        let source = Source { version: SnapshotVersion(1), epoch, claims_folded, realms, routes: Vec::new() };
+        let source = Source {
+            version: SnapshotVersion(1),
+            epoch,
+            claims_folded,
+            nodes_folded: 0,
+            realms,
+            routes: Vec::new(),
+        };
         let bytes = bytes::Bytes::from_owner(build(&source, 1));
         let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
         let make = |shard| {

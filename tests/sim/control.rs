@@ -74,6 +74,7 @@ impl Control {
             version: SnapshotVersion(self.version),
             epoch: self.epoch,
             claims_folded: self.shards.iter().map(|s| if s.resyncing { 0 } else { s.folded }).collect(),
+            nodes_folded: 0,
             realms: vec![Realm {
                 id: RealmId::of("realm1"),
                 name: "realm1".to_owned(),
@@ -83,7 +84,14 @@ impl Control {
             }],
             routes: routes
                 .into_iter()
-                .map(|((realm, kind, policy, uri), shards)| Route { realm, kind, policy, uri, shards })
+                .map(|((realm, kind, policy, uri), shards)| Route {
+                    realm,
+                    kind,
+                    policy,
+                    uri,
+                    shards,
+                    nodes: vec![],
+                })
                 .collect(),
         };
         let bytes = bytes::Bytes::from_owner(build(&source, 99));

@@ -137,6 +137,9 @@ fn cluster(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
             Some(("seeds", "with discovery static: one seed or more"))
         }
         Discovery::Dns if cluster.dns.is_empty() => Some(("dns", "with discovery dns: a host and a port")),
+        Discovery::Kubernetes if cluster.kubernetes.is_empty() => {
+            Some(("kubernetes", "with discovery kubernetes: namespace/service:port"))
+        }
         _ if cluster.key_file.as_os_str().is_empty() => Some((
             "key_file",
             "in a cluster: a file with a key of 64 hexadecimal digits (openssl rand -hex 32)",
@@ -158,7 +161,23 @@ fn cluster(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
             "with this cluster.address: an IP address and a port at which other nodes reach this one";
         return Err(section.refuse("advertise", "nothing", allowed));
     }
-    Ok(())
+    relay(config, source)
+}
+
+/// The relay has what its TLS needs.
+fn relay(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    let relay = &config.relay;
+    let files = [
+        ("tls_certificate", &relay.tls_certificate),
+        ("tls_key", &relay.tls_key),
+        ("tls_authorities", &relay.tls_authorities),
+    ];
+    match files.iter().find(|(_, path)| relay.tls && path.as_os_str().is_empty()) {
+        Some((name, _)) => {
+            Err(source.section("relay")?.refuse(name, "nothing", "with relay.tls: the path of a PEM file"))
+        }
+        None => Ok(()),
+    }
 }
 
 impl RealmConfig {
@@ -259,6 +278,8 @@ mod tests {
         accepted(&with(&format!("{keys}address = \"0.0.0.0:7\"\nadvertise = \"10.0.0.1:7\"")));
         let zero = refused(&format!("{keys}address = \"10.0.0.1:0\""));
         assert!(zero.starts_with("test.toml:5: cluster.address: found 10.0.0.1:0, "), "{zero}");
+        let tls = refused(&format!("{keys}[relay]\ntls = true\ntls_key = \"k\""));
+        assert!(tls.starts_with("test.toml:5: relay.tls_certificate: found nothing, "), "{tls}");
         assert_eq!(
             refused("probe_timeout = \"200ms\""),
             "test.toml:2: cluster.probe_timeout: found 200ms, allowed: at most half of cluster.probe_interval, which is 250ms"

@@ -1,8 +1,8 @@
 //! The embedded default: one node, reachable from its own machine only.
 
 use super::{
-    Admin, Cluster, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
-    SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
+    Aae, Admin, Cluster, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
+    Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::snapshot::Anonymous;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -56,11 +56,34 @@ impl Default for Config {
                 key_file: PathBuf::new(),
                 seeds: vec![],
                 dns: String::new(),
+                multicast: (Ipv4Addr::new(239, 255, 83, 66), 18_083).into(),
+                kubernetes: String::new(),
                 failure_domain: String::new(),
                 probe_interval: Duration::from_millis(250),
                 probe_timeout: Duration::from_millis(100),
                 suspicion: Duration::from_millis(2_500),
                 forget_after: Duration::from_secs(86_400),
+                join_wait: Duration::from_secs(3),
+                lazy_tick_period: Duration::from_secs(1),
+                exchange_tick_period: Duration::from_secs(60),
+            },
+            aae: Aae {
+                enabled: true,
+                exchange_timer: Duration::from_secs(10),
+                data_exchange_timeout: Duration::from_secs(60),
+                hashtree_timer: Duration::from_secs(10),
+                hashtree_ttl: Duration::from_secs(7 * 86_400),
+                tombstone_grace: Duration::from_secs(86_400),
+            },
+            relay: Relay {
+                address: None,
+                advertise: None,
+                connections: 1,
+                queue_max: 16 << 20,
+                tls: false,
+                tls_certificate: PathBuf::new(),
+                tls_key: PathBuf::new(),
+                tls_authorities: PathBuf::new(),
             },
             log: Log { level: "info".to_owned() },
         }

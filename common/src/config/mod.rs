@@ -43,6 +43,8 @@ pub struct Config {
     /// `[[realm]]`; none written means `realm1`, anonymous from loopback, compatible.
     pub realms: Vec<RealmConfig>,
     pub cluster: Cluster,
+    pub aae: Aae,
+    pub relay: Relay,
     pub log: Log,
 }
 
@@ -196,6 +198,10 @@ pub enum Discovery {
     Static,
     /// All addresses of `dns`.
     Dns,
+    /// Whoever answers in the group `multicast`: for development.
+    Multicast,
+    /// The endpoints of the service `kubernetes`.
+    Kubernetes,
 }
 
 /// `[cluster]`
@@ -212,14 +218,69 @@ pub struct Cluster {
     pub key_file: PathBuf,
     /// `host:port` each.
     pub seeds: Vec<String>,
-    /// `host:port`
+    /// `host:port`, whose addresses are the nodes, or the name of a service (`_name._udp.domain`), whose SRV records are.
     pub dns: String,
+    /// Group and port in which nodes look for each other.
+    pub multicast: SocketAddr,
+    /// `namespace/service:port`
+    pub kubernetes: String,
     /// Nodes that are likely to fail together share it.
     pub failure_domain: String,
     pub probe_interval: Duration,
     pub probe_timeout: Duration,
     pub suspicion: Duration,
     pub forget_after: Duration,
+    /// How long a starting node looks for others before it serves alone.
+    pub join_wait: Duration,
+    /// Announcements of broadcasts to lazy peers are sent again after this.
+    pub lazy_tick_period: Duration,
+    /// The broadcast tree is checked against the members after this.
+    pub exchange_tick_period: Duration,
+}
+
+/// `[aae]`: anti-entropy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Aae {
+    pub enabled: bool,
+    /// A node exchanges with one other in this time.
+    pub exchange_timer: Duration,
+    /// Longest exchange.
+    pub data_exchange_timeout: Duration,
+    /// How often it is looked whether a part of the hash tree is to be scrubbed.
+    pub hashtree_timer: Duration,
+    /// Every part of the hash tree is scrubbed once in this time.
+    pub hashtree_ttl: Duration,
+    /// Deletions are remembered for at least this long.
+    pub tombstone_grace: Duration,
+}
+
+/// `[relay]`: connections between the data planes of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Relay {
+    /// Where it listens (TCP); none: at the IP address of `cluster.address` and the port after its port.
+    pub address: Option<SocketAddr>,
+    /// Where others reach it; none: at the IP address of `cluster.advertise` and the port listened on.
+    pub advertise: Option<SocketAddr>,
+    /// Of each shard to each other node.
+    pub connections: u32,
+    /// Bytes each shard may hold for one other node.
+    pub queue_max: u32,
+    /// TLS with certificates on both sides.
+    pub tls: bool,
+    pub tls_certificate: PathBuf,
+    pub tls_key: PathBuf,
+    pub tls_authorities: PathBuf,
+}
+
+impl Config {
+    /// Where the relay listens. Port 0: the kernel chooses.
+    pub fn relay_address(&self) -> SocketAddr {
+        let cluster = self.cluster.address;
+        self.relay.address.unwrap_or_else(|| {
+            let port = cluster.port().checked_add(1).unwrap_or(0);
+            SocketAddr::new(cluster.ip(), port)
+        })
+    }
 }
 
 impl Cluster {

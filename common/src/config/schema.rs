@@ -55,8 +55,8 @@ pub enum Kind {
     },
     /// `"IP:port"`, or nothing.
     Advertised,
-    /// `"host:port"`, or nothing.
-    Host,
+    /// `"IP:port"` to listen on, or nothing.
+    Listen,
     /// A list of `"host:port"`.
     Hosts {
         count_max: usize,
@@ -132,7 +132,7 @@ impl fmt::Display for Kind {
             Self::Advertised => {
                 f.write_str("an IP address and a port others can reach, such as \"10.0.0.1:18083\", or \"\"")
             }
-            Self::Host => f.write_str("a host and a port, such as \"nodes.example.com:18083\", or \"\""),
+            Self::Listen => f.write_str("an IP address and a port, such as \"10.0.0.1:18084\", or \"\""),
             Self::Hosts { count_max } => {
                 write!(f, "at most {count_max} of host and port, such as [\"10.0.0.1:18083\"]")
             }
@@ -185,6 +185,8 @@ pub const LISTENERS_MAX: usize = 16;
 
 /// Longest name of an env or a failure domain.
 pub const CLUSTER_TEXT_BYTES_MAX: usize = 64;
+/// Longest name in `cluster.dns` and `cluster.kubernetes`.
+pub const DNS_TEXT_BYTES_MAX: usize = 260;
 /// Most `cluster.seeds`.
 pub const SEEDS_MAX: usize = 64;
 
@@ -242,18 +244,37 @@ pub const SCHEMA: &[Key] = &[
     key("realm", "degree", Kind::Choice(&["compatible", "strict"])),
     key("realm", "uri", Kind::Choice(&["loose", "strict"])),
     key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
-    key("cluster", "discovery", Kind::Choice(&["none", "static", "dns"])),
+    key("cluster", "discovery", Kind::Choice(&["none", "static", "dns", "multicast", "kubernetes"])),
     key("cluster", "env", Kind::Text { min: 1, max: CLUSTER_TEXT_BYTES_MAX }),
     key("cluster", "address", Kind::Address),
     key("cluster", "advertise", Kind::Advertised),
     key("cluster", "key_file", Kind::File),
     key("cluster", "seeds", Kind::Hosts { count_max: SEEDS_MAX }),
-    key("cluster", "dns", Kind::Host),
+    key("cluster", "dns", Kind::Text { min: 0, max: DNS_TEXT_BYTES_MAX }),
+    key("cluster", "multicast", Kind::Address),
+    key("cluster", "kubernetes", Kind::Text { min: 0, max: DNS_TEXT_BYTES_MAX }),
     key("cluster", "failure_domain", Kind::Text { min: 0, max: CLUSTER_TEXT_BYTES_MAX }),
     time("cluster", "probe_interval", 20, Duration::from_secs(60)),
     time("cluster", "probe_timeout", 10, Duration::from_secs(30)),
     time("cluster", "suspicion", 100, Duration::from_secs(600)),
     time("cluster", "forget_after", 60_000, Duration::from_secs(30 * 24 * 60 * 60)),
+    time("cluster", "join_wait", 0, HOUR),
+    time("cluster", "lazy_tick_period", 10, HOUR),
+    time("cluster", "exchange_tick_period", 100, DAY),
+    key("aae", "enabled", Kind::Boolean),
+    time("aae", "exchange_timer", 100, DAY),
+    time("aae", "data_exchange_timeout", 1_000, HOUR),
+    time("aae", "hashtree_timer", 100, DAY),
+    time("aae", "hashtree_ttl", 60_000, Duration::from_secs(365 * 24 * 60 * 60)),
+    time("aae", "tombstone_grace", 1_000, Duration::from_secs(365 * 24 * 60 * 60)),
+    key("relay", "address", Kind::Listen),
+    key("relay", "advertise", Kind::Advertised),
+    key("relay", "connections", Kind::Integer { min: 1, max: 16 }),
+    key("relay", "queue_max", Kind::Size { min: 1 << 20, max: 1 << 30 }),
+    key("relay", "tls", Kind::Boolean),
+    key("relay", "tls_certificate", Kind::File),
+    key("relay", "tls_key", Kind::File),
+    key("relay", "tls_authorities", Kind::File),
     key("log", "level", Kind::Choice(&["error", "warn", "info", "debug", "trace"])),
 ];
 
@@ -270,6 +291,8 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
     ("snapshot", false),
     ("realm", true),
     ("cluster", false),
+    ("aae", false),
+    ("relay", false),
     ("log", false),
 ];
 

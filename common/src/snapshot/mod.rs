@@ -6,7 +6,7 @@
 //! Invariants: equal sources and seeds give equal bytes; nothing is read from bytes that `check` has not accepted;
 //! look-ups allocate nothing, and cost what [`crate::pattern`] says, however many routes there are.
 
-use crate::ids::{BootEpoch, Match, RealmId, RouteKind, ShardSet, SnapshotVersion};
+use crate::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
 use std::ops::Deref;
@@ -42,7 +42,7 @@ pub struct Realm {
     pub anonymous: Anonymous,
 }
 
-/// One route of this node: which of its shards want (realm, kind, policy, URI).
+/// One route: which shards of this node, and which other nodes, want (realm, kind, policy, URI).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Route {
     pub realm: RealmId,
@@ -50,6 +50,8 @@ pub struct Route {
     pub policy: Match,
     pub uri: String,
     pub shards: u128,
+    /// Ascending.
+    pub nodes: Vec<NodeId>,
 }
 
 /// What a snapshot is built from. `build` sorts, so the order of `realms` and `routes` is of no matter; two entries of
@@ -61,6 +63,8 @@ pub struct Source {
     pub epoch: BootEpoch,
     /// For each shard of that process, the sequence number of the last claim that is folded in.
     pub claims_folded: Vec<u64>,
+    /// The number of the last change of other nodes' routes ([`crate::link::Down::Routes`]) that is folded in.
+    pub nodes_folded: u64,
     pub realms: Vec<Realm>,
     pub routes: Vec<Route>,
 }

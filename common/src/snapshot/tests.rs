@@ -30,11 +30,13 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
         policy: *policy,
         uri: uri.clone(),
         shards: *shards,
+        nodes: vec![],
     };
     Source {
         version: SnapshotVersion(3),
         epoch: BootEpoch(4),
         claims_folded: vec![5, 6],
+        nodes_folded: 0,
         realms: vec![
             Realm {
                 id: REALMS[1],

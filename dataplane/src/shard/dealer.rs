@@ -71,6 +71,9 @@ impl Shard {
             Some(Callee::Remote(shard)) => {
                 self.pass_call(shard, realm, procedure, caller, serializer, payload, false);
             }
+            Some(Callee::Node(_)) => {
+                self.answer_error(caller, wamp::UNAVAILABLE, "the callee's node cannot be reached");
+            }
             Some(Callee::Nobody) => {
                 let text = format!("no callee has registered {procedure}");
                 self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, &text);

@@ -17,12 +17,14 @@ mod conn;
 mod dealer;
 mod flow;
 mod login;
+mod nodes;
 mod options;
 mod outbound;
 mod peers;
 mod realm;
 mod realms;
 mod register;
+mod remote;
 mod routes;
 mod session;
 mod timers;
@@ -36,6 +38,7 @@ use common::metrics::{Counter, Gauge, Metrics};
 use conn::{Conn, IdMap, Phase, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use nodes::Nodes;
 use outbound::Pool;
 use realm::{Procedure, Realm, Topic};
 use routes::{Cache, Folded};
@@ -139,6 +142,7 @@ pub struct Shard {
     subscriptions: u64,
     calls: u64,
     folded: Folded,
+    nodes: Nodes,
     cache: Cache,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
@@ -205,6 +209,7 @@ impl Shard {
             subscriptions: 0,
             calls: 0,
             folded: Folded::default(),
+            nodes: Nodes::default(),
             cache: Cache::new(hasher.clone()),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
@@ -336,6 +341,9 @@ impl Shard {
         match down {
             FeedDown::Snapshot(snapshot) => self.take_snapshot(&snapshot),
             FeedDown::Delta(delta) => self.take_delta(&delta),
+            FeedDown::Peers(peers) => self.take_peers(&peers),
+            FeedDown::Routes { first_seq, changes } => self.take_routes(first_seq, &changes),
+            FeedDown::Revoke { realm, policy, uri } => self.revoke(realm, policy, &uri),
             FeedDown::Resync => self.claims.start_resync(),
             FeedDown::Stats => self.report(),
             FeedDown::Drain => self.drain(),

@@ -8,6 +8,7 @@
 //! Invariants: this shard's own routes are answered by its local tables alone; an overlay entry leaves only when a
 //! snapshot in use stands for the claim it came from; the cache holds valid URIs only.
 
+use super::nodes::NodeSet;
 use super::realm::Realm;
 use crate::feed::SharedSnapshot;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet};
@@ -172,6 +173,8 @@ impl Folded {
 pub(super) enum Callee {
     Local(u32),
     Remote(ShardId),
+    /// On another node.
+    Node(u16),
     Nobody,
 }
 
@@ -182,6 +185,8 @@ pub(super) struct Resolved {
     pub topics: Vec<u32>,
     /// Other shards that want the event.
     pub shards: ShardSet,
+    /// Other nodes that want the event, live ones only.
+    pub nodes: NodeSet,
     pub callee: Callee,
 }
 
@@ -278,7 +283,7 @@ pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &s
         let gone = overlay.get(policy, pattern).map_or(ShardSet::EMPTY, Words::unwanted);
         shards = shards.union(wanted.minus(gone));
     });
-    Resolved { topics, shards: shards.without(me), callee: Callee::Nobody }
+    Resolved { topics, shards: shards.without(me), nodes: NodeSet::EMPTY, callee: Callee::Nobody }
 }
 
 /// The one callee of a call to `uri`: exact, else the longest prefix, else the wildcard whose literal runs are longest
@@ -320,6 +325,7 @@ pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri
     Resolved {
         topics: Vec::new(),
         shards: ShardSet::EMPTY,
+        nodes: NodeSet::EMPTY,
         callee: best.map_or(Callee::Nobody, |(_, _, callee)| callee),
     }
 }
@@ -383,6 +389,7 @@ mod tests {
                 policy,
                 uri: uri.to_owned(),
                 shards: ShardSet::one(a).0,
+                nodes: vec![],
             })
             .to_vec();
         routes.sort_by(|x, y| (x.policy, &x.uri).cmp(&(y.policy, &y.uri)));
@@ -390,6 +397,7 @@ mod tests {
             version: SnapshotVersion(1),
             epoch,
             claims_folded: vec![0, 3],
+            nodes_folded: 0,
             realms: vec![common::snapshot::Realm {
                 id: realm.id,
                 name: "realm1".to_owned(),

@@ -1,0 +1,136 @@
+//! The other nodes of the cluster as one shard knows them, by a dense index that routes and queues use.
+//!
+//! Invariants: an index is a node's for as long as the shard lives; only nodes of the latest list are live.
+
+use common::ids::{BootEpoch, NODES_MAX, NodeId};
+use common::link::Peer;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use std::net::SocketAddr;
+
+/// A set of node indexes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct NodeSet([u64; NODES_MAX / 64]);
+
+impl NodeSet {
+    pub const EMPTY: Self = Self([0; NODES_MAX / 64]);
+
+    pub const fn contains(self, node: u16) -> bool {
+        self.0[node as usize / 64] >> (node % 64) & 1 == 1
+    }
+
+    pub fn insert(&mut self, node: u16) {
+        self.0[node as usize / 64] |= 1 << (node % 64);
+    }
+
+    pub fn remove(&mut self, node: u16) {
+        self.0[node as usize / 64] &= !(1 << (node % 64));
+    }
+
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.0 == [0; NODES_MAX / 64]
+    }
+
+    /// Ascending.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        (0..).zip(self.0).flat_map(|(word, bits)| {
+            let mut rest = bits;
+            std::iter::from_fn(move || {
+                let bit = (rest != 0).then(|| rest.trailing_zeros() as u16)?;
+                rest &= rest - 1;
+                Some(word * 64 + bit)
+            })
+        })
+    }
+}
+
+/// Every node the shard has heard of.
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    index: HashMap<NodeId, u16, RandomState>,
+    list: Vec<Node>,
+    live: NodeSet,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub id: NodeId,
+    /// Of the latest list it was in.
+    pub epoch: BootEpoch,
+    pub relay: Option<SocketAddr>,
+}
+
+impl Nodes {
+    /// The index of a node; it gets one if it has none. None: [`NODES_MAX`] nodes have one already.
+    pub fn index(&mut self, id: NodeId) -> Option<u16> {
+        if let Some(index) = self.index.get(&id) {
+            return Some(*index);
+        }
+        let index = u16::try_from(self.list.len()).ok().filter(|index| usize::from(*index) < NODES_MAX)?;
+        self.index.insert(id, index);
+        self.list.push(Node { id, epoch: BootEpoch(0), relay: None });
+        Some(index)
+    }
+
+    pub fn known(&self, id: NodeId) -> Option<u16> {
+        self.index.get(&id).copied()
+    }
+
+    pub fn get(&self, index: u16) -> Option<&Node> {
+        self.list.get(usize::from(index))
+    }
+
+    /// Nodes that may be sent to.
+    #[inline]
+    pub fn live(&self) -> NodeSet {
+        self.live
+    }
+
+    /// Takes a new list of nodes that may be sent to.
+    pub fn replace(&mut self, peers: &[Peer]) {
+        self.live = NodeSet::EMPTY;
+        for peer in peers {
+            let Some(index) = self.index(peer.node) else { continue };
+            let node = &mut self.list[usize::from(index)];
+            node.epoch = peer.epoch;
+            node.relay = peer.relay.parse().ok();
+            self.live.insert(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(node: u8, epoch: u64) -> Peer {
+        Peer { node: NodeId([node; 16]), epoch: BootEpoch(epoch), relay: "127.0.0.1:1".into() }
+    }
+
+    #[test]
+    fn sets_list_their_members_in_order() {
+        let mut set = NodeSet::EMPTY;
+        [255, 0, 64, 63].iter().for_each(|node| set.insert(*node));
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 255]);
+        set.remove(63);
+        assert!(!set.contains(63) && set.contains(64) && !set.is_empty());
+    }
+
+    #[test]
+    fn an_index_stays_while_nodes_come_and_go() {
+        let mut nodes = Nodes::default();
+        nodes.replace(&[peer(1, 1), peer(2, 1)]);
+        nodes.replace(&[peer(2, 5)]);
+        assert_eq!(nodes.live().iter().collect::<Vec<_>>(), [1]);
+        assert_eq!(nodes.get(1).unwrap().epoch, BootEpoch(5));
+        assert_eq!(nodes.known(NodeId([1; 16])), Some(0));
+        for node in 0..=255 {
+            nodes.index(NodeId([node; 16]));
+        }
+        assert_eq!(nodes.index(NodeId([7; 16])).is_some(), true);
+        let mut other = [9; 16];
+        other[0] = 1;
+        assert_eq!(nodes.index(NodeId(other)), None, "the table is full");
+    }
+}
