@@ -455,7 +455,12 @@ mod tests {
     #[test]
     fn the_cache_answers_one_version_only_and_stays_bounded() {
         let mut cache = Cache::new(RandomState::default());
-        let resolved = || Resolved { topics: vec![1], shards: ShardSet::EMPTY, callee: Callee::Nobody };
+        let resolved = || Resolved {
+            topics: vec![1],
+            shards: ShardSet::EMPTY,
+            nodes: NodeSet::EMPTY,
+            callee: Callee::Nobody,
+        };
         let at = cache.put(0, RouteKind::Topic, "a", 1, resolved());
         assert_eq!(cache.find(0, RouteKind::Topic, "a", 1), Some(at));
         assert_eq!(cache.find(0, RouteKind::Procedure, "a", 1), None);
