@@ -4,9 +4,11 @@
 
 pub mod config;
 pub mod ids;
+pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod metrics;
+pub mod noise;
 pub mod pattern;
 pub mod snapshot;
 pub mod transport;

@@ -10,37 +10,21 @@
 use super::DropReason;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use common::keys::ClusterKeys;
+pub use common::keys::KeyError;
 
-/// The keys of a cluster: the first one seals, any opens.
+/// The keys of a cluster as ciphers: the first one seals, any opens.
 #[derive(Clone)]
 pub struct Keyring(Vec<XChaCha20Poly1305>);
 
-/// Why a key file is refused. Nothing of a key is ever shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum KeyError {
-    #[error("line {line}: found no key, allowed: {KEY_DIGITS} hexadecimal digits (openssl rand -hex 32)")]
-    Line { line: usize },
-    #[error("found no key; one line a key, {KEY_DIGITS} hexadecimal digits each (openssl rand -hex 32)")]
-    Empty,
-    #[error("found more than {KEYS_MAX} keys")]
-    Many,
-}
-
 impl Keyring {
-    /// Reads a key file: one key a line; empty lines and those that start with `#` do not count.
+    /// Reads a key file.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let mut keys = vec![];
-        for (index, line) in text.lines().map(str::trim).enumerate() {
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let key = hexadecimal(line).ok_or(KeyError::Line { line: index + 1 })?;
-            if keys.len() == KEYS_MAX {
-                return Err(KeyError::Many);
-            }
-            keys.push(XChaCha20Poly1305::new(Key::from_slice(&key)));
-        }
-        if keys.is_empty() { Err(KeyError::Empty) } else { Ok(Self(keys)) }
+        Ok(Self::new(&ClusterKeys::parse(text)?))
+    }
+
+    pub fn new(keys: &ClusterKeys) -> Self {
+        Self(keys.iter().map(|key| XChaCha20Poly1305::new(Key::from_slice(key.bytes()))).collect())
     }
 }
 
@@ -103,19 +87,6 @@ fn env_tag(env: &str) -> [u8; 8] {
     std::array::from_fn(|index| hash[index])
 }
 
-fn hexadecimal(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    if digits.len() != KEY_DIGITS {
-        return None;
-    }
-    let mut key = [0; 32];
-    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-        let [high, low] = [pair[0], pair[1]].map(|digit| char::from(digit).to_digit(16));
-        *byte = (high? << 4 | low?) as u8;
-    }
-    Some(key)
-}
-
 /// What sealing adds to a packet.
 pub const SEAL_BYTES: usize = HEAD_BYTES + NONCE_BYTES + 16;
 /// Packets of another version are dropped.
@@ -123,9 +94,6 @@ pub const PACKET_VERSION: u8 = 1;
 const MAGIC: &[u8; 3] = b"SBm";
 const HEAD_BYTES: usize = 12;
 const NONCE_BYTES: usize = 24;
-const KEY_DIGITS: usize = 64;
-/// More than one rotation at a time needs.
-const KEYS_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -188,19 +156,6 @@ mod tests {
         assert_eq!(b.open(&packet), Err(DropReason::Env));
         packet[..HEAD_BYTES].copy_from_slice(&b.head);
         assert_eq!(b.open(&packet), Err(DropReason::Key));
-    }
-
-    #[test]
-    fn a_key_file_has_comments_and_its_errors_name_the_line_only() {
-        let key = "0f".repeat(32);
-        assert_eq!(Keyring::parse(&format!("# old\n\n {key} \n{key}")).unwrap().0.len(), 2);
-        assert_eq!(Keyring::parse(" \n# none").err(), Some(KeyError::Empty));
-        for bad in ["secret", &"0g".repeat(32), &key[1..], &format!("{key}0")] {
-            let error = Keyring::parse(&format!("{key}\n{bad}")).err().unwrap();
-            assert_eq!(error, KeyError::Line { line: 2 });
-            assert!(!error.to_string().contains(bad));
-        }
-        assert_eq!(Keyring::parse(&format!("{key}\n").repeat(9)).err(), Some(KeyError::Many));
     }
 
     proptest! {
