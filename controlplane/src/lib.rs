@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod banner;
 pub mod boot;
+pub mod broadcast;
 pub mod catalog;
 pub mod discovery;
 pub mod io;
