@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Autobahn|Python and Autobahn|JS, clients that others wrote, against a real node: every transport and serializer they
-# have, each alone and all of them mixed. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
+# Clients that others wrote against a real node: Autobahn|Python and Autobahn|JS with every transport and serializer they
+# have, each alone and all of them mixed; then those two, Wampy.js, xconn, xconn-core and swampyer in all pairs. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
 #
 # SIGNALBOX_BIN names the executable; without it, it is built. The clients are installed below target/interop.
 # A tool that is missing (python3 with venv, node 20 or later with npm, a package registry) skips its suites.
@@ -10,6 +10,9 @@ cd "$(dirname "$0")/../.."
 
 readonly suites=tests/interop
 readonly SERIALIZERS=(json msgpack cbor)
+# Wampy.js and the WebSocket it takes.
+readonly WAMPY_PACKAGES=(wampy@8.0.2 ws@8.18.3)
+readonly WAMPY="${WAMPY_PACKAGES[*]}"
 readonly READY_S=${READY_S:-60}
 readonly SUITE_S=300
 work=$(cargo metadata --format-version 1 --no-deps 2>/dev/null |
@@ -59,9 +62,15 @@ else
     mkdir -p "$work/js"
     if ! cmp -s "$suites/js/package-lock.json" "$work/js/installed.json"; then
         cp "$suites/js/package.json" "$suites/js/package-lock.json" "$work/js/"
+        rm -f "$work/js/wampy.txt"
         if (cd "$work/js" && npm ci --silent --no-audit --no-fund --ignore-scripts); then
             cp "$suites/js/package-lock.json" "$work/js/installed.json"
         fi
+    fi
+    # Its optional parts are native code for each platform, which a lock file would have to name one by one.
+    if ! [ "$(cat "$work/js/wampy.txt" 2>/dev/null)" = "$WAMPY" ]; then
+        (cd "$work/js" && npm install --silent --no-save --no-package-lock --no-audit --no-fund --ignore-scripts \
+            --omit=optional "${WAMPY_PACKAGES[@]}") && echo "$WAMPY" >"$work/js/wampy.txt" || true
     fi
     if cmp -s "$suites/js/package-lock.json" "$work/js/installed.json"; then
         export NODE_PATH=$work/js/node_modules
@@ -153,6 +162,11 @@ run_suites() {
         suite mixed "$python" "$suites/python/mixed.py" "$WS_URL" "$RS_URL" "${javascript[@]}" "$suites/js/mixed.js"
     else
         say "skipped mixed: it needs both clients"
+    fi
+    if [ -n "$python" ]; then
+        local modules=
+        if [ ${#javascript[@]} -gt 0 ]; then modules=$NODE_PATH; fi
+        suite pairs "$python" "$suites/pairs/run.py" "$modules" "$WS_URL"
     fi
 }
 

@@ -1,0 +1,54 @@
+// Autobahn|JS behind the commands of adapter.py.
+
+'use strict';
+
+const peers = require('../js/peers.js');
+const { serve, FAILED, Inbox } = require('./adapter.js');
+
+const PROCEDURES = {
+  echo: (args) => args[0],
+  named: (_args, kwargs) => kwargs,
+  fail: () => {
+    throw new peers.autobahn.Error(FAILED, ['on purpose']);
+  },
+  progress: (_args, _kwargs, details) => {
+    [1, 2, 3].forEach((number) => details.progress([number]));
+    return 'done';
+  },
+};
+
+/** What a call resolves with: a plain value, or a Result when there is more to it. */
+const first = (value) => (value instanceof peers.autobahn.Result ? value.args[0] : value);
+
+async function main(url, serializer, realm) {
+  const { session } = await peers.join(url, serializer, realm);
+  const inbox = new Inbox();
+  await serve({
+    async register({ uri, name, match, invoke }) {
+      await session.register(uri, PROCEDURES[name], { ...(match && { match }), ...(invoke && { invoke }) });
+    },
+    async call({ uri, args = [], kwargs = {} }) {
+      return first(await session.call(uri, args, kwargs));
+    },
+    async call_progress({ uri }) {
+      const parts = [];
+      const call = session.call(uri, [], {}, { receive_progress: true });
+      const final = await call.then(first, undefined, (part) => parts.push(first(part)));
+      return [parts, final];
+    },
+    async subscribe({ uri, match }) {
+      const put = (args, kwargs, details) => inbox.put(args, kwargs, details.topic);
+      await session.subscribe(uri, put, match ? { match } : {});
+    },
+    async publish({ uri, args = [], kwargs = {} }) {
+      await session.publish(uri, args, kwargs, { acknowledge: true });
+    },
+    take: ({ count }) => inbox.take(count),
+  });
+  process.exit(0);
+}
+
+main(...process.argv.slice(2)).catch((error) => {
+  process.stderr.write(`${error.stack || error}\n`);
+  process.exit(1);
+});

@@ -1,0 +1,210 @@
+"""Other people's clients in all pairs: each as caller, callee, publisher and subscriber of each.
+
+    run.py NODE_MODULES URL...
+
+NODE_MODULES is where the JavaScript clients are, empty for none. With two URLs (ws://..., of two nodes) one side of each pair
+is on the first and the other on the second. Prints `passed`, `FAILED` and `skipped` lines; run.sh counts them.
+"""
+
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+REALM = "realm1"
+PATIENCE_S = 30
+FAILED = "com.example.failed"
+# Beyond these, what serializers and languages make of a value is theirs; ../values.json is for the exact ones.
+VALUES = ["text äöü 語", 7, -3, 2.5, True, None, [1, "two", [3]], {"a": {"b": [1]}}]
+
+# What each adapter can do beyond calls, registrations, publications and subscriptions with patterns.
+CLIENTS = {
+    "autobahn-python": {"file": "autobahn_python.py", "error_uri": True, "progress": {"caller", "callee"}},
+    "autobahn-js": {"file": "autobahn.js", "error_uri": True, "progress": {"caller", "callee"}},
+    "wampy.js": {"file": "wampy.js", "error_uri": True, "progress": {"caller", "callee"}},
+    "xconn": {"file": "xconn_python.py", "error_uri": True, "progress": set()},
+    "xconn-core": {"file": "xconn_core_python.py", "error_uri": True, "progress": {"caller", "callee"}},
+    # It raises what came with an ERROR without the URI, and sends a URI of its own.
+    "swampyer": {"file": "swampyer_python.py", "error_uri": False, "progress": set()},
+}
+SERIALIZERS = ["json", "msgpack", "cbor"]
+
+
+class Wrong(Exception):
+    pass
+
+
+class Adapter:
+    """One process of one client."""
+
+    def __init__(self, name, url, serializer, node_modules):
+        file = HERE / CLIENTS[name]["file"]
+        if file.suffix == ".js":
+            command = ["node", "--no-deprecation", *NODE_FLAGS, str(file)]
+        else:
+            command = [sys.executable, str(file)]
+        environment = dict(os.environ, NODE_PATH=node_modules, PYTHONDONTWRITEBYTECODE="1")
+        self.process = subprocess.Popen(
+            [*command, url, serializer, REALM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            bufsize=1,
+        )
+
+    def ready(self):
+        if self.line() != {"ready": True}:
+            raise Wrong("it did not get ready")
+        return self
+
+    def line(self):
+        while True:
+            if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+                raise Wrong("no answer in time")
+            line = self.process.stdout.readline()
+            if not line:
+                raise Wrong(f"it ended: {self.process.stderr.read()[-500:]}")
+            if line.startswith("{"):
+                return json.loads(line)
+
+    def ask(self, do, **command):
+        self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
+        self.process.stdin.flush()
+        return self.line()
+
+    def do(self, do, **command):
+        answer = self.ask(do, **command)
+        if "error" in answer:
+            raise Wrong(f"{do} {command}: {answer['error']}")
+        return answer["ok"]
+
+    def stop(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+def expect(got, wanted, what):
+    if got != wanted:
+        raise Wrong(f"{what}: {got!r} instead of {wanted!r}")
+
+
+def calls(one, other, uri):
+    """`one` calls what `other` has registered."""
+    other.do("register", uri=f"{uri}.echo", name="echo")
+    for value in VALUES:
+        expect(one.do("call", uri=f"{uri}.echo", args=[value]), value, "result")
+    other.do("register", uri=f"{uri}.named", name="named")
+    expect(one.do("call", uri=f"{uri}.named", kwargs={"key": [1, 2]}), {"key": [1, 2]}, "keyword arguments")
+    expect(one.ask("call", uri=f"{uri}.nobody").get("ok"), None, "a call of nothing")
+
+
+def errors(one, other, uri, exact):
+    other.do("register", uri=f"{uri}.fail", name="fail")
+    answer = one.ask("call", uri=f"{uri}.fail")
+    if "error" not in answer:
+        raise Wrong(f"a failing procedure did not fail: {answer}")
+    if exact:
+        expect(answer["error"], FAILED, "error")
+
+
+def events(one, other, uri):
+    """`one` publishes, `other` is subscribed."""
+    other.do("subscribe", uri=f"{uri}.topic")
+    for value in VALUES:
+        one.do("publish", uri=f"{uri}.topic", args=[value], kwargs={"key": 1})
+    expect([event[0] for event in other.do("take", count=len(VALUES))], [[value] for value in VALUES], "events")
+    other.do("subscribe", uri=f"{uri}.pre", match="prefix")
+    one.do("publish", uri=f"{uri}.prefixed.topic", args=["p"])
+    expect(other.do("take", count=1), [[["p"], {}, f"{uri}.prefixed.topic"]], "an event by prefix")
+    other.do("subscribe", uri=f"{uri}..wild", match="wildcard")
+    one.do("publish", uri=f"{uri}.any.wild", args=["w"])
+    expect(other.do("take", count=1), [[["w"], {}, f"{uri}.any.wild"]], "an event by wildcard")
+
+
+def patterns(one, other, uri):
+    other.do("register", uri=f"{uri}.pattern", name="echo", match="prefix")
+    expect(one.do("call", uri=f"{uri}.pattern.of.many", args=["p"]), "p", "result by prefix")
+
+
+def progress(one, other, uri):
+    other.do("register", uri=f"{uri}.progress", name="progress")
+    expect(one.do("call_progress", uri=f"{uri}.progress"), [[1, 2, 3], "done"], "progressive results")
+
+
+def cases(caller, callee):
+    yield "calls", calls
+    exact = CLIENTS[caller]["error_uri"] and CLIENTS[callee]["error_uri"]
+    yield "errors", lambda one, other, uri: errors(one, other, uri, exact)
+    yield "events", events
+    yield "patterns", patterns
+    if "progress" in FEATURES and "caller" in CLIENTS[caller]["progress"] and "callee" in CLIENTS[callee]["progress"]:
+        yield "progress", progress
+
+
+def pair(caller, callee, serializers, urls, node_modules, number):
+    name = f"pairs {caller} ({serializers[0]}) and {callee} ({serializers[1]})"
+    adapters = []
+    try:
+        adapters = [
+            Adapter(caller, urls[0], serializers[0], node_modules),
+            Adapter(callee, urls[-1], serializers[1], node_modules),
+        ]
+        one, other = (adapter.ready() for adapter in adapters)
+    except Wrong as wrong:
+        print(f"FAILED  {name}: {wrong}".replace("\n", " "), flush=True)
+        [adapter.process.kill() for adapter in adapters]
+        return
+    for case, run in cases(caller, callee):
+        try:
+            run(one, other, f"interop.pairs.n{number}.{case}")
+        except Wrong as wrong:
+            print(f"FAILED  {name}, {case}: {wrong}".replace("\n", " "), flush=True)
+        else:
+            print(f"passed  {name}, {case}", flush=True)
+    [adapter.stop() for adapter in adapters]
+
+
+def main():
+    node_modules, urls = sys.argv[1], sys.argv[2:]
+    clients = [name for name in CLIENTS if is_installed(name, node_modules)]
+    for name in CLIENTS:
+        if name not in clients:
+            print(f"skipped pairs with {name}: it is not installed", flush=True)
+    number = 0
+    for caller in clients:
+        for callee in clients:
+            # Every pair of serializers comes up among the pairs of clients.
+            serializers = (SERIALIZERS[number % 3], SERIALIZERS[number // 3 % 3])
+            pair(caller, callee, serializers, urls, node_modules, number)
+            number += 1
+
+
+def is_installed(name, node_modules):
+    package = {"autobahn-js": "autobahn", "wampy.js": "wampy"}.get(name)
+    return package is None or bool(node_modules) and (pathlib.Path(node_modules) / package).is_dir()
+
+
+def node_flags():
+    try:
+        version = subprocess.run(["node", "-p", "typeof WebSocket"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return ["--experimental-websocket", "--no-warnings"] if "undefined" in version.stdout else []
+
+
+NODE_FLAGS = node_flags()
+FEATURES = set(os.environ.get("INTEROP_FEATURES", "").split())
+
+if __name__ == "__main__":
+    main()
