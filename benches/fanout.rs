@@ -41,6 +41,7 @@ impl Bench {
             limits: defaults.limits.clone(),
             timeouts: defaults.timeouts.clone(),
             slow_receiver: defaults.slow_receiver.clone(),
+            relay: None,
             memory_max: defaults.memory.max,
             seed: 1,
         };

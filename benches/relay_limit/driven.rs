@@ -32,6 +32,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> Result<(), Box<dyn Error>> {
         features: Features::probe()?,
         epoch: BootEpoch(1),
         seeds: vec![1],
+        relays: vec![],
         link_waker: Arc::new(|| {}),
     };
     let running = spawn_machines(plan, Accepting::Yes, |_, _| Relay::default())?;

@@ -10,6 +10,7 @@ pub mod link;
 pub mod metrics;
 pub mod noise;
 pub mod pattern;
+pub mod relay;
 pub mod snapshot;
 pub mod transport;
 pub mod uri;

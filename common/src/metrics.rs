@@ -44,6 +44,9 @@ table! {
     DroppedSlow "signalbox_events_dropped_total" "reason=\"slow_receiver\"" "Events not delivered, by reason.";
     DroppedTooLarge "signalbox_events_dropped_total" "reason=\"too_large_for_receiver\"" "Events not delivered, by reason.";
     DroppedTranscode "signalbox_events_dropped_total" "reason=\"not_representable\"" "Events not delivered, by reason.";
+    DroppedRelayFull "signalbox_events_dropped_total" "reason=\"relay_queue_full\"" "Events not delivered, by reason.";
+    DroppedRelayDown "signalbox_events_dropped_total" "reason=\"relay_not_connected\"" "Events not delivered, by reason.";
+    DroppedRelayLost "signalbox_events_dropped_total" "reason=\"relay_lost\"" "Events not delivered, by reason.";
     KilledSlow "signalbox_sessions_killed_total" "reason=\"slow_receiver\"" "Sessions closed by the router, by reason.";
     MeshBatches "signalbox_mesh_batches_total" "" "Batches sent to other shards.";
     MeshMessages "signalbox_mesh_messages_total" "" "Messages sent to other shards.";
@@ -56,6 +59,22 @@ table! {
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
     ClaimsResyncs "signalbox_claims_resyncs_total" "" "Times a shard's whole claim set was reported again.";
     SnapshotsTaken "signalbox_snapshots_taken_total" "" "Snapshots and deltas put in use.";
+    RelayDials "signalbox_relay_dials_total" "" "Connections to other nodes that were tried.";
+    RelayHandshakes "signalbox_relay_handshakes_total" "" "Relay connections on which both ends proved that they are of the cluster.";
+    RelayHandshakesFailed "signalbox_relay_handshakes_failed_total" "" "Relay connections, of either direction, that ended before that.";
+    RelayLost "signalbox_relay_lost_total" "" "Established relay connections that ended, or were given up because nothing came any more.";
+    RelayBadFrames "signalbox_relay_bad_frames_total" "" "Relay connections closed because of a malformed frame.";
+    RelaySlow "signalbox_relay_slow_total" "" "Relay connections closed because the other end did not take its answers.";
+    RelayHops "signalbox_relay_hops_total" "" "Events and calls passed to another node.";
+    RelayFramesSent "signalbox_relay_frames_total" "direction=\"sent\"" "Frames between nodes.";
+    RelayFramesReceived "signalbox_relay_frames_total" "direction=\"received\"" "Frames between nodes.";
+    RelayBytesSent "signalbox_relay_bytes_total" "direction=\"sent\"" "Bytes between nodes.";
+    RelayBytesReceived "signalbox_relay_bytes_total" "direction=\"received\"" "Bytes between nodes.";
+    RelayCallsRefused "signalbox_relay_calls_refused_total" "" "Calls for a callee on another node that could not be passed to it.";
+    RelayCallsLost "signalbox_relay_calls_lost_total" "" "Calls passed to another node whose connection ended before the answer.";
+    RelayAcksFailed "signalbox_relay_acks_failed_total" "" "Acknowledged publications that a live node did not take.";
+    RelayRoundTrips "signalbox_relay_round_trips_total" "" "Round trips between nodes that were measured.";
+    RelayRoundTripMicros "signalbox_relay_round_trip_microseconds_total" "" "Their sum.";
     Turns "signalbox_turns_total" "" "Turns of the shard's loop that had work.";
     Enters "signalbox_ring_enters_total" "" "io_uring_enter calls.";
     Parks "signalbox_parks_total" "" "Times the shard parked in its executor.";
@@ -75,6 +94,9 @@ table! {
     SnapshotVersion "signalbox_snapshot_version" "" "Version of the snapshot in use.";
     QueuedBytes "signalbox_queued_bytes" "" "Bytes queued to clients and held of incomplete messages.";
     MeshBacklogBytes "signalbox_mesh_backlog_bytes" "" "Bytes that wait for room in queues to other shards.";
+    RelayConnections "signalbox_relay_connections" "" "Established relay connections, of both directions.";
+    RelayQueuedBytes "signalbox_relay_queued_bytes" "" "Bytes queued to other nodes.";
+    RelayCallsPending "signalbox_relay_calls_pending" "" "Calls passed to other nodes that wait for an answer, and calls of other nodes that wait for one here.";
 }
 
 /// The values of one shard at one moment.

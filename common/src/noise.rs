@@ -390,6 +390,33 @@ fn read_noise(
     Ok(buffer[..length].to_vec())
 }
 
+/// Secret random numbers for any number of handshakes, all of which follow from one seed.
+#[derive(Clone)]
+pub struct Entropy {
+    seed: [u8; 32],
+    handshakes: u64,
+}
+
+impl Entropy {
+    /// `seed` is secret, random and used for one of these only.
+    pub const fn new(seed: [u8; 32]) -> Self {
+        Self { seed, handshakes: 0 }
+    }
+
+    /// What one handshake needs.
+    pub fn draw(&mut self) -> [u8; 32] {
+        self.handshakes += 1;
+        let mut hasher = blake3::Hasher::new_derive_key("signalbox handshake seed");
+        *hasher.update(&self.seed).update(&self.handshakes.to_le_bytes()).finalize().as_bytes()
+    }
+}
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entropy of {} handshakes", self.handshakes)
+    }
+}
+
 /// The usual primitives, and random numbers that follow from one secret seed: the machine draws none itself.
 struct Seeded([u8; 32]);
 
@@ -552,6 +579,21 @@ mod tests {
         victim.receive(&mut &first[..]).unwrap();
         victim.answer(b"b", &mut Vec::new());
         assert_eq!(victim.receive(&mut &proof[..]).err(), Some(NoiseError::Authentic));
+    }
+
+    #[test]
+    fn no_two_handshakes_share_their_randomness() {
+        let mut entropy = Entropy::new([7; 32]);
+        let (first, second) = (entropy.draw(), entropy.draw());
+        assert_ne!(first, second);
+        assert_ne!(first, Entropy::new([8; 32]).draw());
+        let opening = |seed| {
+            let mut out = Vec::new();
+            Handshake::initiator(terms(&[1], "e"), seed, b"", &mut out);
+            out
+        };
+        assert_ne!(opening(first), opening(second));
+        assert!(!format!("{entropy:?}").contains('['));
     }
 
     proptest! {

@@ -11,8 +11,11 @@ use crate::cpus::{self, CpuError, Placement};
 use crate::io::link::{LinkEnd, LinkPlan, ShardPort};
 use crate::io::{Features, LinkWaker, Plan, ProbeError, Running, SpawnError};
 use crate::link::Identity;
-use common::config::{Config, Transport};
+use crate::shard::RelayConfig;
+use common::config::{Config, Discovery, Transport};
 use common::ids::BootEpoch;
+use common::keys::{ClusterKeys, KeyError};
+use common::noise::{Entropy, Purpose, Terms};
 use rustix::event::EventfdFlags;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,7 +23,7 @@ use std::error::Error;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,6 +72,20 @@ pub enum BootError {
         what: &'static str,
         #[source]
         source: io::Error,
+    },
+    #[error("could not read the key file {}", path.display())]
+    KeyFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the key file {} may be read or written by everybody, allowed: its owner and group (chmod 600)", path.display())]
+    KeyFileOpen { path: PathBuf },
+    #[error("the key file {} is not valid", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: KeyError,
     },
     #[error("a shard failed: {reason}")]
     ShardFailed { reason: String },
@@ -125,8 +142,10 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     let system = |what| move |source| BootError::System { what, source };
     let seeds = random(placement.shards.len()).map_err(system("random numbers"))?;
     let epoch = BootEpoch(random(1).map_err(system("random numbers"))?[0]);
+    let relays = relays(&config, placement.shards.len())?;
     let plan = Plan {
         config: config.clone(),
+        relays,
         cores: placement.shards.clone(),
         features,
         epoch,
@@ -150,8 +169,47 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     thread.join().expect("a panic aborts the process").map_err(system("the link"))
 }
 
+/// What each shard needs to speak with those of other nodes; empty when the node is by itself.
+fn relays(config: &Config, shards: usize) -> Result<Vec<RelayConfig>, BootError> {
+    if config.cluster.discovery == Discovery::None {
+        return Ok(vec![]);
+    }
+    let keys = read_keys(&config.cluster.key_file)?;
+    let env: Box<str> = config.cluster.env.as_str().into();
+    let terms = Terms { keys, env, purpose: Purpose::Relay };
+    (0..shards)
+        .map(|_| {
+            let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
+            let mut seed = [0; 32];
+            for (bytes, number) in seed.chunks_exact_mut(8).zip(random) {
+                bytes.copy_from_slice(&number.to_ne_bytes());
+            }
+            Ok(RelayConfig {
+                terms: terms.clone(),
+                connections: config.relay.connections as usize,
+                queue_max: config.relay.queue_max as usize,
+                entropy: Entropy::new(seed),
+            })
+        })
+        .collect()
+}
+
+fn read_keys(path: &Path) -> Result<ClusterKeys, BootError> {
+    let failed = |source| BootError::KeyFile { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
+        return Err(BootError::KeyFileOpen { path: path.to_owned() });
+    }
+    let mut text = String::new();
+    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    ClusterKeys::parse(&text).map_err(|source| BootError::Key { path: path.to_owned(), source })
+}
+
+/// Longest key file; comments included.
+const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+
 fn identity(config: &Config, epoch: BootEpoch, running: &Running) -> Identity {
-    let names = config.listeners.iter().map(|listener| transport_name(listener.transport));
+    let names = config.listeners.iter().map(|listener| transport_name(listener.transport)).chain([RELAY]);
     Identity {
         epoch,
         pid: std::process::id(),
@@ -209,6 +267,9 @@ fn link_waker(wake: &Arc<OwnedFd>) -> LinkWaker {
     })
 }
 
+/// The relay's name among the listeners.
+const RELAY: &str = "relay";
+
 const fn transport_name(transport: Transport) -> &'static str {
     match transport {
         Transport::WebSocket => "websocket",
@@ -223,6 +284,9 @@ fn log_start(config: &Config, placement: &Placement, running: &Running) {
     }
     for (listener, address) in config.listeners.iter().zip(&running.listening) {
         tracing::info!(transport = transport_name(listener.transport), %address, "bound");
+    }
+    if let Some(address) = running.listening.get(config.listeners.len()) {
+        tracing::info!(transport = RELAY, %address, "bound");
     }
     tracing::info!(cpus = cpus::list_text(&placement.helpers), "other threads run");
 }

@@ -155,7 +155,10 @@ impl Rig {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::ResumeReads(conn)) = output;
+            | Output::ResumeReads(conn)) = output
+            else {
+                panic!("a node by itself connects to nobody");
+            };
             let found = self.links.iter().rposition(|link| link.shard == shard && link.conn == conn);
             let at = found.expect("outputs name connections the driver opened");
             let link = &mut self.links[at];
@@ -174,6 +177,7 @@ impl Rig {
                     self.free[shard].push(conn.slot);
                 }
                 Output::ResumeReads(_) => link.paused = false,
+                Output::Connect { .. } => {}
             }
         }
     }
@@ -292,6 +296,7 @@ fn config(shard: usize, shards: usize, epoch: BootEpoch) -> ShardConfig {
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
+        relay: None,
         memory_max: 1 << 30,
         seed: shard as u64 + 1,
     }

@@ -219,7 +219,10 @@ impl World {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::ResumeReads(conn)) = output;
+            | Output::ResumeReads(conn)) = output
+            else {
+                panic!("a node by itself connects to nobody");
+            };
             let found = self.peers.iter_mut().find(|peer| peer.shard == shard && peer.conn == conn);
             let peer = found.expect("outputs name connections the driver opened");
             assert!(peer.open, "nothing is wanted of a closed connection");
@@ -236,6 +239,7 @@ impl World {
                     peer.client.gone = true;
                 }
                 Output::ResumeReads(_) => peer.paused = false,
+                Output::Connect { .. } => {}
             }
         }
     }
@@ -485,6 +489,7 @@ fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConf
             queue_max: 64 << 20,
             reply_reserve: 1 << 20,
         },
+        relay: None,
         memory_max: 1 << 30,
         seed: seed * 1_000 + shard as u64,
     }

@@ -2,7 +2,7 @@
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::mesh::Batch;
-use crate::shard::{ConnId, Flow, Output, SendBuf, Shard};
+use crate::shard::{ConnId, Dial, Flow, Output, SendBuf, Shard};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::Metrics;
 use std::net::IpAddr;
@@ -31,6 +31,13 @@ pub trait Machine {
     fn deadline(&self) -> Option<Instant>;
     fn timeout(&mut self, now: Instant);
     fn metrics_mut(&mut self) -> &mut Metrics;
+
+    /// Only called after [`Output::Connect`], like the next.
+    fn connected(&mut self, _now: Instant, _dial: Dial, _conn: ConnId) -> bool {
+        false
+    }
+
+    fn dial_failed(&mut self, _now: Instant, _dial: Dial) {}
 }
 
 impl Machine for Shard {
@@ -109,5 +116,13 @@ impl Machine for Shard {
     #[inline]
     fn metrics_mut(&mut self) -> &mut Metrics {
         Self::metrics_mut(self)
+    }
+
+    fn connected(&mut self, now: Instant, dial: Dial, conn: ConnId) -> bool {
+        Self::connected(self, now, dial, conn)
+    }
+
+    fn dial_failed(&mut self, now: Instant, dial: Dial) {
+        Self::dial_failed(self, now, dial);
     }
 }

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most pieces of one vectored send.
 pub const SEND_PIECES_MAX: usize = 64;
@@ -22,6 +22,8 @@ pub const SEND_BYTES_MAX: usize = i32::MAX as usize;
 /// Completion-queue entries for each submission-queue entry: a full submission of sends completes at once, and
 /// receives come on top.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
+/// Longest wait for somebody to answer a connect; whole seconds.
+pub const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// How often a submission the kernel has no memory for is tried again before the ring is given up.
 const SUBMIT_TRIES_MAX: u32 = 1_000;
 /// The buffer group of the shard's receive buffers.
@@ -369,6 +371,34 @@ impl Ring {
         unsafe { self.push(&entry.user_data(token.0)) }
     }
 
+    /// Connects a socket; cancelled after [`CONNECT_TIME`].
+    ///
+    /// # Safety
+    /// `address` must point to an address of `len` bytes until the completion.
+    pub unsafe fn connect(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        address: *const libc::sockaddr,
+        len: libc::socklen_t,
+    ) -> io::Result<()> {
+        static LIMIT: types::Timespec = types::Timespec::new().sec(CONNECT_TIME.as_secs());
+        let submission = self.uring.submission();
+        let room = submission.capacity() - submission.len();
+        drop(submission);
+        if room < 2 {
+            // Linked entries must be taken together.
+            self.flush()?;
+        }
+        let connect = opcode::Connect::new(types::Fd(fd), address, len).build();
+        let limit = opcode::LinkTimeout::new(&raw const LIMIT).build();
+        // SAFETY: the caller's promise; the time is static.
+        unsafe {
+            self.push(&connect.flags(Flags::IO_LINK).user_data(token.0))?;
+            self.push(&limit.user_data(Token::new(Op::Nothing, 0, 0).0))
+        }
+    }
+
     /// `shutdown(2)`.
     pub fn shutdown(&mut self, fd: RawFd, token: Token, how: i32) -> io::Result<()> {
         let entry = opcode::Shutdown::new(types::Fd(fd), how).build().user_data(token.0);
@@ -481,7 +511,6 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
 
     /// The next completion of `op`; others are dropped.
     fn wait_for(ring: &mut Ring, op: Op) -> Completion {

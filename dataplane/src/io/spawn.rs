@@ -10,8 +10,8 @@ use crate::io::probe::Features;
 use crate::io::ring::{BUFFER_GROUP, Ring};
 use crate::io::turn::{Accepting, Feed, Turn};
 use crate::io::wake::{LinkWaker, ShardWaker};
-use crate::shard::{Shard, ShardConfig};
-use common::config::{Config, Io};
+use crate::shard::{RelayConfig, Shard, ShardConfig};
+use common::config::{Config, Io, Listener, Transport};
 use common::ids::{BootEpoch, SHARDS_MAX, ShardId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
@@ -25,6 +25,8 @@ use std::time::Instant;
 pub const FEED_DOWN_MAX: usize = 1_024;
 /// Entries of the channel from all shards to the link thread.
 pub const FEED_UP_MAX: usize = 4_096;
+/// Relay connections the kernel holds until a shard accepts them.
+const RELAY_BACKLOG: u32 = 1_024;
 /// What glommio sets aside and locks for file reads and writes, of which shards do none.
 const EXECUTOR_IO_MEMORY: usize = 64 << 10;
 /// Entries of glommio's own rings.
@@ -41,6 +43,8 @@ pub struct Plan {
     pub epoch: BootEpoch,
     /// One random number a shard.
     pub seeds: Vec<u64>,
+    /// In a cluster: one a shard.
+    pub relays: Vec<RelayConfig>,
     /// Called after something was put into [`Running::feed_up`], and when a shard's thread ends.
     pub link_waker: LinkWaker,
 }
@@ -51,7 +55,8 @@ pub struct Running {
     pub shards: Vec<ShardHandle>,
     /// From all shards.
     pub feed_up: Receiver<FeedUp>,
-    /// The address each of `config.listeners` is bound to, in that order, with real ports. Bound from the start; a
+    /// The address each of `config.listeners` is bound to, in that order, with real ports, then that of the relay if
+    /// there is one. Bound from the start; a
     /// shard listens and accepts once it has its first [`FeedDown::Snapshot`].
     pub listening: Vec<SocketAddr>,
 }
@@ -130,9 +135,10 @@ pub fn spawn_machines<M: Machine + 'static>(
     if shards == 0 || shards > SHARDS_MAX || plan.seeds.len() != shards {
         return Err(SpawnError::Cores { cores: shards, seeds: plan.seeds.len() });
     }
-    let AllBound { sockets, addresses } =
-        bind_all(&plan.config.listeners, shards, plan.config.io.send_buffer)
-            .map_err(|(address, source)| SpawnError::Listen { address, source })?;
+    let mut listeners = plan.config.listeners.clone();
+    listeners.extend((!plan.relays.is_empty()).then(|| relay_listener(&plan.config)));
+    let AllBound { sockets, addresses } = bind_all(&listeners, shards, plan.config.io.send_buffer)
+        .map_err(|(address, source)| SpawnError::Listen { address, source })?;
     let wakers: Vec<ShardWaker> =
         (0..shards).map(|_| ShardWaker::new()).collect::<Result<_, _>>().map_err(SpawnError::Eventfd)?;
     let meshes = mesh(plan.config.io.mesh_entries as usize, &wakers);
@@ -173,6 +179,18 @@ pub fn spawn_machines<M: Machine + 'static>(
         .unwrap_or(SpawnError::Ended { cpu: plan.cores[0], reason: "it did not start".into() }))
 }
 
+/// The listener of other nodes' shards, as far as its sockets go.
+fn relay_listener(config: &Config) -> Listener {
+    Listener {
+        transport: Transport::RawSocket,
+        address: config.relay_address(),
+        path: String::new(),
+        connections_max: 0,
+        message_max: 0,
+        backlog: RELAY_BACKLOG,
+    }
+}
+
 /// What one shard's thread is given.
 struct Seat<B> {
     config: ShardConfig,
@@ -206,6 +224,7 @@ fn shard_config(plan: &Plan, index: usize) -> ShardConfig {
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
+        relay: plan.relays.get(index).cloned(),
         memory_max: config.memory.max / shards as u64,
         seed: plan.seeds[index],
     }

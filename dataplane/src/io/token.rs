@@ -20,6 +20,8 @@ pub enum Op {
     /// A message to another shard failed; slot: its index.
     MeshFailed = 8,
     Timer = 9,
+    /// Slot and generation of a connection.
+    Connect = 10,
 }
 
 /// Generations wrap at this number.
@@ -48,6 +50,7 @@ impl Token {
             7 => Op::Mesh,
             8 => Op::MeshFailed,
             9 => Op::Timer,
+            10 => Op::Connect,
             _ => Op::Nothing,
         }
     }
@@ -80,6 +83,7 @@ mod tests {
             Op::Mesh,
             Op::MeshFailed,
             Op::Timer,
+            Op::Connect,
         ] {
             let token = Token::new(op, u32::MAX, GENERATIONS - 1);
             assert_eq!((token.op(), token.slot(), token.generation()), (op, u32::MAX, GENERATIONS - 1));

@@ -4,6 +4,7 @@
 //! Nothing here waits; [`crate::io::driver`] decides when the next turn is.
 
 mod accept;
+mod connect;
 mod neighbours;
 mod transfer;
 
@@ -51,6 +52,7 @@ pub struct Turn<M: Machine> {
     quiet: QuietSends,
     /// Connections to arm reads for once buffers are back.
     rearm: Vec<ConnId>,
+    dials: connect::Dials,
     accepting: Accepting,
     accept_again: Option<Instant>,
 }
@@ -131,6 +133,7 @@ impl<M: Machine> Turn<M> {
             completions: Vec::with_capacity(TURN_INPUTS_MAX),
             quiet: QuietSends::default(),
             rearm: Vec::new(),
+            dials: connect::Dials::default(),
             accepting: Accepting::NotYet,
             accept_again: None,
         };
@@ -203,6 +206,7 @@ impl<M: Machine> Turn<M> {
             Op::Send => self.on_sent(completion),
             Op::Shutdown | Op::Cancel => self.on_done(completion),
             Op::Accept => self.on_accept(completion),
+            Op::Connect => self.on_connected(completion),
             Op::Wake => self.on_wake(completion),
             Op::MeshFailed => {
                 self.mesh.waker(ShardId(completion.token.slot() as u8)).wake();
@@ -226,6 +230,7 @@ impl<M: Machine> Turn<M> {
                 }
                 Output::Close(id) => self.close(id)?,
                 Output::ResumeReads(id) => self.resume(id)?,
+                Output::Connect { dial, address } => self.connect(dial, address)?,
             }
         }
         Ok(())

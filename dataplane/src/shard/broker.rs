@@ -7,6 +7,7 @@ use super::conn::{Conn, Subscribed};
 use super::flow::{Class, Queued, Queues};
 use super::options::{self, PublishOptions};
 use super::realm::{Spread, Topic, Waiting};
+use super::relay::Publication;
 use super::routes::resolve_topic;
 use super::{ConnId, Shard};
 use crate::mesh::Item;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use common::ids::{Match, RouteKind, route_id};
 use common::link::Claim;
 use common::metrics::Counter;
+use common::relay::Frame;
 use common::transport::{FrameKind, HEADER_BYTES_MAX, write_header};
 use common::uri::{is_reserved, is_valid, is_valid_pattern, wamp};
 use common::wire::encode::{self, Field};
@@ -194,7 +196,7 @@ impl Shard {
         self.metrics.count(Counter::Publishes);
         let publication = self.global_id();
         let resolved = self.cache.get(at);
-        let shards = resolved.shards;
+        let (shards, nodes) = (resolved.shards, resolved.nodes);
         let topics = std::mem::take(&mut resolved.topics);
         let except = if options.exclude_me { slot } else { u32::MAX };
         self.deliver(&topics, publication, topic, from, payload, except);
@@ -206,7 +208,12 @@ impl Shard {
             let payload = batch.put_payload(from, payload);
             batch.push(Item::Publish { realm, topic, publication, payload });
         }
-        if options.acknowledge {
+        let acknowledge = options.acknowledge.then_some(request);
+        let answered = !nodes.is_empty() && {
+            let event = Publication { realm, topic, publication, serializer: from, payload, acknowledge };
+            self.relay_publish(slot, nodes, &event)
+        };
+        if options.acknowledge && !answered {
             self.reply(slot, |serializer, out| {
                 encode::ids(serializer, out, code::PUBLISHED, &[request, publication]);
             });
@@ -226,6 +233,23 @@ impl Shard {
         let topics = std::mem::take(&mut self.cache.get(at).topics);
         self.deliver(&topics, publication, topic, from, payload, u32::MAX);
         self.cache.get(at).topics = topics;
+    }
+
+    /// PUBLISH that came in on another node: for this node's sessions only.
+    pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>) {
+        let (topic, from, payload) = (frame.uri, frame.serializer, frame.payload);
+        let Some(at) = self.topic_route(realm, topic) else { return };
+        let resolved = self.cache.get(at);
+        let shards = resolved.shards;
+        let topics = std::mem::take(&mut resolved.topics);
+        self.deliver(&topics, frame.id, topic, from, payload, u32::MAX);
+        self.cache.get(at).topics = topics;
+        for shard in shards.iter() {
+            let batch = self.mesh(shard);
+            let topic = batch.put(topic.as_bytes());
+            let payload = batch.put_payload(from, payload);
+            batch.push(Item::Publish { realm: frame.realm, topic, publication: frame.id, payload });
+        }
     }
 
     /// As `topic_route`, looking first where the session's last topic was.

@@ -71,9 +71,7 @@ impl Shard {
             Some(Callee::Remote(shard)) => {
                 self.pass_call(shard, realm, procedure, caller, serializer, payload, false);
             }
-            Some(Callee::Node(_)) => {
-                self.answer_error(caller, wamp::UNAVAILABLE, "the callee's node cannot be reached");
-            }
+            Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, caller, serializer, payload),
             Some(Callee::Nobody) => {
                 let text = format!("no callee has registered {procedure}");
                 self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, &text);
@@ -156,6 +154,18 @@ impl Shard {
             }
             _ => self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left"),
         }
+    }
+
+    /// A call of a session of another node, which believes that the callee is here.
+    pub(super) fn call_from_node(
+        &mut self,
+        realm: u32,
+        procedure: &str,
+        caller: Caller,
+        serializer: Serializer,
+        payload: Payload<'_>,
+    ) {
+        self.call_from_mesh(realm, procedure, caller, serializer, payload, false);
     }
 
     /// Sends an INVOCATION to the callee of a procedure of this shard.
@@ -317,7 +327,9 @@ impl Shard {
         payload: Payload<'_>,
     ) {
         let (slot, request) = (caller.owner.slot, caller.request);
-        let Some(session) = self.session_of(caller.owner) else { return };
+        let Some(session) = self.session_of(caller.owner) else {
+            return self.relay_answer(caller, answer, from, payload);
+        };
         if session.calls.remove(&request).is_none() {
             return;
         }

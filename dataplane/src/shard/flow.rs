@@ -344,6 +344,9 @@ impl Shard {
             self.goodbye(id.slot, wamp::KILLED, &text);
             self.hang_up(id.slot, 1008);
         }
+        if self.draining && self.conns_len == 0 {
+            self.relay_finish();
+        }
         self.resume();
     }
 
@@ -398,7 +401,7 @@ impl Shard {
         if self.memory() <= self.config.memory_max && !feeds_short && !self.is_backlogged(self.fed) {
             return Flow::Continue;
         }
-        let Some(conn) = self.conn_mut(id) else { return Flow::Continue };
+        let Some(conn) = self.conn_mut(id) else { return self.relay_pause(id) };
         if !conn.paused {
             conn.paused = true;
             self.paused.push(id);
@@ -424,6 +427,8 @@ impl Shard {
         for id in std::mem::take(&mut self.paused) {
             if let Some(conn) = self.conn_mut(id) {
                 conn.paused = false;
+                self.outputs.push_back(Output::ResumeReads(id));
+            } else if self.relay.unpause(id, self.now) {
                 self.outputs.push_back(Output::ResumeReads(id));
             }
         }

@@ -24,6 +24,7 @@ mod peers;
 mod realm;
 mod realms;
 mod register;
+pub(crate) mod relay;
 mod remote;
 mod routes;
 mod session;
@@ -41,10 +42,12 @@ use hashbrown::HashMap;
 use nodes::Nodes;
 use outbound::Pool;
 use realm::{Procedure, Realm, Topic};
+use relay::Relay;
+pub use relay::RelayConfig;
 use routes::{Cache, Folded};
 use slab::Slab;
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 use timers::{Tick, Timers};
 
@@ -68,6 +71,8 @@ pub struct ShardConfig {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub slow_receiver: SlowReceiver,
+    /// None: the node is by itself.
+    pub relay: Option<RelayConfig>,
     /// This shard's part of `memory.max`, bytes.
     pub memory_max: u64,
     /// Seeds session ids, publication ids and hashes.
@@ -107,6 +112,10 @@ pub enum Flow {
     Pause,
 }
 
+/// An attempt to connect, numbered by its shard.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Dial(pub u64);
+
 /// What a shard wants done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Output {
@@ -118,6 +127,11 @@ pub enum Output {
     /// with the kernel is dropped when it comes back.
     Close(ConnId),
     ResumeReads(ConnId),
+    /// Connect by TCP, then say [`Shard::connected`] or [`Shard::dial_failed`], after some seconds at the latest.
+    Connect {
+        dial: Dial,
+        address: SocketAddr,
+    },
 }
 
 /// One core's state.
@@ -143,6 +157,7 @@ pub struct Shard {
     calls: u64,
     folded: Folded,
     nodes: Nodes,
+    relay: Relay,
     cache: Cache,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
@@ -210,6 +225,7 @@ impl Shard {
             calls: 0,
             folded: Folded::default(),
             nodes: Nodes::default(),
+            relay: Relay::new(config.relay.clone(), &hasher),
             cache: Cache::new(hasher.clone()),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
@@ -243,10 +259,13 @@ impl Shard {
         }
     }
 
-    /// A connection was accepted on `config.listeners[listener]`. False: refused, the driver closes it (the shard has
+    /// A connection was accepted on `config.listeners[listener]`, or on the relay's if there are no so many. False: refused, the driver closes it (the shard has
     /// already counted it and holds nothing).
     pub fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, peer: IpAddr) -> bool {
         self.set_now(now);
+        if listener == self.config.listeners.len() {
+            return self.relay_accept(conn);
+        }
         if self.draining || !self.has_room(listener) {
             self.metrics.count(Counter::ConnectionsRefused);
             return false;
@@ -277,7 +296,7 @@ impl Shard {
     pub fn receive(&mut self, now: Instant, conn: ConnId, bytes: &mut [u8]) -> Flow {
         self.set_now(now);
         let tick = self.tick;
-        let Some(state) = self.conn_mut(conn) else { return Flow::Continue };
+        let Some(state) = self.conn_mut(conn) else { return self.relay_receive(conn, bytes) };
         state.last_heard = tick;
         state.pinged = false;
         let phase = state.phase;
@@ -298,13 +317,17 @@ impl Shard {
         self.set_now(now);
         if self.conn_mut(conn).is_some() {
             self.forget(conn.slot);
+        } else {
+            self.relay_closed(conn);
         }
         self.bury();
     }
 
     /// The connection's bytes to send, after [`Output::Send`].
     pub fn take_send(&mut self, conn: ConnId) -> SendBuf {
-        let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else { return SendBuf::default() };
+        let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else {
+            return self.relay_take_send(conn);
+        };
         state.sending_bytes = state.out.bytes() as u32;
         self.metrics.add(Counter::BytesSent, u64::from(state.sending_bytes));
         state.out.take(&mut self.pool)
@@ -315,7 +338,7 @@ impl Shard {
         self.set_now(now);
         self.pool.recycle(buf);
         let tick = self.tick;
-        let Some(state) = self.conn_mut(conn) else { return };
+        let Some(state) = self.conn_mut(conn) else { return self.relay_sent(conn, ok) };
         state.sending = false;
         if state.paused && ok {
             // Nothing can be heard of a peer that is not read; that it takes what it is sent shows that it lives.
@@ -375,7 +398,7 @@ impl Shard {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
             }
-            let slot = self.dirty.pop()?;
+            let Some(slot) = self.dirty.pop() else { return self.relay_poll() };
             let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { continue };
             conn.dirty = false;
             let id = ConnId { slot, generation: conn.generation };
@@ -395,7 +418,7 @@ impl Shard {
 
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.timers.deadline()
+        [self.timers.deadline(), self.relay.deadline()].into_iter().flatten().min()
     }
 
     /// Time has passed; due timers act.
@@ -407,6 +430,7 @@ impl Shard {
             self.look_at(conn);
         }
         self.due = due;
+        self.relay_timeout();
         self.bury();
     }
 
@@ -417,7 +441,7 @@ impl Shard {
 
     /// True once a drain was asked for and the last connection is gone.
     pub fn is_drained(&self) -> bool {
-        self.draining && self.conns_len == 0
+        self.draining && self.conns_len == 0 && self.relay.is_empty()
     }
 
     fn set_now(&mut self, now: Instant) {
@@ -490,6 +514,7 @@ impl Shard {
 
     /// Puts the gauges and hands the metrics to the link thread.
     fn report(&mut self) {
+        self.relay_report();
         let backlog: usize = self.mesh_out.iter().map(|batch| batch.bytes_len()).sum();
         let overlay: usize = self.realms.iter().map(|realm| realm.overlay.len()).sum();
         for (gauge, value) in [

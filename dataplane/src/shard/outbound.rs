@@ -102,6 +102,18 @@ impl Outbound {
         self.head.push(Segment::Shared(frame));
     }
 
+    /// Appends everything another queue has; neither has an answer to a handshake.
+    pub fn append_all(&mut self, mut other: Self) {
+        if !self.tail.is_empty() {
+            self.head.push(Segment::Owned(std::mem::take(&mut self.tail)));
+        }
+        self.head.append(&mut other.head);
+        if !other.tail.is_empty() {
+            self.head.push(Segment::Owned(other.tail));
+        }
+        self.bytes += other.bytes;
+    }
+
     /// Everything queued, for the driver.
     pub fn take(&mut self, pool: &mut Pool) -> SendBuf {
         let mut buf = pool.send_buf();

@@ -11,6 +11,7 @@ impl Shard {
         for realm in &mut self.realms {
             realm.version += 1;
         }
+        self.relay_peers();
     }
 
     pub(super) fn take_routes(&mut self, _first_seq: u64, _changes: &[RouteChange]) {}

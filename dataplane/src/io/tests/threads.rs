@@ -28,6 +28,7 @@ fn plan(config: Config, shards: usize, features: Features) -> Plan {
         features,
         epoch: BootEpoch(1),
         seeds,
+        relays: vec![],
         link_waker: Arc::new(|| {}),
     }
 }

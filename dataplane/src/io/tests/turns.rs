@@ -140,6 +140,7 @@ fn shard_config(config: &Config, shard: ShardId, shards: usize) -> ShardConfig {
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
+        relay: None,
         memory_max: config.memory.max,
         seed: 1,
     }

@@ -1,0 +1,83 @@
+//! Events to other nodes, and from them.
+
+use super::super::Shard;
+use super::super::nodes::NodeSet;
+use super::SCRATCH_KEEP_BYTES_MAX;
+use super::lanes::{Outgoing, Passed};
+use bytes::Bytes;
+use common::ids::{Match, RouteKind, route_id};
+use common::metrics::Counter;
+use common::relay::{Frame, Kind, Publish, put_bare};
+use common::wire::{Payload, Serializer};
+
+/// Frames at least this long are shared by several lanes instead of copied to each.
+const SHARE_BYTES_MIN: usize = 4_096;
+
+/// A publication for other nodes.
+#[derive(Clone, Copy)]
+pub(in crate::shard) struct Publication<'a> {
+    pub realm: u32,
+    pub topic: &'a str,
+    pub publication: u64,
+    pub serializer: Serializer,
+    pub payload: Payload<'a>,
+    /// The request that waits for the other nodes to have taken it.
+    pub acknowledge: Option<u64>,
+}
+
+impl Shard {
+    /// Passes an event of the session in `slot` to each of `nodes`, once. True when PUBLISHED or an ERROR follows from
+    /// here.
+    pub(in crate::shard) fn relay_publish(
+        &mut self,
+        slot: u32,
+        nodes: NodeSet,
+        event: &Publication<'_>,
+    ) -> bool {
+        let realm = self.realms[event.realm as usize].id;
+        let mut scratch = std::mem::take(&mut self.relay.scratch);
+        scratch.clear();
+        let frame = Publish {
+            realm,
+            topic: event.topic,
+            subscription: route_id(realm, RouteKind::Topic, Match::Exact, event.topic),
+            publication: event.publication,
+            wants_ack: event.acknowledge.is_some(),
+            serializer: event.serializer,
+            payload: event.payload,
+        };
+        frame.put(&mut scratch);
+        let shared = (scratch.len() >= SHARE_BYTES_MIN).then(|| Bytes::from(std::mem::take(&mut scratch)));
+        let (mut taken, mut refused) = (NodeSet::EMPTY, None);
+        for node in nodes.iter() {
+            let at = self.lane_of(node, slot);
+            let outgoing = shared.as_ref().map_or(Outgoing::Copied(&scratch), Outgoing::Shared);
+            match self.lane_send(at, outgoing, 1) {
+                Passed::Yes => {
+                    taken.insert(node);
+                    self.metrics.count(Counter::RelayHops);
+                    continue;
+                }
+                Passed::Full => self.metrics.count(Counter::DroppedRelayFull),
+                Passed::Down => self.metrics.count(Counter::DroppedRelayDown),
+            }
+            refused = Some(node);
+        }
+        scratch.shrink_to(SCRATCH_KEEP_BYTES_MAX);
+        self.relay.scratch = scratch;
+        event
+            .acknowledge
+            .is_some_and(|request| self.await_acks(slot, request, event.publication, taken, refused))
+    }
+
+    /// An event of another node, for whoever wants it here.
+    pub(super) fn guest_publishes(&mut self, slot: u32, frame: &Frame<'_>) {
+        // Without a realm there is nobody here who could want it.
+        if let Some(realm) = self.realm_index.get(&frame.realm).copied() {
+            self.publish_from_node(realm, frame);
+        }
+        if frame.wants_ack {
+            self.link_reply(slot, |out| put_bare(out, Kind::PublishAck, frame.id));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The handshake of a link: both ends prove that they hold a key of the cluster and say which lives they are.
+
+use super::super::Shard;
+use super::link::{Phase, Role};
+use super::{FINISH_TIME, PING_INTERVAL};
+use common::ids::BootEpoch;
+use common::metrics::Counter;
+use common::noise::{Handshake, NoiseError, Progress, Refusal};
+use common::relay::{Hello, VERSIONS};
+
+/// What came of a message of the handshake.
+enum Greeted {
+    Not(Box<Handshake>),
+    /// The handshake is done; so many bytes came after it.
+    Done(usize),
+}
+
+impl Shard {
+    /// Bytes of a link that is not open yet.
+    pub(super) fn relay_greet(&mut self, slot: u32, bytes: &[u8]) {
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let role = link.role;
+        let Phase::Greeting(handshake) = std::mem::replace(&mut link.phase, Phase::Closing) else { return };
+        let mut out = Vec::new();
+        let greeted = self.relay_handshake(role, handshake, bytes, &mut out);
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        self.relay.queued_bytes += link.out.append(&mut self.pool, |queue| queue.extend_from_slice(&out));
+        match greeted {
+            Ok(Greeted::Not(handshake)) => {
+                link.phase = Phase::Greeting(handshake);
+                self.relay.mark_dirty(slot);
+            }
+            Ok(Greeted::Done(rest)) => {
+                self.relay_open(slot);
+                if rest > 0 {
+                    self.relay_frames(slot, &bytes[bytes.len() - rest..]);
+                }
+            }
+            Err(refusal) => {
+                if let Some(refusal) = refusal {
+                    let queue = |out: &mut Vec<u8>| out.extend_from_slice(&refusal.bytes());
+                    self.relay.queued_bytes += link.out.append(&mut self.pool, queue);
+                }
+                let deadline = self.now + FINISH_TIME;
+                self.relay_close(slot, deadline);
+            }
+        }
+    }
+
+    /// Runs the handshake over `bytes`. The error is what the other end may be told.
+    fn relay_handshake(
+        &self,
+        role: Role,
+        mut handshake: Box<Handshake>,
+        mut bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Greeted, Option<Refusal>> {
+        loop {
+            match handshake.receive(&mut bytes) {
+                Ok(Progress::More) => return Ok(Greeted::Not(handshake)),
+                Ok(Progress::Done(_)) => return Ok(Greeted::Done(bytes.len())),
+                Ok(Progress::Hello(hello)) => {
+                    let hello = Hello::parse(&hello).ok_or(None)?;
+                    match role {
+                        Role::Guest => handshake.answer(&self.relay_answer_hello(&hello)?.bytes(), out),
+                        Role::Lane(at) => {
+                            self.relay_check_answer(at, &hello)?;
+                            handshake.confirm(out);
+                            return Ok(Greeted::Done(bytes.len()));
+                        }
+                    }
+                }
+                Err(error) => {
+                    if let (Role::Lane(at), NoiseError::Refused(refusal)) = (role, error) {
+                        self.log_refusal(at, refusal);
+                    }
+                    return Err(error.refusal().filter(|_| role == Role::Guest));
+                }
+            }
+        }
+    }
+
+    /// What a lane says first.
+    pub(super) fn relay_hello(&self, to: BootEpoch) -> Hello {
+        Hello { versions: VERSIONS, from: self.config.epoch, to }
+    }
+
+    fn relay_answer_hello(&self, hello: &Hello) -> Result<Hello, Option<Refusal>> {
+        let version = hello.common_version().ok_or(Some(Refusal::Version))?;
+        let epoch = self.config.epoch;
+        if hello.to != epoch || hello.from == epoch {
+            return Err(Some(Refusal::Identity));
+        }
+        Ok(Hello { versions: (version, version), from: epoch, to: hello.from })
+    }
+
+    fn relay_check_answer(&self, at: usize, hello: &Hello) -> Result<(), Option<Refusal>> {
+        let expected = self.relay.lanes[at].as_ref().map(|lane| lane.epoch);
+        let fits = hello.common_version() == Some(hello.versions.1)
+            && Some(hello.from) == expected
+            && hello.to == self.config.epoch;
+        if fits { Ok(()) } else { Err(None) }
+    }
+
+    fn log_refusal(&self, at: usize, refusal: Refusal) {
+        if let Some(lane) = &self.relay.lanes[at] {
+            let node = self.nodes.get(lane.node).map(|node| node.id.to_string());
+            tracing::warn!(node, address = %lane.address, %refusal, "a node refused the relay's connection");
+        }
+    }
+
+    /// Both ends have proved what they had to.
+    fn relay_open(&mut self, slot: u32) {
+        self.metrics.count(Counter::RelayHandshakes);
+        let ping_at = self.now + PING_INTERVAL;
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        link.phase = Phase::Open;
+        link.greeted = true;
+        link.ping_at = ping_at;
+        let role = link.role;
+        self.relay.look_at(ping_at);
+        match role {
+            Role::Guest => self.relay.strangers -= 1,
+            Role::Lane(at) => self.lane_ready(at, slot),
+        }
+        self.relay.mark_dirty(slot);
+    }
+}

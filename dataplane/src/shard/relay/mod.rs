@@ -1,0 +1,352 @@
+//! Connections to the shards of other nodes.
+//!
+//! ```text
+//! publish, call ▶ lane ▶ link ══════ TCP ══════ link (guest) ▶ topics, procedures, mesh of the other node
+//!      answers ◀──────── link ═════════════════ link ◀ answers
+//! ```
+//! A *lane* is one of the connections this shard wants to a node; it lasts while the node lives and is on one *link*
+//! after the other. A *guest* is a link that another node's shard made: it acts here like a session that publishes and
+//! calls. Requests go from lane to guest only, answers the other way.
+//!
+//! Invariants: what a guest publishes or calls stays in this node; a session's requests take one lane; a call leaves
+//! once and is answered once, by its callee or by the loss of its link; a link that ended has no frame under way.
+
+mod acks;
+mod calls;
+mod events;
+mod frames;
+mod greeting;
+mod lanes;
+mod link;
+mod timers;
+
+use super::conn::IdMap;
+use super::{ConnId, Flow, Output, SendBuf, Shard};
+use crate::shard::Dial;
+use acks::Ack;
+use common::ids::ID_MAX;
+use common::metrics::{Counter, Gauge};
+use common::noise::{Entropy, Terms};
+pub(super) use events::Publication;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use lanes::Lane;
+use link::{Link, Phase, Role};
+use std::time::{Duration, Instant};
+
+/// What a shard of a cluster is made from.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// What the other ends must agree on.
+    pub terms: Terms,
+    /// Connections to each other node, at least one.
+    pub connections: usize,
+    /// Bytes that may be queued for one other node.
+    pub queue_max: usize,
+    /// Of this shard alone.
+    pub entropy: Entropy,
+}
+
+/// The relay's part of a shard.
+#[derive(Debug)]
+pub(super) struct Relay {
+    /// None: the node is by itself.
+    config: Option<RelayConfig>,
+    /// By slot.
+    links: HashMap<u32, Box<Link>, RandomState>,
+    /// `connections` for each node, by node index.
+    lanes: Vec<Option<Box<Lane>>>,
+    /// Publications that other nodes have to acknowledge, by publication.
+    acks: IdMap<Ack>,
+    /// Accepted links that have not proved anything yet.
+    strangers: usize,
+    /// Accepted links.
+    guests: usize,
+    last_link: u64,
+    last_dial: u64,
+    last_ping: u64,
+    /// Links to flush.
+    dirty: Vec<u32>,
+    /// Bytes queued to all links and lanes.
+    queued_bytes: usize,
+    /// A frame on its way to several lanes.
+    scratch: Vec<u8>,
+    /// When to look at lanes, links and publications.
+    next: Option<Instant>,
+    finishing: bool,
+}
+
+/// How often each end says that it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A link of which nothing came for so long is given up: three pings and some time to spare, and less than membership
+/// needs to see a crash.
+const SILENCE_MAX: Duration = Duration::from_millis(3_500);
+/// From connected to the end of the handshake, for a link of ours; others have `timeouts.login`.
+const GREETING_MAX: Duration = Duration::from_secs(3);
+/// What a lane without a link takes, it keeps for so long after the link went; then it takes nothing.
+const HOLD_TIME: Duration = Duration::from_secs(1);
+/// Pause before a lane connects again: doubled with each failure, and a random half of it more.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How long other nodes may take to acknowledge a publication.
+const ACK_TIME: Duration = Duration::from_secs(5);
+/// A timer that is late by more shows that this process stood still, and not that the others are silent.
+const STANDSTILL: Duration = Duration::from_millis(1_500);
+/// How long a drained shard waits for the other ends to take what is queued.
+const FINISH_TIME: Duration = Duration::from_secs(1);
+
+/// Accepted links of a shard.
+const GUESTS_MAX: usize = 16_384;
+/// Calls of one lane, and of one guest, that wait for an answer.
+const CALLS_MAX: usize = 1 << 18;
+/// Publications of a shard that wait for acknowledgements.
+const ACKS_MAX: usize = 1 << 16;
+/// Memory the scratch buffer keeps.
+const SCRATCH_KEEP_BYTES_MAX: usize = 1 << 16;
+
+const _: () = assert!(SILENCE_MAX.as_millis() > 3 * PING_INTERVAL.as_millis());
+const _: () = assert!(SILENCE_MAX.as_millis() > 2 * STANDSTILL.as_millis());
+
+impl Relay {
+    pub fn new(config: Option<RelayConfig>, hasher: &RandomState) -> Self {
+        Self {
+            config,
+            links: HashMap::with_hasher(hasher.clone()),
+            lanes: Vec::new(),
+            acks: HashMap::with_hasher(hasher.clone()),
+            strangers: 0,
+            guests: 0,
+            last_link: ID_MAX,
+            last_dial: 0,
+            last_ping: 0,
+            dirty: Vec::new(),
+            queued_bytes: 0,
+            scratch: Vec::new(),
+            next: None,
+            finishing: false,
+        }
+    }
+
+    /// When [`Shard::relay_timeout`] must be called at the latest.
+    pub const fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// True when nothing keeps a drained shard.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// Has lanes, links and publications looked at then, or earlier.
+    fn look_at(&mut self, at: Instant) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// Names a link in [`crate::mesh::Owner::session`], where no session has such a number.
+    fn link_id(&mut self) -> u64 {
+        self.last_link += 1;
+        self.last_link
+    }
+
+    fn link_mut(&mut self, conn: ConnId) -> Option<&mut Link> {
+        let link = self.links.get_mut(&conn.slot)?;
+        (link.generation == conn.generation).then_some(&mut **link)
+    }
+
+    fn mark_dirty(&mut self, slot: u32) {
+        if let Some(link) = self.links.get_mut(&slot)
+            && !link.dirty
+        {
+            link.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Lets a paused link be read again. False: it is gone.
+    pub fn unpause(&mut self, conn: ConnId, now: Instant) -> bool {
+        let Some(link) = self.link_mut(conn) else { return false };
+        link.paused = false;
+        // Nothing could be heard of it.
+        link.heard = now;
+        true
+    }
+}
+
+impl Shard {
+    /// A connection was accepted on the relay's listener.
+    pub(super) fn relay_accept(&mut self, conn: ConnId) -> bool {
+        let strangers_max =
+            self.config.limits.logins_pending_max.div_ceil(self.config.shards as u32) as usize;
+        let relay = &mut self.relay;
+        let full = relay.strangers >= strangers_max || relay.guests >= GUESTS_MAX;
+        let Some(config) = relay.config.as_mut().filter(|_| !full && !self.draining) else {
+            self.metrics.count(Counter::ConnectionsRefused);
+            return false;
+        };
+        let handshake = common::noise::Handshake::responder(config.terms.clone(), config.entropy.draw());
+        let deadline = self.now + self.config.timeouts.login;
+        let id = relay.link_id();
+        let link = Link::new(conn.generation, id, Role::Guest, handshake, self.now, deadline, &self.hasher);
+        relay.links.insert(conn.slot, Box::new(link));
+        relay.strangers += 1;
+        relay.guests += 1;
+        relay.look_at(deadline);
+        true
+    }
+
+    /// Bytes came on a connection that is no client's.
+    #[inline]
+    pub(super) fn relay_receive(&mut self, conn: ConnId, bytes: &[u8]) -> Flow {
+        let now = self.now;
+        let Some(link) = self.relay.link_mut(conn) else { return Flow::Continue };
+        link.heard = now;
+        let phase = link.phase_name();
+        self.metrics.add(Counter::RelayBytesReceived, bytes.len() as u64);
+        self.fed = common::ids::ShardSet::EMPTY;
+        match phase {
+            link::PhaseName::Greeting => self.relay_greet(conn.slot, bytes),
+            link::PhaseName::Open => self.relay_frames(conn.slot, bytes),
+            link::PhaseName::Closing => {}
+        }
+        self.hold_relay_partial(conn);
+        self.bury();
+        self.flow(conn)
+    }
+
+    /// Counts what a link has sent of an incomplete frame; as for clients.
+    fn hold_relay_partial(&mut self, conn: ConnId) {
+        let Some(link) = self.relay.link_mut(conn) else { return };
+        let held = link.input.len();
+        let before = std::mem::replace(&mut link.partial_bytes, held);
+        self.partial_bytes = self.partial_bytes + held - before;
+        if held > before && self.partial_bytes as u64 > self.config.memory_max / 2 {
+            self.metrics.count(Counter::LimitReached);
+            self.relay_drop(conn.slot);
+        }
+    }
+
+    /// As `flow`, for a link: it is read no further.
+    pub(super) fn relay_pause(&mut self, conn: ConnId) -> Flow {
+        let Some(link) = self.relay.link_mut(conn) else { return Flow::Continue };
+        if !std::mem::replace(&mut link.paused, true) {
+            self.paused.push(conn);
+            self.metrics.count(Counter::ReadsPaused);
+        }
+        Flow::Pause
+    }
+
+    pub(super) fn relay_closed(&mut self, conn: ConnId) {
+        if self.relay.link_mut(conn).is_some() {
+            self.relay_drop(conn.slot);
+        }
+    }
+
+    pub(super) fn relay_take_send(&mut self, conn: ConnId) -> SendBuf {
+        let Some(link) = self.relay.link_mut(conn) else { return SendBuf::default() };
+        link.sending_bytes = link.out.bytes();
+        link.events_queued = 0;
+        self.metrics.add(Counter::RelayBytesSent, link.sending_bytes as u64);
+        link.out.take(&mut self.pool)
+    }
+
+    pub(super) fn relay_sent(&mut self, conn: ConnId, ok: bool) {
+        let Some(link) = self.relay.link_mut(conn) else { return };
+        link.sending = false;
+        let sent = std::mem::take(&mut link.sending_bytes);
+        let more = !link.out.is_empty() || matches!(link.phase, Phase::Closing);
+        self.relay.queued_bytes -= sent;
+        if !ok {
+            self.relay_drop(conn.slot);
+            return self.bury();
+        }
+        if more {
+            self.relay.mark_dirty(conn.slot);
+        }
+    }
+
+    /// The next thing to do for a link.
+    #[inline]
+    pub(super) fn relay_poll(&mut self) -> Option<Output> {
+        while let Some(slot) = self.relay.dirty.pop() {
+            let Some(link) = self.relay.links.get_mut(&slot) else { continue };
+            link.dirty = false;
+            if link.sending {
+                continue;
+            }
+            if !link.out.is_empty() {
+                link.sending = true;
+                return Some(Output::Send(ConnId { slot, generation: link.generation }));
+            }
+            if matches!(link.phase, Phase::Closing) {
+                self.relay_drop(slot);
+                return self.outputs.pop_front();
+            }
+        }
+        None
+    }
+
+    /// Forgets a link and has its socket closed. What waited for it ends with it.
+    fn relay_drop(&mut self, slot: u32) {
+        let Some(mut link) = self.relay.links.remove(&slot) else { return };
+        self.relay.queued_bytes -= link.out.clear(&mut self.pool) + link.sending_bytes;
+        self.partial_bytes -= link.partial_bytes;
+        self.metrics.count(if link.greeted { Counter::RelayLost } else { Counter::RelayHandshakesFailed });
+        self.outputs.push_back(Output::Close(ConnId { slot, generation: link.generation }));
+        match link.role {
+            Role::Guest => {
+                self.relay.guests -= 1;
+                self.relay.strangers -= usize::from(!link.greeted);
+            }
+            Role::Lane(at) => {
+                self.metrics.add(Counter::DroppedRelayLost, link.events_queued);
+                self.lane_lost(at);
+            }
+        }
+    }
+
+    /// Sends what is queued, then closes: the last session is gone.
+    pub(super) fn relay_finish(&mut self) {
+        if std::mem::replace(&mut self.relay.finishing, true) {
+            return;
+        }
+        for at in 0..self.relay.lanes.len() {
+            self.lane_remove(at, true);
+        }
+        let deadline = self.now + FINISH_TIME;
+        let slots: Vec<u32> = self.relay.links.keys().copied().collect();
+        for slot in slots {
+            self.relay_close(slot, deadline);
+        }
+    }
+
+    /// Closes a link once what is queued has gone out, at the latest then.
+    fn relay_close(&mut self, slot: u32, deadline: Instant) {
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        link.phase = Phase::Closing;
+        link.deadline = deadline;
+        self.relay.look_at(deadline);
+        self.relay.mark_dirty(slot);
+    }
+
+    pub(super) fn relay_report(&mut self) {
+        let relay = &self.relay;
+        let open = relay.links.values().filter(|link| matches!(link.phase, Phase::Open)).count();
+        let calls = relay.lanes.iter().flatten().map(|lane| lane.calls.len()).sum::<usize>()
+            + relay.links.values().map(|link| link.calls.len()).sum::<usize>();
+        self.metrics.set(Gauge::RelayConnections, open as u64);
+        self.metrics.set(Gauge::RelayQueuedBytes, relay.queued_bytes as u64);
+        self.metrics.set(Gauge::RelayCallsPending, calls as u64);
+    }
+
+    /// A connection that [`Output::Connect`] asked for is there. False: nobody wants it any more, the driver closes it.
+    pub fn connected(&mut self, now: Instant, dial: Dial, conn: ConnId) -> bool {
+        self.set_now(now);
+        self.lane_connected(dial, conn)
+    }
+
+    /// A connection that [`Output::Connect`] asked for could not be made.
+    pub fn dial_failed(&mut self, now: Instant, dial: Dial) {
+        self.set_now(now);
+        self.lane_dial_failed(dial);
+    }
+}
