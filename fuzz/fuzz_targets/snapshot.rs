@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use common::ids::{Match, RealmId, RouteKind};
+use common::ids::{Match, NodeId, RealmId, RouteKind};
 use common::limits::URI_BYTES_MAX;
 use common::pattern::PatternMap;
 use common::snapshot::{Route, Snapshot, Source, build};
@@ -45,6 +45,9 @@ fuzz_target!(|input: Input| {
         map.insert(*policy, uri, *shards);
         let route = snapshot.get(REALM, KIND, *policy, uri).expect("routes are found");
         assert_eq!(route.shards.0, *shards);
+        let nodes: Vec<_> = snapshot.nodes().collect();
+        let named: Vec<_> = route.nodes.iter().map(|index| nodes[usize::from(index)]).collect();
+        assert_eq!(named, nodes_of(*shards));
     }
     for uri in routes.keys().map(|(_, uri)| uri).chain(&input.uris) {
         let mut expected = Vec::new();
@@ -57,7 +60,9 @@ fuzz_target!(|input: Input| {
         bytes[at] = to;
     }
     if let Ok(snapshot) = Snapshot::check(bytes) {
+        let nodes = snapshot.nodes().len();
         for (realm, kind, route) in snapshot.routes() {
+            assert!(route.nodes.iter().all(|index| usize::from(index) < nodes));
             snapshot.for_each_match(realm, kind, route.uri, |_| {});
         }
         for uri in &input.uris {
@@ -74,6 +79,11 @@ fn policy_of(policy: Policy) -> Match {
     }
 }
 
+/// Some nodes for a route wanted by these shards.
+fn nodes_of(shards: u128) -> Vec<NodeId> {
+    (0..8).filter(|bit| shards >> bit & 1 == 1).map(|bit| NodeId([bit; 16])).collect()
+}
+
 fn source(routes: &BTreeMap<(Match, String), u128>) -> Source {
     let route = |((policy, uri), shards): (&(Match, String), &u128)| Route {
         realm: REALM,
@@ -81,7 +91,7 @@ fn source(routes: &BTreeMap<(Match, String), u128>) -> Source {
         policy: *policy,
         uri: uri.clone(),
         shards: *shards,
-        nodes: vec![],
+        nodes: nodes_of(*shards),
     };
     Source { routes: routes.iter().map(route).collect(), ..Source::default() }
 }

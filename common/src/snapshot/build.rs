@@ -2,12 +2,12 @@
 
 use super::layout::*;
 use super::{Route, Source};
-use crate::ids::{Match, RouteKind};
+use crate::ids::{Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::pattern::hash::UriHash;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// The bytes of a snapshot of `source`; `seed` keys the hashes of its indexes.
@@ -21,6 +21,32 @@ pub fn build(source: &Source, seed: u64) -> AlignedVec<16> {
     bytes(&tables(source, seed))
 }
 
+/// As [`build`], of `routes` instead of the source's, which come by ascending (realm, kind, policy, URI) and name
+/// their nodes by index of `lists`. List 0 is that of routes no other node wants.
+///
+/// # Panics
+/// As [`build`], and when a route names a list that is not there, or there are more than [`NODES_MAX`] nodes.
+pub fn build_sorted(
+    source: &Source,
+    routes: Vec<RouteRef<'_>>,
+    lists: &[Vec<NodeId>],
+    seed: u64,
+) -> AlignedVec<16> {
+    bytes(&tables_of(source, routes, lists, seed))
+}
+
+/// A route of [`build_sorted`].
+#[derive(Clone, Copy, Debug)]
+pub struct RouteRef<'a> {
+    pub realm: RealmId,
+    pub kind: RouteKind,
+    pub policy: Match,
+    pub uri: &'a str,
+    pub shards: ShardSet,
+    /// The index of its list of nodes.
+    pub list: u32,
+}
+
 pub(super) fn bytes(tables: &Tables) -> AlignedVec<16> {
     let mut bytes = AlignedVec::new();
     bytes.extend_from_slice(&MAGIC);
@@ -30,12 +56,33 @@ pub(super) fn bytes(tables: &Tables) -> AlignedVec<16> {
 }
 
 pub(super) fn tables(source: &Source, seed: u64) -> Tables {
+    let mut lists = vec![Vec::new()];
+    let mut found: BTreeMap<&[NodeId], u32> = BTreeMap::from([(&[][..], 0)]);
+    let mut routes: Vec<_> = source
+        .routes
+        .iter()
+        .map(|route: &Route| RouteRef {
+            realm: route.realm,
+            kind: route.kind,
+            policy: route.policy,
+            uri: &route.uri,
+            shards: ShardSet(route.shards),
+            list: *found.entry(&route.nodes).or_insert_with(|| {
+                lists.push(route.nodes.clone());
+                lists.len() as u32 - 1
+            }),
+        })
+        .collect();
+    routes.sort_by(|a, b| key(a).cmp(&key(b)));
+    tables_of(source, routes, &lists, seed)
+}
+
+fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], seed: u64) -> Tables {
     let mut text = Text::default();
     let realms = realm_rows(source, &mut text);
-    let mut sorted: Vec<&Route> = source.routes.iter().collect();
-    sorted.sort_by(|a, b| key(a).cmp(&key(b)));
     assert!(sorted.is_sorted_by(|a, b| key(a) < key(b)), "each route has its own key");
-    let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text)).collect();
+    let mut lists = Lists::new(lists);
+    let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text, &mut lists)).collect();
     let mut patterns = Patterns::default();
     for range in groups(&sorted) {
         patterns.add_group(&sorted, &routes, range);
@@ -47,6 +94,10 @@ pub(super) fn tables(source: &Source, seed: u64) -> Tables {
         epoch: source.epoch,
         seed,
         claims_folded: source.claims_folded.clone(),
+        nodes_folded: source.nodes_folded,
+        members: lists.members,
+        interested: lists.interested,
+        list_ends: lists.ends,
         slots: slots(&sorted, &hash),
         text: text.pool,
         realms,
@@ -58,8 +109,8 @@ pub(super) fn tables(source: &Source, seed: u64) -> Tables {
     }
 }
 
-fn key(route: &Route) -> (u64, RouteKind, Match, &str) {
-    (route.realm.0, route.kind, route.policy, &route.uri)
+fn key<'a>(route: &RouteRef<'a>) -> (u64, RouteKind, Match, &'a str) {
+    (route.realm.0, route.kind, route.policy, route.uri)
 }
 
 fn realm_rows(source: &Source, text: &mut Text) -> Vec<RealmRow> {
@@ -81,15 +132,61 @@ fn realm_rows(source: &Source, text: &mut Text) -> Vec<RealmRow> {
     sorted.iter().map(row).collect()
 }
 
-fn route_row(route: &Route, text: &mut Text) -> RouteRow {
-    let (uri_at, uri_bytes) = text.add(&route.uri);
+fn route_row(route: &RouteRef<'_>, text: &mut Text, lists: &mut Lists<'_>) -> RouteRow {
+    let (uri_at, uri_bytes) = text.add(route.uri);
     RouteRow {
-        shards: route.shards,
+        shards: [route.shards.0 as u64, (route.shards.0 >> 64) as u64],
         realm: route.realm.0,
+        list: lists.add(route.list),
         uri_at,
         uri_bytes,
         kind: route.kind,
         policy: route.policy,
+        unused: [0; 4],
+    }
+}
+
+/// The lists of nodes that routes name, numbered in the order of the first route of each, so that equal routes give equal
+/// bytes. A list that is repeated is kept once.
+struct Lists<'a> {
+    given: &'a [Vec<NodeId>],
+    /// For each given list, what a row says of it, once it is known.
+    known: Vec<Option<u32>>,
+    found: BTreeMap<Vec<u16>, u32>,
+    members: Vec<NodeId>,
+    interested: Vec<u16>,
+    ends: Vec<u32>,
+}
+
+impl<'a> Lists<'a> {
+    fn new(given: &'a [Vec<NodeId>]) -> Self {
+        let members: BTreeSet<_> = given.iter().flatten().copied().collect();
+        assert!(members.len() <= NODES_MAX, "a cluster has at most {NODES_MAX} nodes");
+        Self {
+            given,
+            known: vec![None; given.len()],
+            found: BTreeMap::from([(Vec::new(), 0)]),
+            members: members.into_iter().collect(),
+            interested: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// What a row says of a given list.
+    fn add(&mut self, list: u32) -> u32 {
+        if let Some(known) = self.known[list as usize] {
+            return known;
+        }
+        let index = |node: &NodeId| self.members.binary_search(node).expect("members are those of the lists");
+        let indexes: BTreeSet<_> = self.given[list as usize].iter().map(|node| index(node) as u16).collect();
+        let indexes: Vec<_> = indexes.into_iter().collect();
+        let known = *self.found.entry(indexes).or_insert_with_key(|indexes| {
+            self.interested.extend_from_slice(indexes);
+            self.ends.push(self.interested.len().try_into().expect("a snapshot is smaller than 2 GiB"));
+            self.ends.len() as u32
+        });
+        self.known[list as usize] = Some(known);
+        known
     }
 }
 
@@ -108,7 +205,7 @@ impl Text {
     }
 }
 
-fn slots(sorted: &[&Route], hash: &UriHash) -> Vec<Slot> {
+fn slots(sorted: &[RouteRef<'_>], hash: &UriHash) -> Vec<Slot> {
     let mut slots = vec![Slot { tag: 0, route: EMPTY }; (sorted.len() * 2).next_power_of_two()];
     let mask = slots.len() - 1;
     for (index, route) in (0..).zip(sorted) {
@@ -125,13 +222,13 @@ fn slots(sorted: &[&Route], hash: &UriHash) -> Vec<Slot> {
 }
 
 /// The ranges of routes of one (realm, kind) that hold a pattern; each range has all its prefixes and wildcards.
-fn groups(sorted: &[&Route]) -> impl Iterator<Item = Range<usize>> {
+fn groups(sorted: &[RouteRef<'_>]) -> impl Iterator<Item = Range<usize>> {
     let mut end = 0;
     std::iter::from_fn(move || {
-        let is_pattern = |route: &&Route| route.policy != Match::Exact;
+        let is_pattern = |route: &RouteRef<'_>| route.policy != Match::Exact;
         let start = end + sorted[end..].iter().position(is_pattern)?;
-        let key = |route: &Route| (route.realm, route.kind);
-        end = start + sorted[start..].iter().take_while(|route| key(route) == key(sorted[start])).count();
+        let key = |route: &RouteRef<'_>| (route.realm, route.kind);
+        end = start + sorted[start..].iter().take_while(|route| key(route) == key(&sorted[start])).count();
         Some(start..end)
     })
 }
@@ -149,7 +246,7 @@ struct Patterns {
 }
 
 impl Patterns {
-    fn add_group(&mut self, sorted: &[&Route], routes: &[RouteRow], range: Range<usize>) {
+    fn add_group(&mut self, sorted: &[RouteRef<'_>], routes: &[RouteRow], range: Range<usize>) {
         let (lengths_first, tries_first) = (self.lengths.len(), self.tries.len());
         let wildcards_first =
             range.start + sorted[range.clone()].iter().filter(|route| route.policy == Match::Prefix).count();
@@ -168,8 +265,8 @@ impl Patterns {
         });
     }
 
-    fn add_tries(&mut self, sorted: &[&Route], wildcards: Range<usize>) {
-        let uri = |route: u32| sorted[route as usize].uri.as_str();
+    fn add_tries(&mut self, sorted: &[RouteRef<'_>], wildcards: Range<usize>) {
+        let uri = |route: u32| sorted[route as usize].uri;
         let mut counted: Vec<(usize, u32)> = wildcards
             .map(|route| (uri(route as u32).split('.').count(), route as u32))
             .filter(|&(components, _)| components <= URI_COMPONENTS_MAX)
@@ -187,7 +284,7 @@ impl Patterns {
     }
 
     /// The nodes of all tries, level by level.
-    fn nodes(&self, sorted: &[&Route], routes: &[RouteRow], hash: &UriHash) -> Vec<Node> {
+    fn nodes(&self, sorted: &[RouteRef<'_>], routes: &[RouteRow], hash: &UriHash) -> Vec<Node> {
         let mut nodes: Vec<_> = self.tries.iter().map(|_| NO_NODE).collect();
         let span = |(routes, &components): (&Range<usize>, &u16)| Span {
             routes: routes.clone(),
@@ -217,7 +314,7 @@ impl Patterns {
     /// The children of the node with this span: the one for any component, then the others by (tag, component).
     fn children(
         &self,
-        sorted: &[&Route],
+        sorted: &[RouteRef<'_>],
         routes: &[RouteRow],
         hash: &UriHash,
         span: Span,
@@ -243,7 +340,7 @@ impl Patterns {
     }
 
     /// The component that starts at byte `skip` of the pattern at `at` in the order.
-    fn component<'a>(&self, sorted: &[&'a Route], at: usize, skip: usize) -> &'a str {
+    fn component<'a>(&self, sorted: &[RouteRef<'a>], at: usize, skip: usize) -> &'a str {
         let rest = &sorted[self.order[at] as usize].uri[skip..];
         &rest[..memchr::memchr(b'.', rest.as_bytes()).unwrap_or(rest.len())]
     }

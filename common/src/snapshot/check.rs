@@ -6,7 +6,7 @@
 
 use super::SnapshotError;
 use super::layout::*;
-use crate::ids::{Match, RealmId, RouteKind};
+use crate::ids::{Match, NODES_MAX, RealmId, RouteKind};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use rkyv::rancor;
 use std::ops::Range;
@@ -51,6 +51,7 @@ fn require(holds: bool, what: &str) -> Proof {
 
 fn prove(tables: &ArchivedTables) -> Proof {
     realms(tables)?;
+    nodes(tables)?;
     routes(tables)?;
     slots(tables)?;
     let wildcards = groups(tables)?;
@@ -74,6 +75,26 @@ fn realms(tables: &ArchivedTables) -> Proof {
     require(tables.realms.is_sorted_by(|a, b| a.id < b.id), "realms are not sorted")
 }
 
+/// Proves that the lists share out all indexes of nodes, none is empty, and each ascends within the table of nodes.
+fn nodes(tables: &ArchivedTables) -> Proof {
+    require(tables.members.len() <= NODES_MAX, "there are too many nodes")?;
+    require(tables.members.is_sorted_by(|a, b| a < b), "nodes are not sorted")?;
+    let mut start = 0;
+    for end in tables.list_ends.iter() {
+        let end = end.to_native() as usize;
+        let Some(list) = tables.interested.get(start..end).filter(|list| !list.is_empty()) else {
+            return Err("a list of nodes is misplaced".into());
+        };
+        let last = list[list.len() - 1].to_native();
+        require(
+            list.is_sorted_by(|a, b| a < b) && usize::from(last) < tables.members.len(),
+            "a list of nodes is not of known ones in order",
+        )?;
+        start = end;
+    }
+    require(start == tables.interested.len(), "a node is in no list")
+}
+
 fn routes(tables: &ArchivedTables) -> Proof {
     require(tables.routes.len() < EMPTY as usize, "there are too many routes")?;
     let mut last = None;
@@ -81,6 +102,10 @@ fn routes(tables: &ArchivedTables) -> Proof {
         let uri = text(tables, route.uri_at.to_native(), route.uri_bytes.to_native())?;
         let key = (route.realm.to_native(), route.kind(), route.policy(), uri);
         require(last.is_none_or(|last| last < key), "routes are not sorted")?;
+        require(
+            route.list.to_native() as usize <= tables.list_ends.len(),
+            "a route's list of nodes is not there",
+        )?;
         last = Some(key);
     }
     Ok(())

@@ -7,7 +7,7 @@
 //! The header has its place and meaning in every layout, so a reader of another one can say so. Rows name text by
 //! its place in one pool and each other by index; their sizes leave no padding, so equal tables are equal bytes.
 
-use crate::ids::{BootEpoch, Match, RealmId, RouteKind, SnapshotVersion};
+use crate::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use crate::pattern::hash::UriHash;
 use crate::snapshot::Anonymous;
 use rkyv::{Archive, Archived, Serialize};
@@ -15,7 +15,7 @@ use rkyv::{Archive, Archived, Serialize};
 pub(super) const MAGIC: [u8; 8] = *b"SBSNAPSH";
 
 /// The version of everything after the header. Any change of the types below is another one.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 pub(super) const HEADER_BYTES: usize = 16;
 
@@ -29,6 +29,13 @@ pub(super) struct Tables {
     /// The key of the hashes in `slots`.
     pub seed: u64,
     pub claims_folded: Vec<u64>,
+    pub nodes_folded: u64,
+    /// Ascending.
+    pub members: Vec<NodeId>,
+    /// Indexes of `members`, list after list, ascending within a list.
+    pub interested: Vec<u16>,
+    /// Where each list ends in `interested`. List `i` begins where list `i - 1` ends, the first one at 0.
+    pub list_ends: Vec<u32>,
     /// The names of realms and the URIs of routes, one after the other.
     pub text: String,
     /// By ascending id.
@@ -65,12 +72,16 @@ pub(super) const URI_STRICT: u8 = 2;
 
 #[derive(Archive, Serialize)]
 pub(super) struct RouteRow {
-    pub shards: u128,
+    /// The lower and the upper half of a [`crate::ids::ShardSet`]; one word of 128 bits would make rows larger.
+    pub shards: [u64; 2],
     pub realm: u64,
+    /// One more than the index of its list of other nodes, or 0 for none.
+    pub list: u32,
     pub uri_at: u32,
     pub uri_bytes: u16,
     pub kind: RouteKind,
     pub policy: Match,
+    pub unused: [u8; 4],
 }
 
 #[derive(Clone, Copy, Archive, Serialize)]
@@ -112,7 +123,7 @@ pub(super) struct Node {
 }
 
 const _: () = assert!(size_of::<ArchivedRealmRow>() == 16);
-const _: () = assert!(size_of::<ArchivedRouteRow>() == 32);
+const _: () = assert!(size_of::<ArchivedRouteRow>() == 40);
 const _: () = assert!(size_of::<ArchivedSlot>() == 8);
 const _: () = assert!(size_of::<ArchivedGroup>() == 24);
 const _: () = assert!(size_of::<ArchivedNode>() == 20);
@@ -130,6 +141,14 @@ impl ArchivedTables {
         self.text(route.uri_at.to_native(), route.uri_bytes.to_native())
     }
 
+    /// The list of other nodes of a route that `check` has found to have one.
+    #[inline]
+    pub(super) fn list(&self, route: &ArchivedRouteRow) -> &[Archived<u16>] {
+        let Some(list) = (route.list.to_native() as usize).checked_sub(1) else { return &[] };
+        let end_of = |list: usize| self.list_ends[list].to_native() as usize;
+        &self.interested[list.checked_sub(1).map_or(0, end_of)..end_of(list)]
+    }
+
     #[inline]
     pub(super) fn component(&self, node: &ArchivedNode) -> &str {
         self.text(node.component_at.to_native(), node.component_bytes.to_native())
@@ -137,6 +156,11 @@ impl ArchivedTables {
 }
 
 impl ArchivedRouteRow {
+    #[inline]
+    pub(super) fn shards(&self) -> ShardSet {
+        ShardSet(u128::from(self.shards[0].to_native()) | u128::from(self.shards[1].to_native()) << 64)
+    }
+
     #[inline]
     pub(super) fn kind(&self) -> RouteKind {
         native_kind(self.kind)

@@ -1,8 +1,8 @@
 //! URI in, routes out. Nothing here allocates.
 
 use super::layout::*;
-use super::{RouteView, Snapshot};
-use crate::ids::{Match, RealmId, RouteKind, ShardSet};
+use super::{NodeList, RouteView, Snapshot};
+use crate::ids::{Match, RealmId, RouteKind};
 use crate::pattern::hash::UriHash;
 use crate::pattern::prefix::{Probes, probe};
 use crate::pattern::walk::{Components, Trie, Walk};
@@ -128,7 +128,12 @@ impl ArchivedTables {
 
     #[inline]
     pub(super) fn view<'a>(&'a self, route: &'a ArchivedRouteRow) -> RouteView<'a> {
-        RouteView { policy: route.policy(), uri: self.uri(route), shards: ShardSet(route.shards.to_native()) }
+        RouteView {
+            policy: route.policy(),
+            uri: self.uri(route),
+            shards: route.shards(),
+            nodes: NodeList(self.list(route)),
+        }
     }
 
     /// Calls `found` for the prefixes of `uri`, longest first, until it says true; false when it never did.

@@ -6,17 +6,19 @@
 //! Invariants: equal sources and seeds give equal bytes; nothing is read from bytes that `check` has not accepted;
 //! look-ups allocate nothing, and cost what [`crate::pattern`] says, however many routes there are.
 
-use crate::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
+use crate::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
 use std::ops::Deref;
+
+const _: () = assert!(NODES_MAX <= u16::MAX as usize);
 
 mod build;
 mod check;
 mod layout;
 mod lookup;
 
-pub use build::build;
+pub use build::{RouteRef, build, build_sorted};
 
 /// Who may join a realm without credentials.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Archive, Serialize, Deserialize)]
@@ -111,6 +113,25 @@ pub struct RouteView<'a> {
     pub policy: Match,
     pub uri: &'a str,
     pub shards: ShardSet,
+    /// The other nodes that want it.
+    pub nodes: NodeList<'a>,
+}
+
+/// Other nodes that want a route, as indexes into [`Snapshot::nodes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeList<'a>(&'a [rkyv::Archived<u16>]);
+
+impl<'a> NodeList<'a> {
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Ascending.
+    #[inline]
+    pub fn iter(self) -> impl ExactSizeIterator<Item = u16> + 'a {
+        self.0.iter().map(|index| index.to_native())
+    }
 }
 
 impl<B: Deref<Target = [u8]>> Snapshot<B> {
@@ -149,6 +170,16 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
     /// See [`Source::claims_folded`]; 0 for shards it does not name.
     pub fn claims_folded(&self, shard: usize) -> u64 {
         self.tables().claims_folded.get(shard).map_or(0, |seq| seq.to_native())
+    }
+
+    /// See [`Source::nodes_folded`].
+    pub fn nodes_folded(&self) -> u64 {
+        self.tables().nodes_folded.to_native()
+    }
+
+    /// The nodes that routes name, ascending, at most [`NODES_MAX`].
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = NodeId> + '_ {
+        self.tables().members.iter().map(|node| NodeId(node.0))
     }
 
     /// By ascending id.

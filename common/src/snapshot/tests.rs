@@ -23,6 +23,11 @@ fn routes() -> impl Strategy<Value = BTreeMap<Key, u128>> {
     prop::collection::btree_map((realm_id(), kind(), policy(), pattern()), any::<u128>(), 0..60)
 }
 
+/// Some nodes for a route wanted by these shards; not all routes have any.
+fn nodes_of(shards: u128) -> Vec<NodeId> {
+    (0..6).filter(|bit| shards >> bit & 1 == 1).map(|bit| NodeId([9 - bit as u8; 16])).rev().collect()
+}
+
 fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
     let route = |((realm, kind, policy, uri), shards): (&Key, &u128)| Route {
         realm: *realm,
@@ -30,13 +35,13 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
         policy: *policy,
         uri: uri.clone(),
         shards: *shards,
-        nodes: vec![],
+        nodes: nodes_of(*shards),
     };
     Source {
         version: SnapshotVersion(3),
         epoch: BootEpoch(4),
         claims_folded: vec![5, 6],
-        nodes_folded: 0,
+        nodes_folded: 7,
         realms: vec![
             Realm {
                 id: REALMS[1],
@@ -70,11 +75,20 @@ fn all_matches<B: Deref<Target = [u8]>>(
     found
 }
 
+/// The nodes that want a route.
+fn named<B: Deref<Target = [u8]>>(snapshot: &Snapshot<B>, route: RouteView<'_>) -> Vec<NodeId> {
+    let nodes: Vec<_> = snapshot.nodes().collect();
+    route.nodes.iter().map(|index| nodes[usize::from(index)]).collect()
+}
+
 /// Calls everything a snapshot offers.
 fn use_all<B: Deref<Target = [u8]>>(snapshot: &Snapshot<B>, uris: &[String]) {
     let _ = format!("{snapshot:?} {} {:?}", snapshot.claims_folded(0), snapshot.epoch());
     let realms: Vec<_> = snapshot.realms().map(|realm| realm.id).collect();
     assert!(realms.iter().all(|&id| snapshot.realm(id).is_some()));
+    for (_, _, route) in snapshot.routes() {
+        assert_eq!(named(snapshot, route).is_empty(), route.nodes.is_empty());
+    }
     let routes: Vec<_> = snapshot.routes().map(|(realm, kind, route)| (realm, kind, route.uri)).collect();
     let asked = routes.iter().copied();
     let others = uris.iter().flat_map(|uri| {
@@ -96,7 +110,9 @@ proptest! {
         prop_assert_eq!(snapshot.routes_len(), routes.len());
         for ((realm, kind, policy, pattern), shards) in &routes {
             let route = snapshot.get(*realm, *kind, *policy, pattern);
-            prop_assert_eq!(route, Some(RouteView { policy: *policy, uri: pattern, shards: ShardSet(*shards) }));
+            let route = route.unwrap();
+            prop_assert_eq!((route.policy, route.uri, route.shards.0), (*policy, pattern.as_str(), *shards));
+            prop_assert_eq!(named(&snapshot, route), nodes_of(*shards));
         }
         for (realm, kind) in REALMS.into_iter().flat_map(|realm| KINDS.map(|kind| (realm, kind))) {
             let mut map = PatternMap::default();
@@ -175,7 +191,8 @@ fn rich_source() -> Source {
             (Match::Wildcard, "a.b."),
             (Match::Wildcard, ".b"),
         ] {
-            routes.insert((*realm, RouteKind::Topic, policy, pattern.to_owned()), 1);
+            let shards = 1 + pattern.len() as u128;
+            routes.insert((*realm, RouteKind::Topic, policy, pattern.to_owned()), shards);
         }
     }
     source_of(&routes)
@@ -203,6 +220,9 @@ fn what_goes_in_comes_out() {
     let snapshot = Snapshot::check(build(&rich_source(), 1)).unwrap();
     assert_eq!((snapshot.version(), snapshot.epoch()), (SnapshotVersion(3), BootEpoch(4)));
     assert_eq!([0, 1, 2].map(|shard| snapshot.claims_folded(shard)), [5, 6, 0]);
+    assert_eq!(snapshot.nodes_folded(), 7);
+    let exact = snapshot.exact(REALMS[0], RouteKind::Topic, "a.b.c").unwrap();
+    assert_eq!(named(&snapshot, exact), [NodeId([7; 16]), NodeId([8; 16])], "shards 6");
     let realms: Vec<_> = snapshot.realms().collect();
     assert_eq!(realms.iter().map(|realm| realm.name).collect::<Vec<_>>(), ["realm1", "réalm"]);
     assert_eq!(
@@ -288,6 +308,26 @@ fn other_layouts_and_other_bytes_are_told_apart() {
 }
 
 #[test]
+fn lists_of_nodes_are_kept_once_and_in_order() {
+    let [a, b, c] = [1, 2, 3].map(|n| NodeId([n; 16]));
+    let lists = [vec![], vec![b, a], vec![c], vec![a, b, b]];
+    let route = |uri, list| RouteRef {
+        realm: REALMS[0],
+        kind: RouteKind::Procedure,
+        policy: Match::Exact,
+        uri,
+        shards: ShardSet(u128::MAX - 5),
+        list,
+    };
+    let routes = vec![route("a", 3), route("b", 0), route("c", 1), route("d", 2)];
+    let bytes = build_sorted(&Source::default(), routes, &lists, 1);
+    let snapshot = Snapshot::check(bytes).unwrap();
+    let found: Vec<_> = snapshot.routes().map(|(_, _, route)| named(&snapshot, route)).collect();
+    assert_eq!(found, [vec![a, b], vec![], vec![a, b], vec![c]]);
+    assert!(snapshot.routes().all(|(_, _, route)| route.shards == ShardSet(u128::MAX - 5)));
+}
+
+#[test]
 #[should_panic(expected = "each route has its own key")]
 fn two_routes_of_one_key_are_the_callers_error() {
     let mut source = rich_source();
@@ -318,6 +358,15 @@ mod crafted {
             refusal(|tables| tables.routes.swap(0, 1)),
             refusal(|tables| tables.routes[0].uri_bytes = u16::MAX),
             refusal(|tables| tables.routes[0].uri_at = u32::MAX),
+            refusal(|tables| tables.routes[0].list = u32::MAX),
+            refusal(|tables| tables.members.swap(0, 1)),
+            refusal(|tables| tables.members.resize(NODES_MAX + 1, NodeId([255; 16]))),
+            refusal(|tables| tables.members.truncate(1)),
+            refusal(|tables| tables.interested.reverse()),
+            refusal(|tables| tables.interested.push(0)),
+            refusal(|tables| tables.list_ends[0] = 0),
+            refusal(|tables| tables.list_ends[1] = tables.list_ends[0]),
+            refusal(|tables| *tables.list_ends.last_mut().unwrap() += 1),
             refusal(|tables| tables.slots.truncate(16)),
             refusal(|tables| tables.slots.iter_mut().for_each(|slot| slot.route = 0)),
             refusal(|tables| tables.slots.iter_mut().for_each(|slot| slot.route = EMPTY)),
@@ -343,7 +392,7 @@ mod crafted {
             refusal(|tables| tables.nodes.last_mut().unwrap().component_bytes = 1),
         ];
         let distinct: BTreeSet<_> = reasons.iter().collect();
-        assert!(distinct.len() >= 12, "{reasons:#?}");
+        assert!(distinct.len() >= 17, "{reasons:#?}");
     }
 
     #[test]
