@@ -141,6 +141,11 @@ pub enum Down {
         first_seq: u64,
         changes: Vec<RouteChange>,
     },
+    /// Change `seq` in the numbering of `Routes`: the node wants nothing any more of what it wanted before.
+    Unroute {
+        seq: u64,
+        node: NodeId,
+    },
     /// Another node holds this registration with the better right: the callee here is told and loses it.
     Revoke {
         realm: RealmId,
@@ -255,10 +260,37 @@ pub fn claims_in_one_frame(claims: &[Claim]) -> usize {
     claims.iter().take_while(fits).count()
 }
 
-/// What a frame of claims needs besides its claims: the root of the archive and the padding before parts.
-const HEAD_BYTES_MAX: usize = size_of::<ArchivedUp>() + 64;
+/// How many changes, which add so many bytes each, one [`Down::Routes`] frame may carry: at least one unless there are
+/// none, and at most [`ROUTES_FRAME_MAX`], since a shard takes a frame in one turn.
+pub fn changes_in_one_frame(bytes_of_changes: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = HEAD_BYTES_MAX;
+    let fits = |change: &usize| {
+        bytes += change;
+        bytes <= LINK_FRAME_BYTES_MAX
+    };
+    bytes_of_changes.take(ROUTES_FRAME_MAX).take_while(fits).count()
+}
+
+impl RouteChange {
+    /// An upper bound of what this change adds to a frame, in bytes.
+    pub fn frame_bytes_max(&self) -> usize {
+        size_of::<ArchivedRouteChange>() + self.uri.len()
+    }
+}
+
+/// Changes of routes in one frame.
+pub const ROUTES_FRAME_MAX: usize = 256;
+
+/// What a frame of claims or changes needs besides them: the root of the archive and the padding before parts.
+const HEAD_BYTES_MAX: usize = if size_of::<ArchivedUp>() > size_of::<ArchivedDown>() {
+    size_of::<ArchivedUp>()
+} else {
+    size_of::<ArchivedDown>()
+} + 64;
 
 const _: () = assert!(HEAD_BYTES_MAX + size_of::<ArchivedClaim>() + URI_BYTES_MAX <= LINK_FRAME_BYTES_MAX);
+const _: () =
+    assert!(HEAD_BYTES_MAX + size_of::<ArchivedRouteChange>() + URI_BYTES_MAX <= LINK_FRAME_BYTES_MAX);
 
 fn encode(
     frame: &impl for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
@@ -413,6 +445,7 @@ mod tests {
                     };
                     Down::Routes { first_seq, changes: changes.into_iter().map(change).collect() }
                 }),
+            (id(), any::<[u8; 16]>()).prop_map(|(seq, node)| Down::Unroute { seq, node: NodeId(node) }),
             (policy(), ".{0,40}").prop_map(|(policy, uri)| Down::Revoke { realm: RealmId(7), policy, uri }),
             Just(Down::Drain),
             ".{0,60}".prop_map(|reason| Down::Refuse { reason }),
@@ -452,6 +485,26 @@ mod tests {
             let frame = Up::ClaimsPart { shard: ShardId(0), claims: claims[..count].to_vec() };
             prop_assert!(frame.encode().len() <= LINK_FRAME_BYTES_MAX);
         }
+    }
+
+    #[test]
+    fn frames_of_changes_that_fit_are_within_their_bounds() {
+        for uri_bytes in [0, 60, 300, URI_BYTES_MAX] {
+            let change = RouteChange {
+                node: NodeId([7; 16]),
+                realm: RealmId(1),
+                kind: RouteKind::Topic,
+                policy: Match::Prefix,
+                uri: "x".repeat(uri_bytes),
+                wanted: true,
+            };
+            let changes = vec![change; 1_000];
+            let count = changes_in_one_frame(changes.iter().map(RouteChange::frame_bytes_max));
+            let frame = Down::Routes { first_seq: 1, changes: changes[..count].to_vec() }.encode();
+            assert!(frame.len() <= LINK_FRAME_BYTES_MAX && count <= ROUTES_FRAME_MAX);
+            assert!(count == ROUTES_FRAME_MAX || frame.len() > LINK_FRAME_BYTES_MAX - 2_000);
+        }
+        assert_eq!(changes_in_one_frame(std::iter::empty()), 0);
     }
 
     fn routed(uri_bytes: usize) -> Claim {

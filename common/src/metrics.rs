@@ -55,6 +55,7 @@ table! {
     RouteCacheHits "signalbox_route_cache_hits_total" "" "Route look-ups answered by the cache.";
     RouteCacheMisses "signalbox_route_cache_misses_total" "" "Route look-ups that had to search.";
     IdCollisions "signalbox_id_collisions_total" "" "Subscriptions or registrations refused because their id belongs to another URI.";
+    RegistrationsRevoked "signalbox_registrations_revoked_total" "" "Registrations a callee lost to another node's.";
     LimitReached "signalbox_limit_reached_total" "" "Requests refused because a per-session or per-node limit was reached.";
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
     ClaimsResyncs "signalbox_claims_resyncs_total" "" "Times a shard's whole claim set was reported again.";

@@ -1,7 +1,7 @@
 //! What a shard and the link thread say to each other over bounded channels.
 
 use bytes::Bytes;
-use common::ids::{Match, RealmId, ShardId, SnapshotVersion};
+use common::ids::{Match, NodeId, RealmId, ShardId, SnapshotVersion};
 use common::link::{Claim, Peer, RouteChange};
 use common::metrics::Metrics;
 use common::snapshot::{Delta, Snapshot};
@@ -22,13 +22,19 @@ pub enum FeedDown {
         first_seq: u64,
         changes: Arc<[RouteChange]>,
     },
+    /// Change `seq`: the node wants nothing any more.
+    Unroute {
+        seq: u64,
+        node: NodeId,
+    },
     /// The callee of this registration loses it to another node's.
     Revoke {
         realm: RealmId,
         policy: Match,
         uri: Arc<str>,
     },
-    /// Report the whole claim set again: the control plane is new, or claims were lost.
+    /// The link is new: report the whole claim set again. Changes of other nodes' routes are numbered anew, and its first
+    /// snapshot stands for all that came before.
     Resync,
     /// Report metrics.
     Stats,

@@ -184,6 +184,9 @@ impl Link {
             (Down::Routes { first_seq, changes }, Phase::Established { .. }) => {
                 self.pass(FeedDown::Routes { first_seq, changes: changes.into() });
             }
+            (Down::Unroute { seq, node }, Phase::Established { .. }) => {
+                self.pass(FeedDown::Unroute { seq, node });
+            }
             (Down::Revoke { realm, policy, uri }, Phase::Established { .. }) => {
                 self.pass(FeedDown::Revoke { realm, policy, uri: uri.into() });
             }

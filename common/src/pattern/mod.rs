@@ -139,6 +139,75 @@ impl<V> PatternMap<V> {
         self.prefixes.retain(|pattern, value| keep(Match::Prefix, pattern, value));
         self.wildcards.retain(|pattern, value| keep(Match::Wildcard, pattern, value));
     }
+
+    /// As [`retain`](Self::retain), in slices: looks at no more than `budget` places from `cursor` on, moves it, and returns
+    /// how many it looked at. When the map changes between two slices, an entry may be seen twice or not at all.
+    pub fn sweep(
+        &mut self,
+        cursor: &mut SweepCursor,
+        budget: usize,
+        mut keep: impl FnMut(Match, &str, &mut V) -> bool,
+    ) -> usize {
+        let mut left = budget;
+        while left > 0 && !cursor.is_done() {
+            let places = match cursor.policy {
+                Some(Match::Exact) => self.exact.places(),
+                Some(Match::Prefix) => self.prefixes.places(),
+                Some(Match::Wildcard) => self.wildcards.places(),
+                None => break,
+            };
+            let (at, end) = (cursor.at, places.min(cursor.at.saturating_add(left)));
+            match cursor.policy {
+                Some(Match::Exact) => {
+                    self.exact.sweep(at, end, |pattern, value| keep(Match::Exact, pattern, value));
+                }
+                Some(Match::Prefix) => {
+                    self.prefixes.sweep(at, end, |pattern, value| keep(Match::Prefix, pattern, value));
+                }
+                Some(Match::Wildcard) => {
+                    self.wildcards.sweep(at, end, |pattern, value| keep(Match::Wildcard, pattern, value));
+                }
+                None => {}
+            }
+            left -= end.saturating_sub(at).clamp(1, left);
+            cursor.at = end;
+            if end >= places {
+                cursor.next_policy();
+            }
+        }
+        budget - left
+    }
+}
+
+/// How far a [`PatternMap::sweep`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SweepCursor {
+    /// None: at the end.
+    policy: Option<Match>,
+    at: usize,
+}
+
+impl Default for SweepCursor {
+    /// At the beginning.
+    fn default() -> Self {
+        Self { policy: Some(Match::Exact), at: 0 }
+    }
+}
+
+impl SweepCursor {
+    /// True when every place was looked at.
+    pub fn is_done(&self) -> bool {
+        self.policy.is_none()
+    }
+
+    fn next_policy(&mut self) {
+        self.at = 0;
+        self.policy = match self.policy {
+            Some(Match::Exact) => Some(Match::Prefix),
+            Some(Match::Prefix) => Some(Match::Wildcard),
+            Some(Match::Wildcard) | None => None,
+        };
+    }
 }
 
 #[cfg(test)]

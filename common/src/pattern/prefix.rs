@@ -65,6 +65,22 @@ impl<V> Prefixes<V> {
         });
     }
 
+    /// As [`super::PatternMap::sweep`], of places `at` up to but not including `end`.
+    pub(super) fn sweep(&mut self, at: usize, end: usize, mut keep: impl FnMut(&str, &mut V) -> bool) {
+        let lengths = &mut self.lengths;
+        self.table.sweep(at, end, |pattern, value| {
+            let kept = keep(pattern, value);
+            if !kept {
+                forget(lengths, pattern.len());
+            }
+            kept
+        });
+    }
+
+    pub(super) fn places(&self) -> usize {
+        self.table.places()
+    }
+
     /// Calls `found` for the patterns that are prefixes of `uri`, longest first, until it says true; false when it
     /// never did.
     #[inline]

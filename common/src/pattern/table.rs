@@ -69,6 +69,26 @@ impl<V> Table<V> {
         self.shrink();
     }
 
+    /// As [`super::PatternMap::sweep`], of places `at` up to but not including `end`.
+    pub(crate) fn sweep(&mut self, at: usize, end: usize, mut keep: impl FnMut(&str, &mut V) -> bool) {
+        for place in at..end.min(self.places()) {
+            if let Ok(mut entry) = self.entries.get_bucket_entry(place) {
+                let (key, value) = entry.get_mut();
+                if !keep(key, value) {
+                    entry.remove();
+                }
+            }
+        }
+        if end >= self.places() {
+            self.shrink();
+        }
+    }
+
+    /// Places an entry may be at.
+    pub(crate) fn places(&self) -> usize {
+        self.entries.num_buckets()
+    }
+
     fn shrink(&mut self) {
         let hash = self.hash;
         if let Some(capacity) = shrunk(self.entries.len(), self.entries.capacity()) {

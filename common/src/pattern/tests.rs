@@ -196,3 +196,31 @@ fn equal_seeds_give_equal_orders() {
     };
     assert_eq!(listed(), listed());
 }
+
+#[test]
+fn a_sweep_in_slices_sees_every_entry_of_a_map_at_rest() {
+    for budget in [1, 7, 1_000] {
+        let mut map = PatternMap::default();
+        for n in 0..200 {
+            map.insert(Match::Exact, &format!("topic.{n}"), n);
+            map.insert(Match::Prefix, &format!("topic.{n}."), n);
+            map.insert(Match::Wildcard, &format!("topic..{n}"), n);
+        }
+        let (mut cursor, mut seen, mut slices) = (SweepCursor::default(), 0, 0);
+        while !cursor.is_done() {
+            let mut here = 0;
+            let looked_at = map.sweep(&mut cursor, budget, |_, _, value| {
+                here += 1;
+                *value % 2 == 0
+            });
+            assert!(here <= budget && looked_at <= budget);
+            seen += here;
+            slices += 1;
+        }
+        assert_eq!((seen, map.len()), (600, 300));
+        assert!(slices >= 600 / budget);
+        assert_eq!(all_matches(&map, "topic.3.3"), []);
+        assert_eq!(all_matches(&map, "topic.x.4"), [(Match::Wildcard, "topic..4", 4)]);
+        assert_eq!(map.sweep(&mut cursor, budget, |_, _, _| false), 0, "it is at its end");
+    }
+}

@@ -87,9 +87,18 @@ impl<V> Wildcards<V> {
         entries.map(|(pattern, value)| (&**pattern, value))
     }
 
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&str, &mut V) -> bool) {
+    pub(super) fn retain(&mut self, keep: impl FnMut(&str, &mut V) -> bool) {
+        self.sweep(0, self.nodes.len(), keep);
+    }
+
+    pub(super) fn places(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// As [`super::PatternMap::sweep`], of places `at` up to but not including `end`.
+    pub(super) fn sweep(&mut self, at: usize, end: usize, mut keep: impl FnMut(&str, &mut V) -> bool) {
         // Removing a leaf frees only it and nodes without entries, so each entry is still seen once.
-        for id in 0..self.nodes.len() {
+        for id in at..end.min(self.nodes.len()) {
             let Some((pattern, value)) = self.nodes[id].as_mut().and_then(|node| node.entry.as_mut()) else {
                 continue;
             };
@@ -97,7 +106,9 @@ impl<V> Wildcards<V> {
                 self.remove_leaf(id as u32);
             }
         }
-        self.shrink();
+        if end >= self.nodes.len() {
+            self.shrink();
+        }
     }
 
     /// Calls `found` for the patterns that match `uri`, best first, until it says true.

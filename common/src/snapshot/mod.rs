@@ -188,6 +188,12 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
         tables.realms.iter().map(|row| realm_view(tables, row))
     }
 
+    /// As [`Snapshot::realms`], without the first `from`.
+    pub fn realms_from(&self, from: usize) -> impl Iterator<Item = RealmView<'_>> {
+        let tables = self.tables();
+        tables.realms.get(from..).unwrap_or_default().iter().map(|row| realm_view(tables, row))
+    }
+
     pub fn realm(&self, id: RealmId) -> Option<RealmView<'_>> {
         let tables = self.tables();
         let at = tables.realms.binary_search_by_key(&id.0, |row| row.id.to_native()).ok()?;

@@ -329,7 +329,10 @@ impl Mailbox {
                 self.waiting.retain(|old| !matches!(old, FeedDown::Snapshot(_) | FeedDown::Delta(_)));
             }
             FeedDown::Peers(_) => self.waiting.retain(|old| !matches!(old, FeedDown::Peers(_))),
-            FeedDown::Delta(_) | FeedDown::Routes { .. } | FeedDown::Revoke { .. } => {}
+            FeedDown::Delta(_)
+            | FeedDown::Routes { .. }
+            | FeedDown::Unroute { .. }
+            | FeedDown::Revoke { .. } => {}
             FeedDown::Resync | FeedDown::Stats | FeedDown::Drain => {
                 if self.waiting.iter().any(|old| discriminant(old) == discriminant(&down)) {
                     return;

@@ -255,7 +255,7 @@ impl Shard {
     /// As `topic_route`, looking first where the session's last topic was.
     #[inline]
     fn topic_route_from(&mut self, slot: u32, realm: u32, topic: &str, guess: u32) -> Option<usize> {
-        let version = self.realms[realm as usize].version;
+        let version = self.routes_version(realm);
         if self.cache.is_at(guess, realm, RouteKind::Topic, topic, version) {
             self.metrics.count(Counter::RouteCacheHits);
             return Some(guess as usize);
@@ -268,8 +268,8 @@ impl Shard {
     /// The cache entry of a topic, or nothing when it may not be published to.
     #[inline]
     fn topic_route(&mut self, realm: u32, topic: &str) -> Option<usize> {
-        let state = &self.realms[realm as usize];
-        if let Some(at) = self.cache.find(realm, RouteKind::Topic, topic, state.version) {
+        let (state, version) = (&self.realms[realm as usize], self.routes_version(realm));
+        if let Some(at) = self.cache.find(realm, RouteKind::Topic, topic, version) {
             self.metrics.count(Counter::RouteCacheHits);
             return Some(at);
         }
@@ -279,7 +279,7 @@ impl Shard {
         }
         self.metrics.count(Counter::RouteCacheMisses);
         let resolved = resolve_topic(state, &self.folded, self.me, topic);
-        Some(self.cache.put(realm, RouteKind::Topic, topic, state.version, resolved))
+        Some(self.cache.put(realm, RouteKind::Topic, topic, version, resolved))
     }
 
     /// Queues an event to every subscriber here of `topics`, except the connection in slot `except`.

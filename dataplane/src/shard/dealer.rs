@@ -91,7 +91,7 @@ impl Shard {
     /// As `callee`, looking first where the session's last procedure was.
     #[inline]
     fn callee_from(&mut self, slot: u32, realm: u32, procedure: &str, guess: u32) -> Option<Callee> {
-        let version = self.realms[realm as usize].version;
+        let version = self.routes_version(realm);
         if self.cache.is_at(guess, realm, RouteKind::Procedure, procedure, version) {
             self.metrics.count(Counter::RouteCacheHits);
             return Some(self.cache.get(guess as usize).callee);
@@ -104,8 +104,8 @@ impl Shard {
     /// Who is to be called, and the cache entry that says so; nothing when the URI is invalid.
     #[inline]
     fn callee(&mut self, realm: u32, procedure: &str) -> Option<(Callee, usize)> {
-        let state = &self.realms[realm as usize];
-        if let Some(at) = self.cache.find(realm, RouteKind::Procedure, procedure, state.version) {
+        let (state, version) = (&self.realms[realm as usize], self.routes_version(realm));
+        if let Some(at) = self.cache.find(realm, RouteKind::Procedure, procedure, version) {
             self.metrics.count(Counter::RouteCacheHits);
             return Some((self.cache.get(at).callee, at));
         }
@@ -116,7 +116,7 @@ impl Shard {
         self.metrics.count(Counter::RouteCacheMisses);
         let resolved = resolve_procedure(state, &self.folded, self.me, procedure);
         let callee = resolved.callee;
-        let at = self.cache.put(realm, RouteKind::Procedure, procedure, state.version, resolved);
+        let at = self.cache.put(realm, RouteKind::Procedure, procedure, version, resolved);
         Some((callee, at))
     }
 

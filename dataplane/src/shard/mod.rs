@@ -20,6 +20,7 @@ mod login;
 mod nodes;
 mod options;
 mod outbound;
+mod overlay;
 mod peers;
 mod realm;
 mod realms;
@@ -34,7 +35,7 @@ use crate::feed::{FeedDown, FeedUp};
 use crate::mesh::{Batch, Owner};
 use claims::Claims;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
-use common::ids::{BootEpoch, ID_MAX, RealmId, ShardId, ShardSet, SnapshotVersion};
+use common::ids::{BootEpoch, ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::{Counter, Gauge, Metrics};
 use conn::{Conn, IdMap, Phase, Session};
 use foldhash::fast::RandomState;
@@ -158,6 +159,10 @@ pub struct Shard {
     folded: Folded,
     nodes: Nodes,
     relay: Relay,
+    changes: remote::Changes,
+    upkeep: realms::Upkeep,
+    /// Grows with every change that can change answers of the route cache in all realms.
+    generation: u64,
     cache: Cache,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
@@ -226,6 +231,9 @@ impl Shard {
             folded: Folded::default(),
             nodes: Nodes::default(),
             relay: Relay::new(config.relay.clone(), &hasher),
+            changes: remote::Changes::default(),
+            upkeep: realms::Upkeep::default(),
+            generation: 0,
             cache: Cache::new(hasher.clone()),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
@@ -367,7 +375,11 @@ impl Shard {
             FeedDown::Peers(peers) => self.take_peers(&peers),
             FeedDown::Routes { first_seq, changes } => self.take_routes(first_seq, &changes),
             FeedDown::Revoke { realm, policy, uri } => self.revoke(realm, policy, &uri),
-            FeedDown::Resync => self.claims.start_resync(),
+            FeedDown::Unroute { seq, node } => self.take_unroute(seq, node),
+            FeedDown::Resync => {
+                self.changes.begin();
+                self.claims.start_resync();
+            }
             FeedDown::Stats => self.report(),
             FeedDown::Drain => self.drain(),
         }
@@ -418,12 +430,14 @@ impl Shard {
 
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.timers.deadline(), self.relay.deadline()].into_iter().flatten().min()
+        let upkeep = self.has_upkeep().then_some(self.now);
+        [upkeep, self.timers.deadline(), self.relay.deadline()].into_iter().flatten().min()
     }
 
     /// Time has passed; due timers act.
     pub fn timeout(&mut self, now: Instant) {
         self.set_now(now);
+        self.go_on_upkeep();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {
@@ -491,6 +505,20 @@ impl Shard {
     #[inline]
     fn global_id(&mut self) -> u64 {
         (self.rng.u64(..) & (ID_MAX - 1)) + 1
+    }
+
+    /// Which state of a realm's routes an answer of the cache must be of. A sum of two numbers that only grow.
+    #[inline]
+    fn routes_version(&self, realm: u32) -> u64 {
+        self.realms[realm as usize].version + self.generation
+    }
+
+    /// Another shard or node changed a route: what was resolved with it is resolved anew.
+    fn route_changed(&mut self, realm: u32, kind: RouteKind, policy: Match, uri: &str) {
+        match policy {
+            Match::Exact => self.cache.forget(realm, kind, uri),
+            Match::Prefix | Match::Wildcard => self.realms[realm as usize].version += 1,
+        }
     }
 
     fn token(&mut self) -> u64 {

@@ -27,6 +27,28 @@ impl NodeSet {
         self.0[node as usize / 64] &= !(1 << (node % 64));
     }
 
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        self.with_words(other, |mine, theirs| mine | theirs)
+    }
+
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        self.with_words(other, |mine, theirs| mine & !theirs)
+    }
+
+    #[must_use]
+    pub fn intersection(self, other: Self) -> Self {
+        self.with_words(other, |mine, theirs| mine & theirs)
+    }
+
+    fn with_words(mut self, other: Self, join: impl Fn(u64, u64) -> u64) -> Self {
+        for (word, theirs) in self.0.iter_mut().zip(other.0) {
+            *word = join(*word, theirs);
+        }
+        self
+    }
+
     #[inline]
     pub fn is_empty(self) -> bool {
         self.0 == [0; NODES_MAX / 64]

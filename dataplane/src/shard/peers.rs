@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::dealer::Answer;
+use super::overlay::Source;
 use super::realm::Realm;
 use crate::mesh::{Batch, Item, RouteSpan};
 use common::ids::{RealmId, ShardId, ShardSet};
@@ -69,14 +70,14 @@ impl Shard {
     }
 
     fn route_said(&mut self, from: ShardId, batch: &Batch, route: RouteSpan, wanted: bool, seq: u64) {
-        let realm = self.realm_of(route.realm);
-        let realm = &mut self.realms[realm as usize];
-        realm.overlay.say(route.kind, route.policy, batch.text(route.uri), from, wanted, seq);
-        realm.version += 1;
+        let (index, uri) = (self.realm_of(route.realm), batch.text(route.uri));
+        let realm = &mut self.realms[index as usize];
+        realm.overlay.say(route.kind, route.policy, uri, Source::Shard(from), wanted, seq);
         if !wanted && realm.overlay.is_thick() {
             let (id, folded) = (realm.id, &self.folded);
-            realm.overlay.thin_out(|kind, policy, uri| folded.shards(id, kind, policy, uri));
+            realm.overlay.thin_out(|kind, policy, uri| folded.exactly(id, kind, policy, uri).shards);
         }
+        self.route_changed(index, route.kind, route.policy, uri);
     }
 
     /// The index of a realm, which another shard may know before the snapshot that opens it has come here.

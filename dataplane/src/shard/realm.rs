@@ -1,6 +1,6 @@
 //! A realm as one shard sees it.
 
-use super::routes::Overlay;
+use super::overlay::Overlay;
 use crate::mesh::Owner;
 use common::ids::{Match, RealmId, ShardId, ShardSet};
 use common::pattern::PatternMap;
@@ -22,7 +22,7 @@ pub(super) struct Realm {
     pub id: RealmId,
     /// `None`: not (or no longer) a realm sessions may join; other shards' routes may already be here.
     pub settings: Option<Settings>,
-    /// Grows with every change that can change an answer of the route cache.
+    /// Grows with every change that can change many answers of the route cache; see `Shard::routes_version`.
     pub version: u64,
     /// Topics this shard's sessions are subscribed to, as indexes of the shard's topic table.
     pub topics: PatternMap<u32>,

@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::conn::Phase;
+use super::overlay::Sweep;
 use super::realm::Settings;
 use crate::feed::{FeedUp, SharedSnapshot};
 use common::ids::{RealmId, SnapshotVersion};
@@ -13,31 +14,110 @@ use std::time::Duration;
 /// How long the sessions of a removed realm may take to answer GOODBYE.
 const REALM_GOODBYE_TIME: Duration = Duration::from_secs(2);
 
+/// Realms opened or closed, and places of the overlays looked at, in one turn.
+const SLICE_REALMS_MAX: usize = 1_024;
+const SLICE_PLACES_MAX: usize = 2_048;
+/// What a realm without anything to sweep counts for, in places.
+const REALM_PLACES: usize = 2;
+
+/// Work that a snapshot leaves and that is done in slices, one a turn, so that no turn is long.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    taking: Option<Taking>,
+    /// The realm whose overlay is swept, and how far. None: nothing is left to sweep.
+    sweep: Option<(usize, Sweep)>,
+}
+
+/// A snapshot whose routes are in use, and whose realms are being opened and closed.
+#[derive(Debug)]
+struct Taking {
+    snapshot: SharedSnapshot,
+    /// Realms of the snapshot that are open.
+    opened: usize,
+    /// Realms of this shard that were looked at.
+    checked: usize,
+}
+
 impl Shard {
     pub(super) fn take_snapshot(&mut self, snapshot: &SharedSnapshot) {
-        for realm in snapshot.realms() {
+        let process = (self.config.epoch, self.config.shards);
+        if self.folded.take(snapshot, process, &mut self.nodes, self.changes.before()) {
+            self.generation += 1;
+            self.start_sweep();
+        }
+        self.upkeep.taking = Some(Taking { snapshot: snapshot.clone(), opened: 0, checked: 0 });
+        self.go_on_taking();
+        // Connections are accepted from the first snapshot on, and must find their realm.
+        while self.version == SnapshotVersion::default() && self.upkeep.taking.is_some() {
+            self.go_on_taking();
+        }
+        self.go_on_sweep();
+    }
+
+    /// True when a slice of work waits.
+    pub(super) fn has_upkeep(&self) -> bool {
+        self.upkeep.taking.is_some() || self.upkeep.sweep.is_some()
+    }
+
+    pub(super) fn go_on_upkeep(&mut self) {
+        if self.upkeep.taking.is_some() {
+            self.go_on_taking();
+        } else {
+            self.go_on_sweep();
+        }
+    }
+
+    fn go_on_taking(&mut self) {
+        let Some(mut taking) = self.upkeep.taking.take() else { return };
+        let snapshot = taking.snapshot.clone();
+        let mut left = SLICE_REALMS_MAX;
+        for realm in snapshot.realms_from(taking.opened).take(left) {
             self.open_realm(realm.id, realm.name, realm.strict, realm.uri_strict, realm.anonymous);
+            taking.opened += 1;
+            left -= 1;
         }
-        let gone: Vec<u32> = (0..self.realms.len() as u32)
-            .filter(|index| {
-                let realm = &self.realms[*index as usize];
-                realm.settings.is_some() && snapshot.realm(realm.id).is_none()
-            })
-            .collect();
-        for index in gone {
-            self.close_realm(index);
-        }
-        if self.folded.take(snapshot, self.config.epoch, self.config.shards) {
-            for realm in &mut self.realms {
-                realm.overlay.fold(|shard| snapshot.claims_folded(shard));
-                realm.version += 1;
+        let end = self.realms.len().min(taking.checked + left);
+        for index in taking.checked..end {
+            let realm = &self.realms[index];
+            if realm.settings.is_some() && snapshot.realm(realm.id).is_none() {
+                self.close_realm(index as u32);
             }
         }
-        self.taken(snapshot.version());
+        taking.checked = end;
+        if left > 0 && end == self.realms.len() {
+            self.taken(snapshot.version());
+        } else {
+            self.upkeep.taking = Some(taking);
+        }
+    }
+
+    /// Words of the overlays have lost their weight: they are to be swept up.
+    pub(super) fn start_sweep(&mut self) {
+        self.upkeep.sweep = Some((0, Sweep::default()));
+    }
+
+    fn go_on_sweep(&mut self) {
+        let Some((mut index, mut sweep)) = self.upkeep.sweep.take() else { return };
+        let mut left = SLICE_PLACES_MAX;
+        while let Some(realm) = self.realms.get_mut(index) {
+            let looked_at = realm.overlay.sweep(&mut sweep, &self.folded, left);
+            // Looking at a realm costs as much as some places, even when there is nothing.
+            left = left.saturating_sub(looked_at.max(REALM_PLACES));
+            if sweep.is_done() {
+                (index, sweep) = (index + 1, Sweep::default());
+            }
+            if left == 0 {
+                self.upkeep.sweep = Some((index, sweep));
+                return;
+            }
+        }
     }
 
     /// A change of realms only. The link thread has checked that it follows what is in use.
     pub(super) fn take_delta(&mut self, delta: &Delta) {
+        while self.upkeep.taking.is_some() {
+            self.go_on_taking();
+        }
         for realm in &delta.realms_put {
             self.open_realm(realm.id, &realm.name, realm.strict, realm.uri_strict, realm.anonymous);
         }
@@ -59,10 +139,12 @@ impl Shard {
     fn open_realm(&mut self, id: RealmId, name: &str, strict: bool, uri_strict: bool, anonymous: Anonymous) {
         let index = self.realm_of(id) as usize;
         let uri_rule = if uri_strict { UriRule::Strict } else { UriRule::Loose };
-        let settings = Settings { name: name.into(), strict, uri_rule, anonymous };
         let realm = &mut self.realms[index];
-        if realm.settings.as_ref() != Some(&settings) {
-            realm.settings = Some(settings);
+        let same = |old: &Settings| {
+            *old.name == *name && (old.strict, old.uri_rule, old.anonymous) == (strict, uri_rule, anonymous)
+        };
+        if !realm.settings.as_ref().is_some_and(same) {
+            realm.settings = Some(Settings { name: name.into(), strict, uri_rule, anonymous });
             realm.version += 1;
         }
     }

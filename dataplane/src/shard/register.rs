@@ -8,6 +8,7 @@ use super::Shard;
 use super::dealer::HeldCall;
 use super::options;
 use super::realm::{Procedure, Spread, Waiting};
+use super::routes::is_held_elsewhere;
 use crate::mesh::Item;
 use common::ids::{Match, RouteKind, ShardId, route_id};
 use common::metrics::Counter;
@@ -83,12 +84,13 @@ impl Shard {
         ShardId((id % self.config.shards as u64) as u8)
     }
 
-    /// As the home shard: gives a registration to `shard` unless somebody has it.
+    /// As the home shard: gives a registration to `shard` unless somebody has it, here or on another node.
     pub(super) fn claim_home(&mut self, realm: u32, policy: Match, uri: &str, shard: ShardId) -> bool {
-        let home = &mut self.realms[realm as usize].home;
-        let free = home.get(policy, uri).is_none();
+        let state = &mut self.realms[realm as usize];
+        let free =
+            state.home.get(policy, uri).is_none() && !is_held_elsewhere(state, &self.folded, policy, uri);
         if free {
-            home.insert(policy, uri, shard);
+            state.home.insert(policy, uri, shard);
         }
         free
     }

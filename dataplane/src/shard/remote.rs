@@ -1,20 +1,113 @@
 //! What the control plane says of other nodes: which there are, what they want, and which registrations are theirs.
 
 use super::Shard;
-use common::ids::{Match, RealmId};
+use super::overlay::Source;
+use common::ids::{Match, NodeId, RealmId};
 use common::link::{Peer, RouteChange};
+use common::metrics::Counter;
+use common::uri::wamp;
+use common::wire::encode::{self, Field};
+use common::wire::message::code;
+
+/// Numbers of changes of other nodes' routes that grow over all links.
+///
+/// Each link numbers them anew, and its first snapshot stands for all changes of the links before. So the numbers of a
+/// link are counted on from the last one seen before it.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Changes {
+    /// What is added to a number of this link.
+    before: u64,
+    /// The greatest number so far.
+    last: u64,
+}
+
+impl Changes {
+    /// A new link begins.
+    pub fn begin(&mut self) {
+        self.before = self.last;
+    }
+
+    pub fn before(self) -> u64 {
+        self.before
+    }
+
+    /// Changes from `first_seq` on come. Numbers of one link only grow, so one that was there before is another control
+    /// plane's.
+    fn expect(&mut self, first_seq: u64) {
+        if self.before.saturating_add(first_seq) <= self.last {
+            self.begin();
+        }
+    }
+
+    /// The number of a change that this link numbers `seq`.
+    fn number(&mut self, seq: u64) -> u64 {
+        let number = self.before.saturating_add(seq);
+        self.last = self.last.max(number);
+        number
+    }
+}
 
 impl Shard {
     /// A new list of nodes that may be sent to.
     pub(super) fn take_peers(&mut self, peers: &[Peer]) {
         self.nodes.replace(peers);
-        for realm in &mut self.realms {
-            realm.version += 1;
+        self.folded.live = self.nodes.live();
+        self.generation += 1;
+    }
+
+    /// Changes `first_seq`, `first_seq + 1`, ... of what other nodes want.
+    pub(super) fn take_routes(&mut self, first_seq: u64, changes: &[RouteChange]) {
+        self.changes.expect(first_seq);
+        for (seq, change) in (first_seq..).zip(changes) {
+            let seq = self.changes.number(seq);
+            // A node beyond the bound has no index and is not in the list of those that may be sent to.
+            let Some(source) = self.nodes.index(change.node).map(Source::Node) else { continue };
+            if !self.folded.lacks(source, seq) {
+                continue;
+            }
+            let realm = self.realm_of(change.realm);
+            let overlay = &mut self.realms[realm as usize].overlay;
+            overlay.say(change.kind, change.policy, &change.uri, source, change.wanted, seq);
+            self.route_changed(realm, change.kind, change.policy, &change.uri);
         }
         self.relay_peers();
     }
 
-    pub(super) fn take_routes(&mut self, _first_seq: u64, _changes: &[RouteChange]) {}
+    /// Change `seq`: the node wants nothing any more.
+    pub(super) fn take_unroute(&mut self, seq: u64, node: NodeId) {
+        self.changes.expect(seq);
+        let seq = self.changes.number(seq);
+        if let Some(node) = self.nodes.known(node) {
+            self.folded.end(node, seq);
+            self.generation += 1;
+            self.start_sweep();
+        }
+    }
 
-    pub(super) fn revoke(&mut self, _realm: RealmId, _policy: Match, _uri: &str) {}
+    /// The callee here of a registration loses it to another node's (WAMP, advanced profile, "Registration
+    /// Revocation"). Only the shard that holds it acts.
+    pub(super) fn revoke(&mut self, realm: RealmId, policy: Match, uri: &str) {
+        let Some(realm) = self.realm_index.get(&realm).map(|index| *index as usize) else { return };
+        let Some(index) = self.realms[realm].procedures.get(policy, uri).copied() else { return };
+        let procedure = &mut self.procedures[index as usize];
+        let (slot, registration) = (procedure.callee, procedure.id);
+        let waiting = std::mem::take(&mut procedure.spread.waiting);
+        self.metrics.count(Counter::RegistrationsRevoked);
+        self.session(slot).registrations.remove(&registration);
+        if waiting.is_empty() {
+            self.reply(slot, |serializer, out| {
+                let details = [
+                    ("registration", Field::UInt(registration)),
+                    ("reason", Field::Str("another node holds the registration")),
+                ];
+                encode::id_dict(serializer, out, code::UNREGISTERED, 0, &details);
+            });
+        }
+        for waiting in waiting {
+            self.session(slot).pending -= 1;
+            let text = format!("procedure {uri} is already registered");
+            self.error(slot, code::REGISTER, waiting.request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
+        }
+        self.remove_procedure(index, 0);
+    }
 }

@@ -2,157 +2,114 @@
 //!
 //! ```text
 //! (realm, URI) ─▶ cache ─miss─▶ local topics | procedures
-//!                               overlay   what other shards said since the snapshot
+//!                               overlay   what other shards and nodes said since the snapshot
 //!                               snapshot  what the control plane has folded in
 //! ```
-//! Invariants: this shard's own routes are answered by its local tables alone; an overlay entry leaves only when a
-//! snapshot in use stands for the claim it came from; the cache holds valid URIs only.
+//! Invariants: this shard's own routes are answered by its local tables alone; an overlay entry loses its weight only when a
+//! snapshot in use stands for the claim or change it came from; only nodes that live are answered; the cache holds valid
+//! URIs only.
 
-use super::nodes::NodeSet;
+use super::nodes::{NodeSet, Nodes};
+use super::overlay::{Source, Sources, Words};
 use super::realm::Realm;
 use crate::feed::SharedSnapshot;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet};
-use common::pattern::PatternMap;
+use common::snapshot::RouteView;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
-/// One other shard's latest word on a route.
-#[derive(Clone, Copy, Debug)]
-struct Word {
-    shard: ShardId,
-    wanted: bool,
-    /// The number of the claim that says the same to the control plane.
-    seq: u64,
-}
-
-/// What other shards said about one route since the snapshot.
-#[derive(Debug, Default)]
-pub(super) struct Words(Vec<Word>);
-
-impl Words {
-    fn say(&mut self, shard: ShardId, wanted: bool, seq: u64) {
-        match self.0.iter_mut().find(|word| word.shard == shard) {
-            Some(word) => *word = Word { shard, wanted, seq },
-            None => self.0.push(Word { shard, wanted, seq }),
-        }
-    }
-
-    fn wanted(&self) -> ShardSet {
-        self.0.iter().filter(|word| word.wanted).fold(ShardSet::EMPTY, |set, word| set.with(word.shard))
-    }
-
-    fn unwanted(&self) -> ShardSet {
-        self.0.iter().filter(|word| !word.wanted).fold(ShardSet::EMPTY, |set, word| set.with(word.shard))
-    }
-}
-
-/// The routes of other shards.
-#[derive(Debug, Default)]
-pub(super) struct Overlay {
-    topics: PatternMap<Words>,
-    procedures: PatternMap<Words>,
-    /// Routes that were left when it was last thinned out.
-    thinned: usize,
-}
-
-/// Routes of an overlay below which nothing is thinned out.
-const OVERLAY_THIN_MIN: usize = 4_096;
-
-impl Overlay {
-    pub fn kind(&self, kind: RouteKind) -> &PatternMap<Words> {
-        match kind {
-            RouteKind::Topic => &self.topics,
-            RouteKind::Procedure => &self.procedures,
-        }
-    }
-
-    fn kind_mut(&mut self, kind: RouteKind) -> &mut PatternMap<Words> {
-        match kind {
-            RouteKind::Topic => &mut self.topics,
-            RouteKind::Procedure => &mut self.procedures,
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.topics.len() + self.procedures.len()
-    }
-
-    pub fn say(&mut self, kind: RouteKind, policy: Match, uri: &str, shard: ShardId, wanted: bool, seq: u64) {
-        let map = self.kind_mut(kind);
-        match map.get_mut(policy, uri) {
-            Some(words) => words.say(shard, wanted, seq),
-            None => {
-                let mut words = Words::default();
-                words.say(shard, wanted, seq);
-                map.insert(policy, uri, words);
-            }
-        }
-    }
-
-    /// True when the overlay has doubled since it was last thinned out. Without a control plane no snapshot folds it,
-    /// and clients that come and go would leave their removals here for ever.
-    pub fn is_thick(&self) -> bool {
-        self.len() >= OVERLAY_THIN_MIN.max(2 * self.thinned)
-    }
-
-    /// Forgets removals of what `folded`, the snapshot's word on a route, does not have.
-    pub fn thin_out(&mut self, folded: impl Fn(RouteKind, Match, &str) -> ShardSet) {
-        for kind in [RouteKind::Topic, RouteKind::Procedure] {
-            self.kind_mut(kind).retain(|policy, uri, words| {
-                let held = folded(kind, policy, uri);
-                words.0.retain(|word| word.wanted || held.contains(word.shard));
-                !words.0.is_empty()
-            });
-        }
-        self.thinned = self.len();
-    }
-
-    /// Forgets what the snapshot stands for: claims of shard `i` up to `folded(i)`.
-    pub fn fold(&mut self, folded: impl Fn(usize) -> u64) {
-        for map in [&mut self.topics, &mut self.procedures] {
-            map.retain(|_, _, words| {
-                words.0.retain(|word| word.seq > folded(word.shard.index()));
-                !words.0.is_empty()
-            });
-        }
-    }
-}
-
-/// The routes of the snapshot in use, when they are those of this process.
+/// The routes of the snapshot in use, when they are those of this process, and which nodes live.
 #[derive(Debug, Default)]
 pub(super) struct Folded {
     snapshot: Option<SharedSnapshot>,
+    /// For each node of the snapshot, its index here; none when there are too many nodes.
+    indexes: Vec<Option<u16>>,
+    /// The number of the last change of other nodes' routes the snapshot stands for, as this shard counts them.
+    nodes_folded: u64,
+    /// For each node here, the number of the change that ended all it wanted before, or 0.
+    ends: Vec<u64>,
+    /// The nodes whose end the snapshot does not stand for.
+    ended: NodeSet,
+    /// The nodes that may be sent to.
+    pub live: NodeSet,
 }
 
 impl Folded {
     /// Takes the routes of a newer snapshot. False, and nothing changed, when they belong to another process or lack
-    /// claims that the routes in use have (a control plane that has just come back).
-    pub fn take(&mut self, snapshot: &SharedSnapshot, epoch: BootEpoch, shards: usize) -> bool {
+    /// claims that the routes in use have (a control plane that has just come back). `changes_before`: what is added to
+    /// the snapshot's number of changes of other nodes' routes to make it one of this shard's.
+    pub fn take(
+        &mut self,
+        snapshot: &SharedSnapshot,
+        (epoch, shards): (BootEpoch, usize),
+        nodes: &mut Nodes,
+        changes_before: u64,
+    ) -> bool {
         let covers = |old: &SharedSnapshot| {
             (0..shards).all(|shard| snapshot.claims_folded(shard) >= old.claims_folded(shard))
         };
         let fits = snapshot.epoch() == epoch && self.snapshot.as_ref().is_none_or(covers);
         if fits {
             self.snapshot = Some(snapshot.clone());
+            self.indexes = snapshot.nodes().map(|node| nodes.index(node)).collect();
+            self.nodes_folded = changes_before.saturating_add(snapshot.nodes_folded());
+            self.find_ended();
         }
         fits
+    }
+
+    /// Change `seq`: the node wants nothing any more.
+    pub fn end(&mut self, node: u16, seq: u64) {
+        let at = usize::from(node);
+        if self.ends.len() <= at {
+            self.ends.resize(at + 1, 0);
+        }
+        self.ends[at] = self.ends[at].max(seq);
+        self.find_ended();
+    }
+
+    fn find_ended(&mut self) {
+        self.ended = NodeSet::EMPTY;
+        for (node, end) in (0..).zip(&self.ends) {
+            if *end > self.nodes_folded {
+                self.ended.insert(node);
+            }
+        }
     }
 
     pub fn len(&self) -> usize {
         self.snapshot.as_ref().map_or(0, |snapshot| snapshot.routes_len())
     }
 
-    /// The shards that want what goes to exactly this route.
-    pub fn shards(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> ShardSet {
-        let mut shards = ShardSet::EMPTY;
-        // A pattern matches itself, read as a URI.
-        self.for_each_match(realm, kind, uri, |found_policy, found, wanted| {
-            if found_policy == policy && found == uri {
-                shards = wanted;
+    /// True when a word counts: the snapshot does not stand for it.
+    #[inline]
+    pub fn lacks(&self, source: Source, seq: u64) -> bool {
+        match source {
+            Source::Shard(shard) => {
+                seq > self.snapshot.as_ref().map_or(0, |snapshot| snapshot.claims_folded(shard.index()))
             }
-        });
-        shards
+            Source::Node(node) => {
+                let end = self.ends.get(usize::from(node)).copied().unwrap_or(0);
+                seq > self.nodes_folded && seq > end
+            }
+        }
+    }
+
+    /// Who wants what goes to exactly this route.
+    pub fn exactly(&self, realm: RealmId, kind: RouteKind, policy: Match, uri: &str) -> Sources {
+        let route = self.snapshot.as_ref().and_then(|snapshot| snapshot.get(realm, kind, policy, uri));
+        route.map_or_else(Sources::default, |route| self.sources(&route))
+    }
+
+    fn sources(&self, route: &RouteView<'_>) -> Sources {
+        let mut nodes = NodeSet::EMPTY;
+        for index in route.nodes.iter() {
+            if let Some(Some(node)) = self.indexes.get(usize::from(index)) {
+                nodes.insert(*node);
+            }
+        }
+        Sources { shards: route.shards, nodes: nodes.minus(self.ended) }
     }
 
     fn for_each_match<'a>(
@@ -160,10 +117,12 @@ impl Folded {
         realm: RealmId,
         kind: RouteKind,
         uri: &str,
-        mut found: impl FnMut(Match, &'a str, ShardSet),
+        mut found: impl FnMut(Match, &'a str, Sources),
     ) {
         if let Some(snapshot) = &self.snapshot {
-            snapshot.for_each_match(realm, kind, uri, |route| found(route.policy, route.uri, route.shards));
+            snapshot.for_each_match(realm, kind, uri, |route| {
+                found(route.policy, route.uri, self.sources(&route));
+            });
         }
     }
 }
@@ -176,6 +135,17 @@ pub(super) enum Callee {
     /// On another node.
     Node(u16),
     Nobody,
+}
+
+impl Callee {
+    fn nearness(self) -> u8 {
+        match self {
+            Self::Local(_) => 3,
+            Self::Remote(_) => 2,
+            Self::Node(_) => 1,
+            Self::Nobody => 0,
+        }
+    }
 }
 
 /// A resolved URI.
@@ -207,6 +177,9 @@ pub(super) struct Cache {
     hasher: RandomState,
 }
 
+/// A version no realm's routes have.
+const NEVER: u64 = 0;
+
 /// Entries after which the cache starts afresh.
 pub(super) const ROUTE_CACHE_MAX: usize = 65_536;
 
@@ -237,6 +210,18 @@ impl Cache {
         self.entries.get(at as usize).is_some_and(|entry| {
             entry.version == version && entry.realm == realm && entry.kind == kind && *entry.uri == *uri
         })
+    }
+
+    /// Forgets what a URI was resolved to.
+    pub fn forget(&mut self, realm: u32, kind: RouteKind, uri: &str) {
+        let hash = Self::hash(&self.hasher, realm, kind, uri);
+        let found = self.index.find(hash, |at| {
+            let entry = &self.entries[*at as usize];
+            entry.realm == realm && entry.kind == kind && *entry.uri == *uri
+        });
+        if let Some(at) = found {
+            self.entries[*at as usize].version = NEVER;
+        }
     }
 
     #[inline]
@@ -276,62 +261,83 @@ impl Cache {
 pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &str) -> Resolved {
     let mut topics = Vec::new();
     realm.topics.for_each_match(uri, |_, _, topic| topics.push(*topic));
-    let mut shards = ShardSet::EMPTY;
+    let (mut shards, mut nodes) = (ShardSet::EMPTY, NodeSet::EMPTY);
+    let mut add = |found: Sources| {
+        shards = shards.union(found.shards);
+        nodes = nodes.union(found.nodes);
+    };
     let overlay = realm.overlay.kind(RouteKind::Topic);
-    overlay.for_each_match(uri, |_, _, words| shards = shards.union(words.wanted()));
-    folded.for_each_match(realm.id, RouteKind::Topic, uri, |policy, pattern, wanted| {
-        let gone = overlay.get(policy, pattern).map_or(ShardSet::EMPTY, Words::unwanted);
-        shards = shards.union(wanted.minus(gone));
+    overlay.for_each_match(uri, |_, _, words| add(words.wanted(folded)));
+    folded.for_each_match(realm.id, RouteKind::Topic, uri, |policy, pattern, held| {
+        add(still_wanted(held, overlay.get(policy, pattern), folded));
     });
-    Resolved { topics, shards: shards.without(me), nodes: NodeSet::EMPTY, callee: Callee::Nobody }
+    Resolved {
+        topics,
+        shards: shards.without(me),
+        nodes: nodes.intersection(folded.live),
+        callee: Callee::Nobody,
+    }
+}
+
+/// What of a route of the snapshot was not taken back since.
+fn still_wanted(held: Sources, words: Option<&Words>, folded: &Folded) -> Sources {
+    let Some(words) = words else { return held };
+    let gone = words.unwanted(folded);
+    Sources { shards: held.shards.minus(gone.shards), nodes: held.nodes.minus(gone.nodes) }
 }
 
 /// The one callee of a call to `uri`: exact, else the longest prefix, else the wildcard whose literal runs are longest
-/// from the left (WAMP, advanced profile, "Pattern-based Registrations"). A local callee is preferred to another
-/// shard's for the same pattern.
+/// from the left (WAMP, advanced profile, "Pattern-based Registrations"). For the same pattern a local callee is
+/// preferred to another shard's, and that to another node's.
 pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri: &str) -> Resolved {
-    let mut best: Option<(Match, &str, Callee)> = None;
-    let mut offer = |policy: Match, pattern, callee| {
-        let better = match best {
-            None => true,
-            Some((best_policy, best_pattern, best_callee)) => {
-                match precedence(policy, pattern).cmp(&precedence(best_policy, best_pattern)) {
-                    std::cmp::Ordering::Equal => {
-                        !matches!(best_callee, Callee::Local(_)) && callee != Callee::Nobody
-                    }
-                    order => order.is_gt(),
-                }
-            }
+    let mut best: Option<(Precedence, Callee)> = None;
+    let mut offer = |policy: Match, pattern: &str, callee: Callee| {
+        let offered = (precedence(policy, pattern), callee);
+        let better = |best: &(Precedence, Callee)| {
+            offered.0.cmp(&best.0).then(offered.1.nearness().cmp(&best.1.nearness())).is_gt()
         };
-        if better {
-            best = Some((policy, pattern, callee));
+        if best.as_ref().is_none_or(better) {
+            best = Some(offered);
         }
     };
     realm.procedures.for_each_match(uri, |policy, pattern, procedure| {
         offer(policy, pattern, Callee::Local(*procedure));
     });
-    let overlay = realm.overlay.kind(RouteKind::Procedure);
-    folded.for_each_match(realm.id, RouteKind::Procedure, uri, |policy, pattern, shards| {
-        let gone = overlay.get(policy, pattern).map_or(ShardSet::EMPTY, Words::unwanted);
-        if let Some(shard) = shards.minus(gone).without(me).iter().next() {
+    let mut offer_sources = |policy: Match, pattern: &str, sources: Sources| {
+        if let Some(shard) = sources.shards.without(me).iter().next() {
             offer(policy, pattern, Callee::Remote(shard));
+        } else if let Some(node) = sources.nodes.intersection(folded.live).iter().next() {
+            offer(policy, pattern, Callee::Node(node));
         }
+    };
+    let overlay = realm.overlay.kind(RouteKind::Procedure);
+    folded.for_each_match(realm.id, RouteKind::Procedure, uri, |policy, pattern, held| {
+        offer_sources(policy, pattern, still_wanted(held, overlay.get(policy, pattern), folded));
     });
     overlay.for_each_match(uri, |policy, pattern, words| {
-        if let Some(shard) = words.wanted().without(me).iter().next() {
-            offer(policy, pattern, Callee::Remote(shard));
-        }
+        offer_sources(policy, pattern, words.wanted(folded));
     });
     Resolved {
         topics: Vec::new(),
         shards: ShardSet::EMPTY,
         nodes: NodeSet::EMPTY,
-        callee: best.map_or(Callee::Nobody, |(_, _, callee)| callee),
+        callee: best.map_or(Callee::Nobody, |(_, callee)| callee),
     }
 }
 
+/// True when another node that lives holds exactly this registration.
+pub(super) fn is_held_elsewhere(realm: &Realm, folded: &Folded, policy: Match, uri: &str) -> bool {
+    let words = realm.overlay.kind(RouteKind::Procedure).get(policy, uri);
+    let held = folded.exactly(realm.id, RouteKind::Procedure, policy, uri);
+    let held = still_wanted(held, words, folded).nodes;
+    let said = words.map_or(NodeSet::EMPTY, |words| words.wanted(folded).nodes);
+    !held.union(said).intersection(folded.live).is_empty()
+}
+
+type Precedence = (u8, Vec<usize>);
+
 /// How strong a matching pattern's claim on a call is; the greatest is chosen.
-fn precedence(policy: Match, pattern: &str) -> (u8, Vec<usize>) {
+fn precedence(policy: Match, pattern: &str) -> Precedence {
     match policy {
         Match::Exact => (2, Vec::new()),
         Match::Prefix => (1, vec![pattern.split('.').count(), pattern.len()]),
@@ -355,85 +361,218 @@ fn literal_runs(pattern: &str) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::ids::SnapshotVersion;
+    use crate::shard::overlay::{OVERLAY_THIN_MIN, Sweep};
+    use common::ids::{NodeId, SnapshotVersion};
+    use common::link::Peer;
+    use common::snapshot::{Route, Snapshot};
     use std::sync::Arc;
+
+    const EPOCH: BootEpoch = BootEpoch(1);
+    const ME: ShardId = ShardId(0);
+    const A: ShardId = ShardId(1);
+    const B: ShardId = ShardId(2);
 
     fn realm() -> Realm {
         Realm::new(RealmId::of("realm1"))
     }
 
+    fn node(n: u8) -> NodeId {
+        NodeId([n; 16])
+    }
+
+    /// Nodes 1 to 4, of which 1 to 3 live, and what is folded.
+    struct Cluster {
+        folded: Folded,
+        nodes: Nodes,
+        version: u64,
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            let mut cluster = Self { folded: Folded::default(), nodes: Nodes::default(), version: 0 };
+            for n in 1..5 {
+                cluster.nodes.index(node(n));
+            }
+            let peer = |n| Peer { node: node(n), epoch: EPOCH, relay: "127.0.0.1:1".into() };
+            cluster.nodes.replace(&[1, 2, 3].map(peer));
+            cluster.folded.live = cluster.nodes.live();
+            cluster
+        }
+
+        /// A snapshot of routes of realm1, taken after `changes_before` changes of earlier links.
+        fn take(
+            &mut self,
+            routes: &[(RouteKind, Match, &str, ShardSet, &[u8])],
+            (claims_folded, nodes_folded): (u64, u64),
+            changes_before: u64,
+        ) {
+            self.version += 1;
+            let route =
+                |(kind, policy, uri, shards, nodes): &(RouteKind, Match, &str, ShardSet, &[u8])| Route {
+                    realm: RealmId::of("realm1"),
+                    kind: *kind,
+                    policy: *policy,
+                    uri: (*uri).to_owned(),
+                    shards: shards.0,
+                    nodes: nodes.iter().copied().map(node).collect(),
+                };
+            let source = common::snapshot::Source {
+                version: SnapshotVersion(self.version),
+                epoch: EPOCH,
+                claims_folded: vec![claims_folded; 3],
+                nodes_folded,
+                routes: routes.iter().map(route).collect(),
+                ..Default::default()
+            };
+            let bytes = bytes::Bytes::from_owner(common::snapshot::build(&source, 1));
+            let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
+            assert!(self.folded.take(&snapshot, (EPOCH, 3), &mut self.nodes, changes_before));
+        }
+
+        fn nodes_of(&self, realm: &Realm, uri: &str) -> Vec<u16> {
+            resolve_topic(realm, &self.folded, ME, uri).nodes.iter().collect()
+        }
+    }
+
+    fn sweep(realm: &mut Realm, folded: &Folded) {
+        let mut sweep = Sweep::default();
+        while !sweep.is_done() {
+            realm.overlay.sweep(&mut sweep, folded, 3);
+        }
+    }
+
     #[test]
     fn the_latest_word_of_a_shard_counts() {
         let mut realm = realm();
-        let (a, b) = (ShardId(1), ShardId(2));
-        realm.overlay.say(RouteKind::Topic, Match::Exact, "t.x", a, true, 1);
-        realm.overlay.say(RouteKind::Topic, Match::Prefix, "t", b, true, 1);
-        let folded = Folded::default();
-        let resolved = resolve_topic(&realm, &folded, ShardId(0), "t.x");
-        assert_eq!(resolved.shards, ShardSet::one(a).with(b));
-        realm.overlay.say(RouteKind::Topic, Match::Exact, "t.x", a, false, 2);
-        assert_eq!(resolve_topic(&realm, &folded, ShardId(0), "t.x").shards, ShardSet::one(b));
-        realm.overlay.fold(|_| 1);
-        assert_eq!(realm.overlay.len(), 1, "the removal is newer than the fold and stays");
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "t.x", Source::Shard(A), true, 1);
+        realm.overlay.say(RouteKind::Topic, Match::Prefix, "t", Source::Shard(B), true, 1);
+        let mut cluster = Cluster::new();
+        let shards =
+            |realm: &Realm, cluster: &Cluster| resolve_topic(realm, &cluster.folded, ME, "t.x").shards;
+        assert_eq!(shards(&realm, &cluster), ShardSet::one(A).with(B));
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "t.x", Source::Shard(A), false, 2);
+        assert_eq!(shards(&realm, &cluster), ShardSet::one(B));
+        cluster.take(&[], (1, 0), 0);
+        assert_eq!(shards(&realm, &cluster), ShardSet::EMPTY, "what the snapshot stands for has no weight");
+        sweep(&mut realm, &cluster.folded);
+        assert_eq!(realm.overlay.len(), 1, "the removal is newer than the snapshot and stays");
+    }
+
+    #[test]
+    fn nodes_come_from_overlay_and_snapshot_and_only_live_ones_are_named() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        let exact = (RouteKind::Topic, Match::Exact, "a.b", ShardSet::one(A), &[1, 2, 4][..]);
+        let prefix = (RouteKind::Topic, Match::Prefix, "a", ShardSet::EMPTY, &[3][..]);
+        cluster.take(&[exact, prefix], (0, 10), 0);
+        assert_eq!(cluster.nodes_of(&realm, "a.b"), [0, 1, 2], "4 is down");
+        assert_eq!(cluster.nodes_of(&realm, "a.c"), [2]);
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "a.b", Source::Node(1), false, 11);
+        realm.overlay.say(RouteKind::Topic, Match::Wildcard, "a.", Source::Node(0), true, 12);
+        assert_eq!(cluster.nodes_of(&realm, "a.b"), [0, 2]);
+        assert_eq!(cluster.nodes_of(&realm, "a.c"), [0, 2]);
+        cluster.nodes.replace(&[]);
+        cluster.folded.live = cluster.nodes.live();
+        assert!(cluster.nodes_of(&realm, "a.b").is_empty());
+        assert_eq!(resolve_topic(&realm, &cluster.folded, ME, "a.b").shards, ShardSet::one(A));
+    }
+
+    #[test]
+    fn a_snapshot_stands_for_changes_up_to_its_number_and_for_all_of_earlier_links() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "a", Source::Node(0), true, 5);
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "a", Source::Node(1), true, 6);
+        cluster.take(&[(RouteKind::Topic, Match::Exact, "a", ShardSet::EMPTY, &[3])], (0, 5), 0);
+        assert_eq!(cluster.nodes_of(&realm, "a"), [1, 2], "change 5 is folded in, and is a removal by now");
+        cluster.take(&[], (0, 0), 100);
+        assert!(cluster.nodes_of(&realm, "a").is_empty());
+        sweep(&mut realm, &cluster.folded);
+        assert_eq!(realm.overlay.len(), 0);
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "a", Source::Node(2), true, 101);
+        assert_eq!(cluster.nodes_of(&realm, "a"), [2]);
+    }
+
+    #[test]
+    fn a_node_that_ended_wants_only_what_it_said_afterwards() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        let routes = [(RouteKind::Topic, Match::Exact, "a", ShardSet::EMPTY, &[1, 2][..])];
+        cluster.take(&routes, (0, 3), 0);
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "b", Source::Node(0), true, 4);
+        cluster.folded.end(0, 5);
+        assert_eq!((cluster.nodes_of(&realm, "a"), cluster.nodes_of(&realm, "b")), (vec![1], vec![]));
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "a", Source::Node(0), true, 6);
+        assert_eq!(cluster.nodes_of(&realm, "a"), [0, 1]);
+        cluster.take(&routes, (0, 4), 0);
+        assert!(cluster.nodes_of(&realm, "b").is_empty(), "a snapshot from before the end changes nothing");
+        cluster.take(&routes, (0, 6), 0);
+        assert_eq!(cluster.nodes_of(&realm, "a"), [0, 1], "one from after it has the node's new routes");
+    }
+
+    #[test]
+    fn calls_prefer_the_better_pattern_then_the_nearer_callee() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        let callee = |realm: &Realm, cluster: &Cluster, uri: &str| {
+            resolve_procedure(realm, &cluster.folded, ME, uri).callee
+        };
+        let routes = [
+            (RouteKind::Procedure, Match::Exact, "p.a", ShardSet::EMPTY, &[4, 2][..]),
+            (RouteKind::Procedure, Match::Prefix, "p", ShardSet::one(A), &[1]),
+        ];
+        cluster.take(&routes, (0, 0), 0);
+        assert_eq!(callee(&realm, &cluster, "p.a"), Callee::Node(1), "exact before prefix; 4 is down");
+        assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Remote(A), "this node before another");
+        realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.a", Source::Shard(B), true, 1);
+        assert_eq!(callee(&realm, &cluster, "p.a"), Callee::Remote(B));
+        realm.procedures.insert(Match::Exact, "p.a", 7);
+        assert_eq!(callee(&realm, &cluster, "p.a"), Callee::Local(7));
+        realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.b", Source::Node(2), true, 1);
+        assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Node(2));
+        realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.b", Source::Node(2), false, 2);
+        assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Remote(A));
+        assert!(is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.a"));
+        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.b"));
+        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Prefix, "p.a"));
+        cluster.nodes.replace(&[]);
+        cluster.folded.live = cluster.nodes.live();
+        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.a"), "its node is down");
     }
 
     #[test]
     fn removals_do_not_pile_up_while_no_snapshot_comes() {
-        let (epoch, a) = (BootEpoch(1), ShardId(1));
         let mut realm = realm();
         let held = [(Match::Exact, "held.x"), (Match::Prefix, "held"), (Match::Wildcard, "held..y")];
-        let mut routes: Vec<_> = held
-            .map(|(policy, uri)| common::snapshot::Route {
-                realm: realm.id,
-                kind: RouteKind::Topic,
-                policy,
-                uri: uri.to_owned(),
-                shards: ShardSet::one(a).0,
-                nodes: vec![],
-            })
-            .to_vec();
-        routes.sort_by(|x, y| (x.policy, &x.uri).cmp(&(y.policy, &y.uri)));
-        let source = common::snapshot::Source {
-            version: SnapshotVersion(1),
-            epoch,
-            claims_folded: vec![0, 3],
-            nodes_folded: 0,
-            realms: vec![common::snapshot::Realm {
-                id: realm.id,
-                name: "realm1".to_owned(),
-                strict: false,
-                uri_strict: false,
-                anonymous: common::snapshot::Anonymous::Anybody,
-            }],
-            routes,
-        };
-        let bytes = bytes::Bytes::from_owner(common::snapshot::build(&source, 1));
-        let mut folded = Folded::default();
-        let snapshot = Arc::new(common::snapshot::Snapshot::check(bytes).expect("a built snapshot is valid"));
-        assert!(folded.take(&snapshot, epoch, 2));
+        let route = |(policy, uri)| (RouteKind::Topic, policy, uri, ShardSet::one(A), &[][..]);
+        let mut cluster = Cluster::new();
+        cluster.take(&held.map(route), (3, 0), 0);
+        let folded = &cluster.folded;
 
         for (seq, (policy, uri)) in (4..).zip(held) {
-            realm.overlay.say(RouteKind::Topic, policy, uri, a, false, seq);
+            realm.overlay.say(RouteKind::Topic, policy, uri, Source::Shard(A), false, seq);
         }
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "other", Source::Node(0), false, 1);
+        let thin_out = |realm: &mut Realm| {
+            let id = realm.id;
+            realm.overlay.thin_out(|kind, policy, uri| folded.exactly(id, kind, policy, uri).shards);
+        };
         for seq in 10..100_000 {
             let uri = format!("come.and.gone{seq}");
-            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, a, true, seq);
-            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, a, false, seq + 1);
+            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, Source::Shard(A), true, seq);
+            realm.overlay.say(RouteKind::Topic, Match::Exact, &uri, Source::Shard(A), false, seq + 1);
             if realm.overlay.is_thick() {
-                realm.overlay.thin_out(|kind, policy, uri| folded.shards(realm.id, kind, policy, uri));
+                thin_out(&mut realm);
             }
             assert!(realm.overlay.len() <= OVERLAY_THIN_MIN);
         }
-        realm.overlay.thin_out(|kind, policy, uri| folded.shards(realm.id, kind, policy, uri));
-        assert_eq!(realm.overlay.len(), held.len(), "what the snapshot still has stays removed");
-        assert_eq!(resolve_topic(&realm, &folded, ShardId(0), "held.x").shards, ShardSet::EMPTY);
+        thin_out(&mut realm);
+        assert_eq!(realm.overlay.len(), held.len() + 1, "what the snapshot still has stays removed");
+        assert_eq!(resolve_topic(&realm, folded, ME, "held.x").shards, ShardSet::EMPTY);
     }
 
     #[test]
     fn calls_go_to_the_exact_then_the_longest_prefix_then_the_best_wildcard() {
         let mut realm = realm();
         let say = |realm: &mut Realm, policy, uri, shard| {
-            realm.overlay.say(RouteKind::Procedure, policy, uri, ShardId(shard), true, 1);
+            let source = Source::Shard(ShardId(shard));
+            realm.overlay.say(RouteKind::Procedure, policy, uri, source, true, 1);
         };
         say(&mut realm, Match::Exact, "a1.b2.c3.d4.e55", 1);
         say(&mut realm, Match::Prefix, "a1.b2.c3", 2);
@@ -465,6 +604,9 @@ mod tests {
         assert_eq!(cache.find(0, RouteKind::Topic, "a", 1), Some(at));
         assert_eq!(cache.find(0, RouteKind::Procedure, "a", 1), None);
         assert_eq!(cache.find(0, RouteKind::Topic, "a", 2), None);
+        cache.forget(0, RouteKind::Topic, "a");
+        cache.forget(0, RouteKind::Topic, "never");
+        assert_eq!(cache.find(0, RouteKind::Topic, "a", 1), None);
         assert_eq!(cache.put(0, RouteKind::Topic, "a", 2, resolved()), at, "an outdated entry is replaced");
         for n in 0..ROUTE_CACHE_MAX + 10 {
             cache.put(0, RouteKind::Topic, &format!("u{n}"), 2, resolved());
