@@ -3,17 +3,20 @@
 //!
 //! ```text
 //! Frame ─▶ link session ─▶ registry ─┐
-//! realm put, removed ─▶ catalog ─────┴▶ publisher ─▶ Send | Build ─▶ Built
+//! realm put, removed ─▶ catalog ─────┼▶ publisher ─▶ Send | Build ─▶ Built
+//! other nodes' routes ─▶ remote ─────┘
 //! ```
 //! Invariants: at most one link is the data plane's; a second one is refused while the first lives; claims outlive the
 //! link and go only when a data plane of another epoch says hello; nothing is sent before a `Welcome`.
 
 use crate::catalog::Catalog;
+use crate::fold::Fold;
 use crate::publish::{Policy, Publish, Publisher};
-use crate::registry::{ClaimError, Registry};
+use crate::registry::{ClaimError, LocalChange, Registry};
+use crate::remote::Remote;
 use common::config::RealmConfig;
-use common::ids::{BootEpoch, SHARDS_MAX, ShardId, SnapshotVersion};
-use common::link::{Down, LINK_PROTOCOL, Up};
+use common::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, SHARDS_MAX, ShardId, SnapshotVersion};
+use common::link::{Down, LINK_PROTOCOL, Peer, RouteChange, Up};
 use common::snapshot::Source;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -27,7 +30,15 @@ pub struct Node {
     pid: u32,
     catalog: Catalog,
     registry: Registry,
+    remote: Remote,
     publisher: Publisher,
+    /// The nodes that may be sent to; none: there is no cluster, or it has not said.
+    peers: Option<Vec<Peer>>,
+    peers_due: bool,
+    /// Frames that the link's queue takes.
+    room: usize,
+    /// When there is more to do though nothing comes.
+    again_at: Option<Instant>,
     link: Option<DataPlane>,
     draining: bool,
     counts: Counts,
@@ -72,10 +83,11 @@ pub enum Output {
     Close {
         link: LinkId,
     },
-    /// Build the snapshot, send it and say [`Node::built`].
+    /// Build the snapshot, off this task, send it and say [`Node::built`].
     Build {
         link: LinkId,
-        source: Source,
+        version: SnapshotVersion,
+        fold: Box<Fold>,
     },
     /// Realm changes up to this number are in use by all shards.
     RealmsTaken {
@@ -158,7 +170,12 @@ impl Node {
             pid: config.pid,
             catalog: config.catalog,
             registry: Registry::default(),
+            remote: Remote::default(),
             publisher: Publisher::new(config.policy, config.version_last),
+            peers: None,
+            peers_due: false,
+            room: usize::MAX,
+            again_at: None,
             link: None,
             draining: false,
             counts: Counts::default(),
@@ -205,6 +222,8 @@ impl Node {
         let _ = now;
         if let Some(data) = self.link.take_if(|data| data.link == link) {
             self.publisher.receiver_lost();
+            self.remote.stop();
+            self.registry.note_local(LocalChange::Lost);
             self.outputs.push_back(Output::Notice(Notice::Lost { pid: data.pid, expected: data.draining }));
         }
     }
@@ -230,6 +249,69 @@ impl Node {
         Some(self.publisher.realm_changed(now, id, None))
     }
 
+    /// Other nodes want, or no longer want, routes. The data plane is told at once, and by the next snapshot.
+    pub fn remote_routes(&mut self, now: Instant, changes: Vec<RouteChange>) {
+        let mut changed = 0;
+        for change in changes {
+            changed += u64::from(self.remote.change(change));
+        }
+        self.remote_changed(now, changed);
+    }
+
+    /// A node wants nothing any more: it is down, gone, or began anew.
+    pub fn remote_reset(&mut self, now: Instant, node: NodeId) {
+        let changed = self.remote.reset(node);
+        self.remote_changed(now, u64::from(changed));
+    }
+
+    fn remote_changed(&mut self, now: Instant, count: u64) {
+        self.publisher.routes_changed(now, count, self.registry.is_settled());
+        if self.remote.is_withheld() {
+            self.publisher.behind();
+        }
+    }
+
+    /// All nodes that may be sent to, in place of those before. A route to a node that is not among them has no effect, so a
+    /// node is taken off before its routes are reset, and put on once its routes are there.
+    pub fn peers(&mut self, peers: Vec<Peer>) {
+        assert!(peers.len() <= NODES_MAX, "membership has a bound");
+        self.peers_due |= self.peers.as_ref() != Some(&peers);
+        self.peers = Some(peers);
+    }
+
+    /// Another node holds this registration with the better right. False: there is no data plane to be told.
+    pub fn revoke(&mut self, realm: RealmId, policy: Match, uri: &str) -> bool {
+        let Some(data) = &self.link else { return false };
+        let frame = Down::Revoke { realm, policy, uri: uri.to_owned() };
+        self.outputs.push_back(Output::Send { link: data.link, frame });
+        true
+    }
+
+    /// While `hold` is true the data plane gets no snapshot and hears nothing of other nodes, because too little is known of
+    /// them: a data plane that is new does not serve yet, one that runs goes on with what it has.
+    pub fn hold(&mut self, hold: bool) {
+        self.publisher.hold(hold);
+    }
+
+    /// From here on [`Node::take_local`] tells of this node's routes; first come all there are.
+    pub fn watch_local(&mut self) {
+        self.registry.watch_local();
+        if let Some(data) = &self.link {
+            self.registry.note_local_first(LocalChange::Linked { epoch: data.epoch, known: false });
+        }
+    }
+
+    /// What other nodes must learn, in order. To be called after each event once [`Node::watch_local`] was.
+    pub fn take_local(&mut self) -> Vec<LocalChange> {
+        self.registry.take_local()
+    }
+
+    /// How many frames the queue of the data plane's link takes. Changes of routes wait when it is short of room; what cannot
+    /// wait has [`ROOM_KEPT`] frames of its own.
+    pub fn link_room(&mut self, frames: usize) {
+        self.room = frames;
+    }
+
     /// Tells the data plane to say goodbye to everybody and exit. True when one is linked.
     pub fn drain(&mut self) -> bool {
         self.draining = true;
@@ -243,16 +325,20 @@ impl Node {
         if let Some(output) = self.outputs.pop_front() {
             return Some(output);
         }
+        self.again_at = self.remote.sweep().then(|| now + SWEEP_PAUSE);
         let link = self.link.as_ref()?.link;
+        if let Some(frame) = self.told_of_nodes(now) {
+            return Some(Output::Send { link, frame });
+        }
         Some(match self.publisher.poll(now, wall_us)? {
             Publish::Delta(delta) => Output::Send { link, frame: Down::Delta(delta) },
-            Publish::Full { version } => Output::Build { link, source: self.source(version) },
+            Publish::Full { version } => Output::Build { link, version, fold: Box::new(self.fold(version)) },
         })
     }
 
     /// When [`Node::poll`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.publisher.deadline()
+        [self.publisher.deadline(), self.again_at].into_iter().flatten().min()
     }
 
     pub fn ready(&self) -> Result<(), Unready> {
@@ -262,6 +348,10 @@ impl Node {
         }
         self.publisher.taken_version().ok_or(Unready::NoSnapshot)?;
         if data.listeners.is_empty() { Err(Unready::NotListening) } else { Ok(()) }
+    }
+
+    pub fn remote(&self) -> &Remote {
+        &self.remote
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -299,9 +389,30 @@ impl Node {
         if self.draining {
             self.outputs.push_back(Output::Send { link, frame: Down::Drain });
         }
+        self.registry.note_local(LocalChange::Linked { epoch: data.epoch, known });
         self.link = Some(data);
+        self.remote.stop();
+        self.peers_due = self.peers.is_some();
         self.publisher.receiver_new(now);
         self.publisher.routes_changed(now, 0, self.registry.is_settled());
+    }
+
+    /// The next frame about other nodes.
+    fn told_of_nodes(&mut self, now: Instant) -> Option<Down> {
+        if self.publisher.is_held() {
+            return None;
+        }
+        if std::mem::take(&mut self.peers_due) {
+            return self.peers.clone().map(|peers| Down::Peers { peers });
+        }
+        if self.room <= ROOM_KEPT {
+            let retry = self.remote.has_frame().then(|| now + ROOM_RETRY);
+            self.again_at = [self.again_at, retry].into_iter().flatten().min();
+            return None;
+        }
+        let frame = self.remote.frame()?;
+        self.room -= 1;
+        Some(frame)
     }
 
     /// A frame of the data plane that is linked; the error says why it cannot be.
@@ -380,15 +491,17 @@ impl Node {
         self.outputs.push_back(Output::Close { link });
     }
 
-    fn source(&self, version: SnapshotVersion) -> Source {
-        Source {
+    fn fold(&mut self, version: SnapshotVersion) -> Fold {
+        let remote = self.remote.share();
+        let head = Source {
             version,
             epoch: self.registry.epoch().unwrap_or_default(),
             claims_folded: self.registry.claims_folded(),
-            nodes_folded: 0,
+            nodes_folded: remote.folded,
             realms: self.catalog.realms(),
-            routes: self.registry.routes(|realm| self.catalog.contains(realm)),
-        }
+            routes: Vec::new(),
+        };
+        Fold { head, local: self.registry.share(), remote }
     }
 }
 
@@ -409,6 +522,12 @@ impl DataPlane {
     }
 }
 
+/// Frames of the link's queue that changes of routes leave to others.
+const ROOM_KEPT: usize = 16;
+/// Between two slices of the sweep of routes that nobody wants any more.
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
+/// How soon a link without room is looked at again.
+const ROOM_RETRY: Duration = Duration::from_millis(2);
 /// Most listeners a data plane may name.
 const LISTENERS_MAX: usize = 256;
 /// How much of a data plane's version is kept.
@@ -453,24 +572,25 @@ mod tests {
         Claim::Routed { realm, kind: RouteKind::Topic, policy: Match::Exact, uri: uri.into() }
     }
 
-    fn serve(node: &mut Node, now: Instant) -> Source {
+    fn serve(node: &mut Node, now: Instant) -> Box<Fold> {
         node.frame(now, A, hello(5));
         let listeners = vec![("websocket".into(), "127.0.0.1:1".into())];
         node.frame(now, A, Up::Listening { listeners });
         let mut outputs = drain(node, now);
-        let Some(Output::Build { link: A, source }) = outputs.pop() else { panic!("no build") };
+        let Some(Output::Build { link: A, fold, .. }) = outputs.pop() else { panic!("no build") };
+        let source = fold.head.clone();
         let welcome = Down::Welcome { protocol: LINK_PROTOCOL, pid: 1 };
         assert_eq!(outputs, [Output::Send { link: A, frame: welcome }]);
         node.built(now, source.version, Some(Duration::ZERO));
         node.frame(now, A, Up::Taken { version: source.version });
-        source
+        fold
     }
 
     #[test]
     fn a_hello_is_answered_with_welcome_and_a_full_snapshot() {
         let (mut node, now) = (node(), Instant::now());
         assert_eq!(node.ready(), Err(Unready::NoDataPlane));
-        let source = serve(&mut node, now);
+        let source = serve(&mut node, now).head;
         assert_eq!((source.epoch, source.claims_folded, source.realms.len()), (BootEpoch(5), vec![0, 0], 1));
         assert_eq!(drain(&mut node, now), [Output::RealmsTaken { realm_seq: 0 }, Output::Serving]);
         assert_eq!(node.ready(), Ok(()));
@@ -506,27 +626,23 @@ mod tests {
         node.closed(now, A);
         assert_eq!(node.ready(), Err(Unready::NoDataPlane));
         drain(&mut node, now);
-        let source = serve(&mut node, now);
-        assert_eq!((source.claims_folded, source.routes.len()), (vec![0, 1], 1));
-        assert_eq!(source.routes[0].shards, 2);
+        let fold = serve(&mut node, now);
+        let (routes, _) = fold.routes();
+        assert_eq!((&fold.head.claims_folded, routes.len()), (&vec![0, 1], 1));
+        assert_eq!(routes[0].shards.0, 2);
     }
 
     #[test]
-    fn enough_claims_make_a_full_snapshot_and_routes_of_unknown_realms_stay_out() {
+    fn enough_claims_make_a_full_snapshot() {
         let (mut node, now) = (node(), Instant::now());
         serve(&mut node, now);
         drain(&mut node, now);
-        let stray = Claim::Routed {
-            realm: RealmId(1),
-            kind: RouteKind::Topic,
-            policy: Match::Exact,
-            uri: "y".into(),
-        };
-        node.frame(now, A, Up::Claims { shard: ShardId(0), first_seq: 1, claims: vec![routed("x"), stray] });
+        let claims = vec![routed("x"), routed("y")];
+        node.frame(now, A, Up::Claims { shard: ShardId(0), first_seq: 1, claims });
         assert_eq!(drain(&mut node, now), []);
         let outputs = drain(&mut node, now + Duration::from_millis(100));
-        let [Output::Build { source, .. }] = &outputs[..] else { panic!("{outputs:?}") };
-        assert_eq!((source.claims_folded.clone(), source.routes.len()), (vec![2, 0], 1));
+        let [Output::Build { fold, .. }] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!((&fold.head.claims_folded, fold.routes().0.len()), (&vec![2, 0], 2));
     }
 
     #[test]

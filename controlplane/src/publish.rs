@@ -2,8 +2,8 @@
 //! then. Sans-IO.
 //!
 //! ```text
-//! receiver_new ─▶ Full ─▶ taken ─┬─ realm changed ──────────────────────────▶ Delta ─▶ taken
-//!                                └─ fold_min routes changed, or some and quiet ─▶ Full ─▶ taken
+//! receiver_new ─▶ Full ─▶ taken ─┬─ realm changed ───────────────────────────────────────▶ Delta ─▶ taken
+//!                                └─ fold_min routes changed, or quiet and worth the work ─▶ Full ─▶ taken
 //! ```
 //! Invariants: at most one publication is under way; versions strictly grow; a delta follows exactly the version the
 //! receiver has said it uses; at most one full snapshot in `min_interval`, and in [`BUILD_SHARE`] times what one takes to
@@ -59,6 +59,10 @@ pub struct Publisher {
     unsettled_since: Option<Instant>,
     /// The claims have just become complete: the changes are not kept waiting for a quiet moment.
     urgent: bool,
+    /// Changes wait for a full snapshot alone: it is not kept waiting as long.
+    behind: bool,
+    /// No full snapshot is to be sent for now.
+    held: bool,
     last_full: Option<Instant>,
     /// What the last full snapshot took to build.
     build_time: Duration,
@@ -98,6 +102,8 @@ impl Publisher {
             changed_at: None,
             unsettled_since: None,
             urgent: false,
+            behind: false,
+            held: false,
             last_full: None,
             build_time: Duration::ZERO,
             receiver: None,
@@ -140,6 +146,20 @@ impl Publisher {
         }
     }
 
+    /// Changes of routes wait for a full snapshot, which nothing else tells of.
+    pub fn behind(&mut self) {
+        self.behind = true;
+    }
+
+    /// While `hold` is true no full snapshot is published.
+    pub fn hold(&mut self, hold: bool) {
+        self.held = hold;
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
     /// A realm was put or removed. Returns the number of the change, for [`Publisher::taken`].
     pub fn realm_changed(&mut self, now: Instant, id: RealmId, realm: Option<Realm>) -> u64 {
         self.realm_seq += 1;
@@ -174,6 +194,7 @@ impl Publisher {
         self.changes = 0;
         self.changed_at = None;
         self.urgent = false;
+        self.behind = false;
         self.last_full = Some(now);
         self.take_off(version, None);
         Some(Publish::Full { version })
@@ -252,9 +273,10 @@ impl Publisher {
 
     /// When a full snapshot is due, while none is under way.
     fn full_at(&self) -> Option<Instant> {
-        let receiver = self.receiver.as_ref()?;
+        let receiver = self.receiver.as_ref().filter(|_| !self.held)?;
         // Many routes take long to fold: a change may cost work in proportion to itself, not to them.
-        let pause = self.policy.min_interval.max(self.build_time.saturating_mul(BUILD_SHARE));
+        let share = if self.behind { BUILD_SHARE_BEHIND } else { BUILD_SHARE };
+        let pause = self.policy.min_interval.max(self.build_time.saturating_mul(share));
         let interval = self.last_full.map(|last| last + pause);
         if receiver.needs_full {
             let first = receiver.at.is_none() && receiver.refusals == 0;
@@ -262,8 +284,15 @@ impl Publisher {
             return Some(earliest.unwrap_or(receiver.since));
         }
         let changed_at = self.changed_at?;
-        let enough = self.urgent || self.changes >= self.policy.fold_min.max(1);
-        let wanted = if enough { changed_at } else { changed_at + QUIET };
+        let changes = u32::try_from(self.changes).unwrap_or(u32::MAX);
+        let wanted = if self.urgent || self.behind || self.changes >= self.policy.fold_min.max(1) {
+            changed_at
+        } else if self.build_time <= FOLD_TIME_MAX.saturating_mul(changes) {
+            changed_at + QUIET
+        } else {
+            // The shards keep so few changes beside the snapshot for less than folding them in would cost.
+            return None;
+        };
         let settled = self.unsettled_since.map(|since| since + SETTLE_MAX);
         Some(wanted).max(settled).max(interval)
     }
@@ -337,6 +366,10 @@ pub const QUIET: Duration = Duration::from_secs(2);
 pub const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// Building full snapshots takes at most one part in this many of one CPU's time.
 pub const BUILD_SHARE: u32 = 20;
+/// The same while changes wait for one that shards are told of in no other way.
+pub const BUILD_SHARE_BEHIND: u32 = 3;
+/// What building a full snapshot may take for each change that it folds in after a quiet moment.
+pub const FOLD_TIME_MAX: Duration = Duration::from_millis(1);
 /// A publication not answered for this long counts as refused.
 pub const TAKE_MAX: Duration = Duration::from_secs(10);
 /// Wait after the first refusal; each further one doubles it.

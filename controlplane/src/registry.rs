@@ -9,20 +9,25 @@
 //! ```text
 //! Claims 1..k  │  (lost)  │  Claims m.. ─▶ applied, folded stays k  │  Reset Part Claims Part End{n} ─▶ folded n
 //! ```
+//! Whether the node wants a route at all, whichever of its shards, is what other nodes are told ([`LocalChange`]).
+//!
 //! Invariants: a route without a shard is not kept; `sessions_by_realm` counts exactly the sessions of all shards. The
 //! number of claims is bounded by the data plane's limits on sessions, subscriptions and registrations.
 
+use crate::table::{Chunk, Key, Row, Table};
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, SHARDS_MAX, ShardId, ShardSet};
 use common::link::Claim;
-use common::snapshot::Route;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Claims of one data-plane process.
 #[derive(Debug, Default)]
 pub struct Registry {
     epoch: Option<BootEpoch>,
     shards: Vec<Shard>,
-    routes: HashMap<RouteKey, Holders>,
+    routes: Table<Holders>,
+    /// Changes for other nodes that were not taken yet; none: nobody wants them.
+    local: Option<Vec<LocalChange>>,
     sessions_by_realm: BTreeMap<RealmId, u64>,
     counts: Counts,
 }
@@ -49,17 +54,21 @@ pub enum ClaimError {
     NoResync { shard: ShardId },
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct RouteKey {
-    realm: RealmId,
-    kind: RouteKind,
-    policy: Match,
-    uri: String,
+/// What other nodes must learn of this node's routes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LocalChange {
+    /// A data plane with this epoch is linked. `known`: what was said of it before goes on; else it begins with nothing.
+    Linked { epoch: BootEpoch, known: bool },
+    /// The link to the data plane is gone. It may come back, with its routes.
+    Lost,
+    /// A shard of the node is the first to want the route, or the last one no longer does.
+    Route { realm: RealmId, kind: RouteKind, policy: Match, uri: Arc<str>, wanted: bool },
 }
 
-#[derive(Clone, Copy, Default, Debug)]
-struct Holders {
-    shards: ShardSet,
+/// Which shards want a route.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Holders {
+    pub shards: ShardSet,
     /// Those of `shards` that named the route since their resync began; of no meaning for the others.
     named: ShardSet,
 }
@@ -93,6 +102,7 @@ impl Registry {
             epoch: Some(epoch),
             shards: (0..shards).map(|_| Shard::default()).collect(),
             counts: self.counts,
+            local: self.local.take(),
             ..Self::default()
         };
         Ok(true)
@@ -122,9 +132,13 @@ impl Registry {
     /// The shard begins to name its whole set.
     pub fn reset(&mut self, shard: ShardId) -> Result<(), ClaimError> {
         self.shard(shard)?.named = Some(HashSet::new());
-        for holders in self.routes.values_mut() {
-            holders.named = holders.named.without(shard);
-        }
+        self.routes.sweep_all(
+            |holders| holders.named.contains(shard),
+            |row| {
+                row.value.named = row.value.named.without(shard);
+                true
+            },
+        );
         self.counts.resyncs += 1;
         Ok(())
     }
@@ -160,13 +174,19 @@ impl Registry {
             self.count_session(realm, false);
         }
         let mut changes = 0;
-        self.routes.retain(|_, holders| {
-            if holders.shards.contains(shard) && !holders.named.contains(shard) {
-                holders.shards = holders.shards.without(shard);
+        let local = &mut self.local;
+        self.routes.sweep_all(
+            |holders| holders.shards.contains(shard) && !holders.named.contains(shard),
+            |row| {
                 changes += 1;
-            }
-            !holders.shards.is_empty()
-        });
+                row.value.shards = row.value.shards.without(shard);
+                let wanted = !row.value.shards.is_empty();
+                if !wanted {
+                    note(local, row, false);
+                }
+                wanted
+            },
+        );
         Ok(changes)
     }
 
@@ -184,20 +204,31 @@ impl Registry {
         self.shards.iter().all(|shard| !shard.gap && shard.named.is_none())
     }
 
-    /// The routes of realms for which `wanted` says true, in an unspecified order.
-    pub fn routes(&self, wanted: impl Fn(RealmId) -> bool) -> Vec<Route> {
-        self.routes
-            .iter()
-            .filter(|(key, _)| wanted(key.realm))
-            .map(|(key, holders)| Route {
-                realm: key.realm,
-                kind: key.kind,
-                policy: key.policy,
-                uri: key.uri.clone(),
-                shards: holders.shards.0,
-                nodes: vec![],
-            })
-            .collect()
+    /// The routes as they are now, for a snapshot.
+    pub fn share(&self) -> Vec<Chunk<Holders>> {
+        self.routes.share()
+    }
+
+    /// From here on, changes for other nodes are kept until [`Registry::take_local`] takes them; first come all routes there
+    /// are.
+    pub fn watch_local(&mut self) {
+        let mut local = Some(Vec::new());
+        for row in self.routes.rows() {
+            note(&mut local, row, true);
+        }
+        self.local = local;
+    }
+
+    /// The changes for other nodes since the last call, in order. They wait without a bound but that of the claims: whoever
+    /// watches takes them after each event.
+    pub fn take_local(&mut self) -> Vec<LocalChange> {
+        self.local.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(crate) fn note_local(&mut self, change: LocalChange) {
+        if let Some(local) = &mut self.local {
+            local.push(change);
+        }
     }
 
     pub fn routes_len(&self) -> usize {
@@ -215,6 +246,13 @@ impl Registry {
 
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// As [`Registry::note_local`], before all others.
+    pub(crate) fn note_local_first(&mut self, change: LocalChange) {
+        if let Some(local) = &mut self.local {
+            local.insert(0, change);
+        }
     }
 
     fn shard(&mut self, shard: ShardId) -> Result<&mut Shard, ClaimError> {
@@ -250,20 +288,34 @@ impl Registry {
                 false
             }
             Claim::Routed { realm, kind, policy, uri } => {
-                let holders = self.routes.entry(RouteKey { realm, kind, policy, uri }).or_default();
-                let changed = !holders.shards.contains(shard);
+                let key = Key { realm, kind, policy, uri: &uri };
+                let resyncs = state.named.is_some();
+                if !resyncs && self.routes.get(key).is_some_and(|holders| holders.shards.contains(shard)) {
+                    return false;
+                }
+                let holders = self.routes.get_or_insert(key, Holders::default);
+                let (first, changed) = (holders.shards.is_empty(), !holders.shards.contains(shard));
                 holders.shards = holders.shards.with(shard);
                 holders.named = holders.named.with(shard);
+                if first {
+                    let uri = uri.into();
+                    self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted: true });
+                }
                 changed
             }
             Claim::Unrouted { realm, kind, policy, uri } => {
-                let key = RouteKey { realm, kind, policy, uri };
-                let Some(holders) = self.routes.get_mut(&key) else { return false };
-                let changed = holders.shards.contains(shard);
-                holders.shards = holders.shards.without(shard);
-                holders.named = holders.named.without(shard);
-                if holders.shards.is_empty() {
-                    self.routes.remove(&key);
+                let mut changed = false;
+                let mut last = false;
+                self.routes.update(Key { realm, kind, policy, uri: &uri }, |holders| {
+                    changed = holders.shards.contains(shard);
+                    holders.shards = holders.shards.without(shard);
+                    holders.named = holders.named.without(shard);
+                    last = holders.shards.is_empty();
+                    !last
+                });
+                if last {
+                    let uri = uri.into();
+                    self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted: false });
                 }
                 changed
             }
@@ -276,6 +328,18 @@ impl Registry {
         if *count == 0 {
             self.sessions_by_realm.remove(&realm);
         }
+    }
+}
+
+fn note(local: &mut Option<Vec<LocalChange>>, row: &Row<Holders>, wanted: bool) {
+    if let Some(local) = local {
+        local.push(LocalChange::Route {
+            realm: row.realm,
+            kind: row.kind,
+            policy: row.policy,
+            uri: Arc::clone(&row.uri),
+            wanted,
+        });
     }
 }
 
@@ -308,7 +372,7 @@ mod tests {
     }
 
     fn table(registry: &Registry) -> BTreeMap<String, u128> {
-        registry.routes(|_| true).into_iter().map(|route| (route.uri, route.shards)).collect()
+        registry.routes.rows().map(|row| (row.uri.to_string(), row.value.shards.0)).collect()
     }
 
     #[test]

@@ -3,11 +3,11 @@
 
 use super::link::{Connection, Packet};
 use super::memfd;
+use crate::fold::Fold;
 use crate::node::{LinkId, Node, Notice, Output};
 use common::config::RealmConfig;
 use common::ids::SnapshotVersion;
 use common::link::{Down, Up};
-use common::snapshot::{self, Source};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -221,13 +221,15 @@ impl Driver {
     }
 
     fn drain_outputs(&mut self) {
-        while let Some(output) = self.node.poll(Instant::now(), wall_us()) {
+        loop {
+            self.measure_room();
+            let Some(output) = self.node.poll(Instant::now(), wall_us()) else { break };
             match output {
                 Output::Send { link, frame } => self.send(link, &frame, None),
                 Output::Close { link } => {
                     self.connections.remove(&link);
                 }
-                Output::Build { link, source } => self.build(link, source),
+                Output::Build { link, version, fold } => self.build(link, version, fold),
                 Output::RealmsTaken { realm_seq } => {
                     let (done, wait) =
                         std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= realm_seq);
@@ -243,6 +245,13 @@ impl Driver {
                 Output::Notice(notice) => log(&notice),
             }
         }
+    }
+
+    /// Tells the node how many frames the link's queue takes.
+    fn measure_room(&mut self) {
+        let link = self.node.data_plane().map(|data| data.link);
+        let room = link.and_then(|link| self.connections.get(&link)).map_or(0, |link| link.queue.capacity());
+        self.node.link_room(room);
     }
 
     fn publish_state(&mut self) {
@@ -261,15 +270,15 @@ impl Driver {
         }
     }
 
-    fn build(&self, link: LinkId, source: Source) {
-        let version = source.version;
+    fn build(&self, link: LinkId, version: SnapshotVersion, fold: Box<Fold>) {
         let events = self.sender.clone();
         tokio::spawn(async move {
             let started = Instant::now();
             let seed = uuid::Uuid::new_v4().as_u64_pair().0;
             let built = tokio::task::spawn_blocking(move || {
-                let bytes = snapshot::build(&source, seed);
-                Ok((memfd::sealed(&bytes)?, bytes.len() as u64))
+                let bytes = fold.build(seed);
+                let bytes = bytes.as_ref();
+                Ok((memfd::sealed(bytes)?, bytes.len() as u64))
             });
             let result = built.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
             let built = Built { link, version, result, took: started.elapsed() };
