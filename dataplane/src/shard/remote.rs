@@ -53,6 +53,7 @@ impl Shard {
         self.nodes.replace(peers);
         self.folded.live = self.nodes.live();
         self.generation += 1;
+        self.relay_peers();
     }
 
     /// Changes `first_seq`, `first_seq + 1`, ... of what other nodes want.
@@ -70,7 +71,6 @@ impl Shard {
             overlay.say(change.kind, change.policy, &change.uri, source, change.wanted, seq);
             self.route_changed(realm, change.kind, change.policy, &change.uri);
         }
-        self.relay_peers();
     }
 
     /// Change `seq`: the node wants nothing any more.
