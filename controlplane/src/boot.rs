@@ -11,8 +11,9 @@ use crate::io::child::{DataCommand, Keeper, KeeperEnd, Stop, own_program};
 use crate::io::driver::{Driver, wall_us};
 use crate::io::lock::{CONTROL_LOCK, DATA_LOCK, Lock};
 use crate::io::packet::Listener;
+use crate::io::peers::PeerEvent;
 use crate::io::{link, lock};
-use crate::membership::{self, MembershipError};
+use crate::membership::{self, Membership, MembershipError};
 use crate::node::{Node, NodeConfig};
 use crate::placement::{self, control_cpus, shard_cpus};
 use crate::publish::Policy;
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -166,7 +167,11 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     note_admin(&data_dir, address);
 
     let version_last = reserve_versions(&store, plan.versions_reserved).await;
-    let cluster = membership::start(&config.cluster, store.actor(), version_last.0).await?;
+    let membership = membership::start(&config.cluster, store.actor(), version_last.0).await?;
+    let cluster = membership.map(|Membership { cluster, events, .. }| {
+        tokio::spawn(pass_over(events));
+        cluster
+    });
     let node = Node::new(NodeConfig {
         pid: std::process::id(),
         catalog: plan.catalog,
@@ -225,6 +230,11 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
         }
         KeeperEnd::GaveUp => Err(BootError::GaveUp),
     }
+}
+
+/// No part of the control plane takes frames of other nodes yet; their links are kept for membership.
+async fn pass_over(mut events: mpsc::Receiver<PeerEvent>) {
+    while events.recv().await.is_some() {}
 }
 
 /// Waits until the good-bye is said.

@@ -20,6 +20,7 @@ pub mod io;
 pub mod membership;
 pub mod node;
 pub mod operator;
+pub mod peers;
 pub mod placement;
 pub mod publish;
 pub mod registry;

@@ -1,20 +1,25 @@
 //! Starts membership as the configuration says, or not at all.
 
 use crate::discovery;
-use crate::io::udp::{self, Cluster};
+use crate::io::peers::{self, Members, PeerEvent, Peers};
+use crate::io::udp::{self, Cluster, Ports};
+use crate::peers::{Hello, LinkConfig};
 use crate::store::record::Actor;
 use crate::swim::identity::{About, Identity};
 use crate::swim::seal::{KeyError, Keyring};
 use crate::swim::{PROTOCOL, Settings, Swim};
 use common::config::{self, Discovery};
+use common::ids::NodeId;
+use common::keys::ClusterKeys;
+use common::noise::{Purpose, Terms};
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -35,20 +40,29 @@ pub enum MembershipError {
         #[source]
         source: KeyError,
     },
-    #[error("cluster.address: cannot listen on UDP {address}")]
+    #[error("cluster.address: cannot listen on {protocol} {address}")]
     Listen {
+        protocol: &'static str,
         address: SocketAddr,
         #[source]
         source: io::Error,
     },
 }
 
-/// Opens the membership port, unless `cluster.discovery` is none. `epoch` is greater than at any earlier start.
+/// Membership and the links to the members.
+pub struct Membership {
+    pub cluster: Cluster,
+    pub peers: Peers,
+    /// To be taken: while nobody does, links are not read.
+    pub events: mpsc::Receiver<PeerEvent>,
+}
+
+/// Opens the cluster port, UDP and TCP, unless `cluster.discovery` is none. `epoch` is greater than at any earlier start.
 pub async fn start(
     config: &config::Cluster,
     actor: Actor,
     epoch: u64,
-) -> Result<Option<Cluster>, MembershipError> {
+) -> Result<Option<Membership>, MembershipError> {
     let targets = match config.discovery {
         Discovery::None => return Ok(None),
         Discovery::Static => config.seeds.clone(),
@@ -58,8 +72,20 @@ pub async fn start(
     };
     let keys = read_keys(&config.key_file)?;
     let address = config.address;
-    let socket =
-        UdpSocket::bind(address).await.map_err(|source| MembershipError::Listen { address, source })?;
+    let failed = |protocol| move |source| MembershipError::Listen { protocol, address, source };
+    let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
+    let listener = TcpListener::bind(address).await.map_err(failed("TCP"))?;
+    let link = LinkConfig {
+        terms: Terms { keys: keys.clone(), env: config.env.as_str().into(), purpose: Purpose::Control },
+        hello: Hello {
+            protocol: PROTOCOL,
+            node: NodeId(actor.node),
+            epoch,
+            store_epoch: actor.epoch,
+            attempt: 0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+    };
     let about = About {
         store_epoch: actor.epoch,
         pid: std::process::id(),
@@ -77,7 +103,7 @@ pub async fn start(
     let settings = Settings {
         identity,
         env: config.env.clone(),
-        keys,
+        keys: Keyring::new(&keys),
         nonce: Uuid::new_v4().into_bytes(),
         seed: Uuid::new_v4().as_u64_pair().0,
         seeds: vec![],
@@ -88,12 +114,17 @@ pub async fn start(
     };
     let (found, seeds) = mpsc::channel(1);
     tokio::spawn(discovery::run(targets, found));
+    let (members, members_seen) = watch::channel(Members::default());
+    let (linked_sender, linked) = mpsc::channel(LINKED_PACKETS_MAX);
+    let (peers, events) = peers::start(listener, link, members_seen, linked_sender);
+    let ports = Ports { socket, seeds, peers: peers.clone(), linked, members };
+    let cluster = udp::start(Swim::new(Instant::now(), settings), config.env.clone(), ports);
     info!(%address, %advertised, env = config.env, "membership started");
     warn!("membership only: nodes know of each other, but nothing is replicated or relayed between them yet");
-    Ok(Some(udp::start(Swim::new(Instant::now(), settings), socket, config.env.clone(), seeds)))
+    Ok(Some(Membership { cluster, peers, events }))
 }
 
-fn read_keys(path: &Path) -> Result<Keyring, MembershipError> {
+fn read_keys(path: &Path) -> Result<ClusterKeys, MembershipError> {
     let failed = |source| MembershipError::KeyFile { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.permissions().mode() & 0o007 != 0 {
@@ -101,8 +132,10 @@ fn read_keys(path: &Path) -> Result<Keyring, MembershipError> {
     }
     let mut text = String::new();
     file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-    Keyring::parse(&text).map_err(|source| MembershipError::Key { path: path.to_owned(), source })
+    ClusterKeys::parse(&text).map_err(|source| MembershipError::Key { path: path.to_owned(), source })
 }
 
 /// Longest key file; comments included.
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Membership packets that came over links and wait; more are lost, as in a socket.
+const LINKED_PACKETS_MAX: usize = 256;

@@ -1,10 +1,12 @@
 //! Sockets, files, children and the task that drives the node: they move bytes and hold no rule of the protocol.
 
 pub mod child;
+pub mod complaints;
 pub mod driver;
 pub mod link;
 pub mod lock;
 pub mod memfd;
 pub mod packet;
+pub mod peers;
 pub mod proc;
 pub mod udp;

@@ -1,12 +1,19 @@
 //! The membership port: the one task that owns the [`Swim`] machine and its socket. Everything else speaks to it through a
 //! [`Cluster`].
 
-use crate::swim::identity::Identity;
+use super::complaints::Complaints;
+use super::peers::{Members, Peers, SwimPacket};
+use crate::peers::Channel;
+use crate::swim::changes::{News, View, changes};
+use crate::swim::identity::{Identity, is_reachable};
 use crate::swim::{Change, Counts, DropReason, ForgetError, Member, Output, State, Swim};
+use bytes::Bytes;
+use common::ids::NodeId;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -14,6 +21,34 @@ use uuid::Uuid;
 #[derive(Clone, Debug)]
 pub struct Cluster {
     commands: mpsc::Sender<Command>,
+    members: watch::Receiver<Members>,
+}
+
+/// The members as they change. What came and went between two looks is not told; what holds in the end is.
+#[derive(Debug)]
+pub struct Changes {
+    members: watch::Receiver<Members>,
+    seen: Members,
+    fresh: bool,
+}
+
+/// Why a node cannot be asked to let us join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("found no address of {target:?}")]
+    Resolve {
+        target: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{target:?} has no address that a node can be reached at; write HOST:PORT")]
+    Useless { target: String },
+    #[error("this node has left the cluster; start it again")]
+    Left,
+    #[error("too many nodes have been named")]
+    Many,
+    #[error("the control plane is stopping")]
+    Stopping,
 }
 
 /// What is known of the cluster at one moment.
@@ -33,15 +68,30 @@ enum Command {
     View(oneshot::Sender<ClusterView>),
     Leave(oneshot::Sender<()>),
     Forget(Uuid, oneshot::Sender<Result<(), ForgetError>>),
+    Join(Vec<SocketAddr>, oneshot::Sender<Result<(), JoinError>>),
+}
+
+/// What the membership task is connected to.
+pub struct Ports {
+    pub socket: UdpSocket,
+    /// From discovery.
+    pub seeds: mpsc::Receiver<Vec<SocketAddr>>,
+    /// Where packets go that UDP may not carry ...
+    pub peers: Peers,
+    /// ... and where they come from.
+    pub linked: mpsc::Receiver<SwimPacket>,
+    /// Is told the members.
+    pub members: watch::Sender<Members>,
 }
 
 struct Task {
     swim: Swim,
-    socket: UdpSocket,
+    ports: Ports,
     env: String,
     commands: mpsc::Receiver<Command>,
-    seeds: mpsc::Receiver<Vec<SocketAddr>>,
-    complaints: Complaints,
+    /// The members have changed since they were told.
+    news: bool,
+    complaints: Complaints<{ DropReason::ALL.len() }>,
 }
 
 impl Cluster {
@@ -63,14 +113,54 @@ impl Cluster {
         self.commands.send(Command::Forget(node, reply)).await.ok()?;
         answer.await.ok()
     }
+
+    /// Asks the nodes at `target`, a host and a port, to let us join: now, and again as long as they are no members.
+    /// Returns their addresses.
+    pub async fn join(&self, target: &str) -> Result<Vec<SocketAddr>, JoinError> {
+        let failed = |source| JoinError::Resolve { target: target.to_owned(), source };
+        let lookup = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host(target)).await;
+        let found = lookup.map_err(|error| failed(error.into()))?.map_err(failed)?;
+        let found: Vec<_> = found.filter(|address| is_reachable(*address)).take(JOIN_ADDRESSES_MAX).collect();
+        if found.is_empty() {
+            return Err(JoinError::Useless { target: target.to_owned() });
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Join(found.clone(), reply);
+        self.commands.send(command).await.map_err(|_| JoinError::Stopping)?;
+        answer.await.map_err(|_| JoinError::Stopping)??;
+        Ok(found)
+    }
+
+    /// The members from now on; those known already come first.
+    pub fn changes(&self) -> Changes {
+        Changes { members: self.members.clone(), seen: Members::default(), fresh: true }
+    }
 }
 
-/// Runs `swim` on `socket`; `seeds` come from discovery.
-pub fn start(swim: Swim, socket: UdpSocket, env: String, seeds: mpsc::Receiver<Vec<SocketAddr>>) -> Cluster {
+impl Changes {
+    /// Waits for news, at most one for each member. None: membership has ended.
+    pub async fn next(&mut self) -> Option<Vec<News>> {
+        loop {
+            if !std::mem::take(&mut self.fresh) {
+                self.members.changed().await.ok()?;
+            }
+            let view = Arc::clone(&self.members.borrow_and_update());
+            let news = changes(&self.seen.members, &view.members);
+            self.seen = view;
+            if !news.is_empty() {
+                return Some(news);
+            }
+        }
+    }
+}
+
+/// Runs `swim` on `ports`.
+pub fn start(swim: Swim, env: String, ports: Ports) -> Cluster {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+    let members = ports.members.subscribe();
     let complaints = Complaints::default();
-    tokio::spawn(Task { swim, socket, env, commands, seeds, complaints }.run());
-    Cluster { commands: sender }
+    tokio::spawn(Task { swim, ports, env, commands, news: false, complaints }.run());
+    Cluster { commands: sender, members }
 }
 
 impl Task {
@@ -89,8 +179,11 @@ impl Task {
                     Some(command) => self.command(command).await,
                     None => return,
                 },
-                Some(seeds) = self.seeds.recv() => self.swim.found(Instant::now(), seeds),
-                readable = self.socket.readable() => match readable {
+                Some(seeds) = self.ports.seeds.recv() => self.swim.found(Instant::now(), seeds),
+                Some(SwimPacket { node, from, packet }) = self.ports.linked.recv() => {
+                    self.swim.linked(Instant::now(), Uuid::from_bytes(node.0), from, &packet);
+                }
+                readable = self.ports.socket.readable() => match readable {
                     Ok(()) => self.receive(&mut buffer),
                     Err(error) => {
                         warn!(%error, "the membership port cannot be read");
@@ -121,6 +214,7 @@ impl Task {
                     info!("leaving the cluster");
                     for _ in 0..GOODBYES {
                         self.swim.leave(Instant::now());
+                        self.news = true;
                         self.drain();
                         tokio::time::sleep(GOODBYE_PAUSE).await;
                     }
@@ -128,7 +222,19 @@ impl Task {
                 let _ = reply.send(());
             }
             Command::Forget(node, reply) => {
-                let _ = reply.send(self.swim.forget(Instant::now(), node));
+                let result = self.swim.forget(Instant::now(), node);
+                self.news |= result.is_ok();
+                let _ = reply.send(result);
+            }
+            Command::Join(seeds, reply) => {
+                let result = if self.swim.has_left() {
+                    Err(JoinError::Left)
+                } else if self.swim.ask(Instant::now(), &seeds) {
+                    Ok(())
+                } else {
+                    Err(JoinError::Many)
+                };
+                let _ = reply.send(result);
             }
         }
     }
@@ -136,7 +242,7 @@ impl Task {
     /// Takes what waits in the socket, up to a bound.
     fn receive(&mut self, buffer: &mut [u8]) {
         for _ in 0..DATAGRAMS_MAX {
-            match self.socket.try_recv_from(buffer) {
+            match self.ports.socket.try_recv_from(buffer) {
                 Ok((bytes, from)) => self.swim.datagram(Instant::now(), from, &buffer[..bytes]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -153,19 +259,36 @@ impl Task {
             match output {
                 Output::Send { to, packet } => {
                     // What cannot be sent now is lost, as on the way.
-                    if let Err(error) = self.socket.try_send_to(&packet, to) {
+                    if let Err(error) = self.ports.socket.try_send_to(&packet, to) {
                         debug!(%to, %error, "could not send");
                     }
                 }
-                Output::Change(change) => log(&change),
+                Output::Fallback { node, packet } => {
+                    // Without a link, or with a full one, it is lost as on the way.
+                    self.ports.peers.send(NodeId(node.into_bytes()), Channel::Swim, Bytes::from(packet));
+                }
+                Output::Change(change) => {
+                    self.news = true;
+                    log(&change);
+                }
                 Output::Dropped { from, reason, detail } => {
-                    if let Some(more) = self.complaints.may_tell(Instant::now(), reason) {
+                    if let Some(more) = self.complaints.may_tell(Instant::now(), reason as usize) {
                         let (reason, advice) = (reason.name(), reason.advice());
                         warn!(%from, reason, detail, more, "dropped a packet: {advice}");
                     }
                 }
                 Output::Rejoined => warn!("the cluster took this node for dead; it joins again"),
             }
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        // What was forgotten for its age makes no output.
+        let count = self.ports.members.borrow().members.len();
+        if std::mem::take(&mut self.news) || count != self.swim.members().count() {
+            let members = self.swim.members().cloned().collect();
+            self.ports.members.send_replace(Arc::new(View { members, left: self.swim.has_left() }));
         }
     }
 }
@@ -184,26 +307,6 @@ fn log(change: &Change) {
     }
 }
 
-/// Keeps the log from being filled by whoever sends packets: each reason is told once in a while.
-#[derive(Default)]
-struct Complaints {
-    last: [Option<Instant>; DropReason::ALL.len()],
-    quiet: [u64; DropReason::ALL.len()],
-}
-
-impl Complaints {
-    /// How many of the kind were passed over, when it is to be told.
-    fn may_tell(&mut self, now: Instant, reason: DropReason) -> Option<u64> {
-        let (last, quiet) = (&mut self.last[reason as usize], &mut self.quiet[reason as usize]);
-        if last.is_some_and(|last| now.saturating_duration_since(last) < COMPLAINT_PAUSE) {
-            *quiet += 1;
-            return None;
-        }
-        *last = Some(now);
-        Some(std::mem::take(quiet))
-    }
-}
-
 const COMMANDS_MAX: usize = 64;
 /// Longer datagrams are cut and then open with no key.
 const RECEIVE_BYTES_MAX: usize = 2_048;
@@ -212,18 +315,6 @@ const DATAGRAMS_MAX: usize = 64;
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const GOODBYES: u32 = 3;
 const GOODBYE_PAUSE: Duration = Duration::from_millis(100);
-const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_is_told_once_in_a_while() {
-        let (mut complaints, now) = (Complaints::default(), Instant::now());
-        assert_eq!(complaints.may_tell(now, DropReason::Key), Some(0));
-        assert_eq!(complaints.may_tell(now, DropReason::Key), None);
-        assert_eq!(complaints.may_tell(now, DropReason::Env), Some(0));
-        assert_eq!(complaints.may_tell(now + COMPLAINT_PAUSE, DropReason::Key), Some(1));
-    }
-}
+const LOOKUP_MAX: Duration = Duration::from_secs(5);
+/// Addresses of one name that are asked.
+const JOIN_ADDRESSES_MAX: usize = 16;

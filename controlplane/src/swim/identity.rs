@@ -11,6 +11,7 @@
 //! Decoding allocates no more than two short texts and refuses what an encoder of ours would not write.
 
 use bytes::{Buf, BufMut, TryGetError};
+use common::ids::NodeId;
 use foca::{Codec, Header, Member, Message, State};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -70,6 +71,11 @@ impl Identity {
 
     pub fn is_unknown(&self) -> bool {
         self.node.is_nil()
+    }
+
+    /// The node as the rest of the system names it.
+    pub fn id(&self) -> NodeId {
+        NodeId(self.node.into_bytes())
     }
 
     fn life(&self) -> (u64, u32) {

@@ -1,49 +1,32 @@
 //! The membership machine: foca between a filter and a seal.
 
+use super::fallback::Probe;
 use super::health::Health;
 use super::identity::{Identity, Wire};
 use super::replay::Window;
-use super::seal::{Keyring, SEAL_BYTES, Sealer};
+use super::seal::Sealer;
+use super::settings::Settings;
 use super::timers::Timers;
 use super::{Change, DropReason, MEMBERS_MAX, Member, PROTOCOL, State};
 use bytes::Buf;
-use foca::{
-    Codec, Config, Foca, Header, Identity as _, Message, NoCustomBroadcast, Notification, PeriodicParams,
-};
+use foca::{Codec, Foca, Header, Identity as _, Message, NoCustomBroadcast, Notification};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
-
-/// What the machine is made from.
-pub struct Settings {
-    /// Who we are; its epoch is greater than that of any earlier start.
-    pub identity: Identity,
-    pub env: String,
-    pub keys: Keyring,
-    /// Random, for this start only.
-    pub nonce: [u8; 16],
-    /// Of all random choices.
-    pub seed: u64,
-    pub seeds: Vec<SocketAddr>,
-    /// One other node is probed in this time.
-    pub probe_interval: Duration,
-    /// Others are asked to probe a node that has not answered for this long. At most half of the interval.
-    pub probe_timeout: Duration,
-    /// How long a suspect may object.
-    pub suspicion: Duration,
-    /// Nodes that are down or left are forgotten after this.
-    pub forget_after: Duration,
-}
 
 /// What the driver does.
 #[derive(Debug)]
 pub enum Output {
     Send {
         to: SocketAddr,
+        packet: Vec<u8>,
+    },
+    /// To be sent over the link to the node, if there is one: UDP may not reach it.
+    Fallback {
+        node: Uuid,
         packet: Vec<u8>,
     },
     Change(Change),
@@ -71,6 +54,8 @@ pub struct Counts {
     pub stalls: u64,
     /// Times the cluster took us for dead wrongly.
     pub rejoins: u64,
+    /// Packets for links, because UDP brought no answer.
+    pub fallbacks: u64,
 }
 
 /// Why a node is not forgotten.
@@ -89,6 +74,11 @@ pub struct Swim {
     windows: BTreeMap<Uuid, Heard>,
     known: BTreeMap<Uuid, Member>,
     seeds: Vec<SocketAddr>,
+    /// Seeds an operator has named.
+    named: Vec<SocketAddr>,
+    probe: Probe,
+    /// The node whose packet came over its link and is being handled: so do the answers.
+    linked: Option<Uuid>,
     join_at: Instant,
     join_pause: Duration,
     alone: bool,
@@ -146,7 +136,7 @@ impl foca::Runtime<Identity> for &mut Effects {
 
 impl Swim {
     pub fn new(now: Instant, settings: Settings) -> Self {
-        let config = config(&settings);
+        let config = settings.foca();
         let rng = SmallRng::seed_from_u64(settings.seed);
         Self {
             foca: Foca::new(settings.identity.clone(), config, rng, Wire),
@@ -162,6 +152,9 @@ impl Swim {
             windows: BTreeMap::new(),
             known: BTreeMap::new(),
             seeds: bounded(settings.seeds),
+            named: vec![],
+            probe: Probe::default(),
+            linked: None,
             join_at: now,
             join_pause: JOIN_PAUSE_MIN,
             alone: true,
@@ -199,6 +192,13 @@ impl Swim {
         self.settle();
     }
 
+    /// A packet has arrived over the link to `node`, which is at `from`.
+    pub fn linked(&mut self, now: Instant, node: Uuid, from: SocketAddr, packet: &[u8]) {
+        self.linked = Some(node);
+        self.datagram(now, from, packet);
+        self.linked = None;
+    }
+
     /// The deadline has passed.
     pub fn timeout(&mut self, now: Instant) {
         self.effects.now = now;
@@ -210,8 +210,15 @@ impl Swim {
             if self.is_premature(&timer) {
                 continue;
             }
+            let late = match &timer {
+                foca::Timer::SendIndirectProbe { probed_id, .. } => self.probe.late(probed_id.node),
+                _ => None,
+            };
             // A timer that foca no longer waits for is ignored by it; nothing else can fail.
             let _ = self.foca.handle_timer(timer, &mut self.effects);
+            if let Some((to, data)) = late {
+                self.fall_back(&to, &data);
+            }
             if probed.is_some() {
                 self.judge_probe();
             }
@@ -235,6 +242,21 @@ impl Swim {
             self.join_at = now;
             self.join_pause = JOIN_PAUSE_MIN;
         }
+    }
+
+    /// An operator has named these nodes; they are asked beside those of discovery from now on. False when there are too
+    /// many.
+    pub fn ask(&mut self, now: Instant, seeds: &[SocketAddr]) -> bool {
+        self.effects.now = now;
+        let mut named = self.named.clone();
+        named.extend(seeds.iter().filter(|seed| !self.named.contains(seed)));
+        if named.len() > SEEDS_MAX {
+            return false;
+        }
+        self.named = named;
+        self.join_at = now;
+        self.join_pause = JOIN_PAUSE_MIN;
+        true
     }
 
     /// Says good-bye; again when it is called again, because packets get lost.
@@ -329,6 +351,7 @@ impl Swim {
             return Err((DropReason::Incompatible, detail));
         }
         self.take_number(&source, number)?;
+        self.probe.heard(source.node, &header.message);
         let updates = self.updates(&header, rest, &own)?;
         if header.dst.is_unknown() && header.message == Message::Announce {
             header.dst = own.clone();
@@ -468,7 +491,7 @@ impl Swim {
     /// Asks seeds that are no living members; when we are alone, also those that were members.
     fn join(&mut self) {
         let own = self.foca.identity().address;
-        let mut targets: Vec<SocketAddr> = self.seeds.clone();
+        let mut targets: Vec<SocketAddr> = self.seeds.iter().chain(&self.named).copied().collect();
         let lives = |member: &&Member| matches!(member.state, State::Alive | State::Suspect);
         if self.alone {
             let down = self.known.values().filter(|member| member.state == State::Down);
@@ -501,26 +524,21 @@ impl Swim {
     fn settle(&mut self) {
         self.compare();
         for (to, data) in std::mem::take(&mut self.effects.sends) {
-            let suspect = self
-                .known
-                .get(&to.node)
-                .filter(|known| known.state == State::Suspect && known.identity == to);
-            let states = self.foca.iter_membership_state();
-            let incarnation = suspect.and_then(|known| {
-                let mut states = states.filter(|state| *state.id() == known.identity);
-                states.next().map(foca::Member::incarnation)
-            });
-            let mut plain = Vec::with_capacity(data.len() + HINT_BYTES_MAX);
-            match incarnation {
-                Some(incarnation) => {
-                    plain.push(1);
-                    plain.extend_from_slice(&incarnation.to_be_bytes());
-                }
-                None => plain.push(0),
+            if self.effects.probing == Some(to.node) {
+                self.probe.sent(&to, &data);
             }
-            plain.extend_from_slice(&data);
+            if self.linked == Some(to.node) {
+                self.fall_back(&to, &data);
+                continue;
+            }
+            let suspected = self.suspected_in(&to);
+            let packet = self.seal(suspected, &data);
             self.counts.sent += 1;
-            self.outputs.push_back(Output::Send { to: to.address, packet: self.sealer.seal(&plain) });
+            self.outputs.push_back(Output::Send { to: to.address, packet });
+            // It has little time, so every path is tried.
+            if suspected.is_some() {
+                self.fall_back(&to, &data);
+            }
         }
         let alone = self.foca.num_members() == 0;
         if alone && !self.alone {
@@ -528,6 +546,35 @@ impl Swim {
             self.join_at = self.effects.now + JOIN_PAUSE_MIN;
         }
         self.alone = alone;
+    }
+
+    fn fall_back(&mut self, to: &Identity, data: &[u8]) {
+        let packet = self.seal(self.suspected_in(to), data);
+        self.counts.fallbacks += 1;
+        self.outputs.push_back(Output::Fallback { node: to.node, packet });
+    }
+
+    /// The incarnation in which we suspect `to`, if we do.
+    fn suspected_in(&self, to: &Identity) -> Option<u16> {
+        let known = self.known.get(&to.node)?;
+        if known.state != State::Suspect || known.identity != *to {
+            return None;
+        }
+        let mut states = self.foca.iter_membership_state().filter(|state| *state.id() == known.identity);
+        states.next().map(foca::Member::incarnation)
+    }
+
+    fn seal(&mut self, suspected: Option<u16>, data: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::with_capacity(data.len() + HINT_BYTES_MAX);
+        match suspected {
+            Some(incarnation) => {
+                plain.push(1);
+                plain.extend_from_slice(&incarnation.to_be_bytes());
+            }
+            None => plain.push(0),
+        }
+        plain.extend_from_slice(data);
+        self.sealer.seal(&plain)
     }
 
     /// Finds what changed in foca's view.
@@ -599,32 +646,10 @@ fn bounded(mut seeds: Vec<SocketAddr>) -> Vec<SocketAddr> {
     seeds
 }
 
-fn config(settings: &Settings) -> Config {
-    let periodic = |frequency, count| {
-        let num_members = NonZeroUsize::new(count).expect("counts are not zero");
-        Some(PeriodicParams { frequency, num_members })
-    };
-    Config {
-        probe_period: settings.probe_interval,
-        probe_rtt: settings.probe_timeout,
-        num_indirect_probes: NonZeroUsize::new(3).expect("not zero"),
-        max_transmissions: NonZeroU8::new(10).expect("not zero"),
-        suspect_to_down_after: settings.suspicion,
-        // The sweep does it, so that no timer outlives its member.
-        remove_down_after: None,
-        max_packet_size: NonZeroUsize::new(DATAGRAM_BYTES_MAX - SEAL_BYTES - HINT_BYTES_MAX)
-            .expect("not zero"),
-        notify_down_members: true,
-        periodic_announce: periodic(Duration::from_secs(10), 1),
-        periodic_announce_to_down_members: periodic(Duration::from_secs(2), 3),
-        periodic_gossip: periodic(Duration::from_millis(100), 3),
-    }
-}
-
 /// Longest datagram we send; fits an Ethernet frame with room for tunnels.
 pub const DATAGRAM_BYTES_MAX: usize = 1_400;
 /// The part of a packet before foca's: whether we suspect the receiver, and which incarnation.
-const HINT_BYTES_MAX: usize = 3;
+pub(super) const HINT_BYTES_MAX: usize = 3;
 /// Most addresses of discovery that are used.
 pub const SEEDS_MAX: usize = 64;
 /// Others have at least this many probe intervals to be heard; in one of them everybody may be busy with the same node.

@@ -2,26 +2,31 @@
 //!
 //! ```text
 //! datagram ─▶ seal (key, env, version) ─▶ replay ─▶ machine: filter ─▶ foca ─▶ sends, timers ─▶ seal ─▶ datagram
-//!                                                      └─▶ changes of members
+//! link ─────┘                                          └─▶ changes of members    late pings ─▶ seal ─▶ link
 //! ```
 //! Ours: packets sealed and counted once; a local health score that slows probing down; timers that stand still while the
-//! process does; a suspect is told so with the next packet to it; good-byes that read as left and not as down; seeds that
+//! process does; a suspect is told so with the next packet to it; late pings are repeated over TCP; good-byes that read as left and not as down; seeds that
 //! are asked as long as the node is alone. Everything is sans-IO: datagrams, timers and `now` go in.
 //!
 //! Invariants: nothing of a packet is looked at before it is authenticated; members, timers and windows are bounded by
 //! [`MEMBERS_MAX`]; what we know of ourselves comes from no other node.
 
+pub mod changes;
+mod fallback;
 pub mod health;
 pub mod identity;
 pub mod machine;
 mod replay;
 pub mod seal;
+pub mod settings;
 mod timers;
 
 #[cfg(test)]
 mod tests;
 
-pub use machine::{Counts, ForgetError, Output, Settings, Swim};
+pub use changes::{News, View};
+pub use machine::{Counts, ForgetError, Output, Swim};
+pub use settings::Settings;
 
 use identity::Identity;
 use std::time::Instant;

@@ -15,7 +15,25 @@ struct Host {
     swim: Swim,
     /// Stands still until then; what arrives waits.
     paused_until: Option<Instant>,
-    inbox: Vec<(SocketAddr, Vec<u8>)>,
+    inbox: Vec<Packet>,
+}
+
+#[derive(Clone)]
+struct Packet {
+    from: SocketAddr,
+    to: SocketAddr,
+    /// The node whose link it came over.
+    link: Option<Uuid>,
+    bytes: Vec<u8>,
+}
+
+impl Host {
+    fn take(&mut self, now: Instant, packet: Packet) {
+        match packet.link {
+            Some(node) => self.swim.linked(now, node, packet.from, &packet.bytes),
+            None => self.swim.datagram(now, packet.from, &packet.bytes),
+        }
+    }
 }
 
 /// A network of hosts; the index is the node.
@@ -25,10 +43,14 @@ struct World {
     rng: fastrand::Rng,
     seed: u64,
     hosts: Vec<Option<Host>>,
-    flying: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    flying: BTreeMap<(Instant, u64), Packet>,
     sent: u64,
-    /// Parts of 1.
+    /// Of UDP; parts of 1.
     loss: f64,
+    /// There are links between all hosts.
+    links: bool,
+    /// Nothing passes from the first to the second.
+    cuts: Vec<(usize, usize)>,
     /// Hosts with different numbers do not hear each other.
     sides: Vec<u8>,
     starts: u64,
@@ -74,6 +96,8 @@ impl World {
             flying: BTreeMap::new(),
             sent: 0,
             loss: 0.0,
+            links: false,
+            cuts: vec![],
             sides: vec![0; hosts],
             starts: 0,
             changes: vec![],
@@ -130,14 +154,15 @@ impl World {
 
     fn deliver(&mut self) {
         while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= self.now) {
-            let (from, to, packet) = entry.remove();
-            let index = self.hosts.iter().flatten().position(|host| host.swim.identity().address == to);
+            let packet = entry.remove();
+            let index =
+                self.hosts.iter().flatten().position(|host| host.swim.identity().address == packet.to);
             let Some(host) = index.and_then(|index| self.hosts.iter_mut().flatten().nth(index)) else {
                 continue;
             };
             match host.paused_until {
-                Some(_) => host.inbox.push((from, packet)),
-                None => host.swim.datagram(self.now, from, &packet),
+                Some(_) => host.inbox.push(packet),
+                None => host.take(self.now, packet),
             }
         }
     }
@@ -153,8 +178,8 @@ impl World {
         if (!resumed || timers_first) && host.swim.deadline().is_some_and(|at| at <= self.now) {
             host.swim.timeout(self.now);
         }
-        for (from, packet) in std::mem::take(&mut host.inbox) {
-            host.swim.datagram(self.now, from, &packet);
+        for packet in std::mem::take(&mut host.inbox) {
+            host.take(self.now, packet);
         }
         if host.swim.deadline().is_some_and(|at| at <= self.now) {
             host.swim.timeout(self.now);
@@ -167,6 +192,7 @@ impl World {
             let from = host.swim.identity().address;
             match host.swim.poll() {
                 Some(Output::Send { to, packet }) => self.send(index, from, to, packet),
+                Some(Output::Fallback { node, packet }) => self.send_linked(index, from, node, packet),
                 Some(Output::Change(change)) => self.changes.push((self.now, index, change)),
                 Some(Output::Dropped { reason, detail, .. }) => self.dropped.push((index, reason, detail)),
                 Some(Output::Rejoined) => {}
@@ -177,17 +203,49 @@ impl World {
 
     fn send(&mut self, index: usize, from: SocketAddr, to: SocketAddr, packet: Vec<u8>) {
         assert!(packet.len() <= machine::DATAGRAM_BYTES_MAX);
-        let target = self
-            .hosts
-            .iter()
-            .position(|host| host.as_ref().is_some_and(|host| host.swim.identity().address == to));
-        let heard = target.is_some_and(|target| self.sides[target] == self.sides[index]);
+        let target = self.hosts.iter().position(|host| {
+            let host = host.as_ref();
+            host.is_some_and(|host| host.swim.identity().address == to)
+        });
+        let heard = target.is_some_and(|target| self.passes(index, target));
         if !heard || self.rng.f64() < self.loss {
             return;
         }
         let delay = Duration::from_micros(self.rng.u64(100..20_000));
+        self.fly(delay, Packet { from, to, link: None, bytes: packet });
+    }
+
+    /// A link carries packets as long as both directions pass.
+    fn send_linked(&mut self, index: usize, from: SocketAddr, node: Uuid, bytes: Vec<u8>) {
+        let target = self.hosts.iter().position(|host| {
+            let host = host.as_ref();
+            host.is_some_and(|host| host.swim.identity().node == node)
+        });
+        let Some(target) = target.filter(|_| self.links) else { return };
+        if self.passes(index, target) && self.passes(target, index) {
+            let to = self.hosts[target].as_ref().expect("it was found").swim.identity().address;
+            let own = self.hosts[index].as_ref().expect("it sends").swim.identity().node;
+            let delay = Duration::from_micros(self.rng.u64(1_000..30_000));
+            self.fly(delay, Packet { from, to, link: Some(own), bytes });
+        }
+    }
+
+    fn passes(&self, from: usize, to: usize) -> bool {
+        self.sides[from] == self.sides[to] && !self.cuts.contains(&(from, to))
+    }
+
+    fn fly(&mut self, delay: Duration, packet: Packet) {
         self.sent += 1;
-        self.flying.insert((self.now + delay, self.sent), (from, to, packet));
+        self.flying.insert((self.now + delay, self.sent), packet);
+    }
+
+    /// Most changes that one host saw of one other since then.
+    fn changes_max(&self, since: Instant) -> usize {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for (_, by, change) in self.changes.iter().filter(|(at, ..)| *at >= since) {
+            *counts.entry((*by, change.member.identity.node)).or_default() += 1;
+        }
+        counts.values().copied().max().unwrap_or_default()
     }
 
     fn view(&self, host: usize) -> BTreeMap<Uuid, State> {
@@ -334,6 +392,167 @@ fn a_node_comes_back_after_a_crash_and_at_another_address() {
 }
 
 #[test]
+fn links_keep_nodes_alive_when_udp_is_lost() {
+    for seed in seeds() {
+        for hosts in [2, 3, 6, 9] {
+            let mut world = World::joined(hosts, seed);
+            world.links = true;
+            world.loss = 1.0;
+            let since = world.now;
+            world.run(Duration::from_secs(60));
+            assert_eq!(world.changes_max(since), 0, "seed {seed}, {hosts} hosts");
+            world.demand_all(State::Alive);
+            assert!(world.swim(0).counts().fallbacks > 100);
+            // A crash is still a crash; the news travels with probes only.
+            let since = world.now;
+            world.hosts[hosts - 1] = None;
+            world.run(Duration::from_secs(10));
+            let longest = world.seen_after(since, hosts - 1, State::Down).into_iter().max();
+            assert!(longest < Some(Duration::from_secs(8)), "seed {seed}, {hosts} hosts: {longest:?}");
+            // Without either path everybody is gone.
+            world.links = false;
+            world.run(Duration::from_secs(30));
+            let view = world.view(0);
+            assert!(view.values().all(|state| *state == State::Down), "seed {seed}: {view:?}");
+        }
+    }
+}
+
+#[test]
+fn links_between_nodes_change_nothing_about_crashes_losses_and_pauses() {
+    for seed in seeds() {
+        let mut world = World::joined(6, seed);
+        world.links = true;
+        world.loss = 0.1;
+        for _ in 0..6 {
+            let host = world.rng.usize(0..6);
+            world.pause(host, Duration::from_secs(2));
+            let next = Duration::from_millis(world.rng.u64(2_500..5_000));
+            world.run(next);
+        }
+        assert_eq!(world.false_deaths(), 0, "seed {seed}");
+        world.loss = 0.0;
+        let since = world.now;
+        world.hosts[5] = None;
+        world.run(Duration::from_secs(8));
+        let longest = world.seen_after(since, 5, State::Down).into_iter().max();
+        assert!(longest < Some(Duration::from_secs(5)), "seed {seed}: {longest:?}");
+    }
+}
+
+/// Between the first two hosts nothing passes in one direction, or in either; the others hear everybody.
+#[test]
+fn cuts_that_others_see_around_make_nobody_flap() {
+    for seed in seeds() {
+        for hosts in [3, 5, 9] {
+            for cuts in [vec![(0, 1)], vec![(1, 0)], vec![(0, 1), (1, 0)]] {
+                let mut world = World::joined(hosts, seed);
+                world.links = true;
+                world.cuts = cuts;
+                let since = world.now;
+                world.run(Duration::from_secs(60));
+                let changes = world.changes_max(since);
+                assert!(changes <= 2, "seed {seed}, {hosts} hosts, {:?}: {changes}", world.cuts);
+                world.cuts.clear();
+                world.run(Duration::from_secs(10));
+                world.demand_all(State::Alive);
+                let healed = world.now;
+                world.run(Duration::from_secs(60));
+                assert_eq!(world.changes_max(healed), 0, "seed {seed}, {hosts} hosts");
+            }
+        }
+    }
+}
+
+/// One of two hears the other and is not heard: nobody can tell it so.
+#[test]
+fn a_one_way_cut_between_the_only_two_is_a_cut() {
+    for seed in seeds() {
+        let mut world = World::joined(2, seed);
+        world.links = true;
+        world.cuts = vec![(0, 1)];
+        let since = world.now;
+        world.run(Duration::from_secs(60));
+        assert!(world.changes_max(since) <= 2, "seed {seed}: {:?}", world.changes);
+        assert_eq!(world.view(1)[&node(0)], State::Down, "seed {seed}");
+        world.cuts.clear();
+        world.run(Duration::from_secs(10));
+        world.demand_all(State::Alive);
+        let healed = world.now;
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.changes_max(healed), 0, "seed {seed}");
+    }
+}
+
+/// Its seeds are of no use to it any more: it finds those that it knew.
+#[test]
+fn an_isolated_node_comes_back_without_its_seeds() {
+    for seed in seeds() {
+        let mut world = World::joined(4, seed);
+        world.sides[3] = 1;
+        world.run(Duration::from_secs(30));
+        assert!(world.view(3).values().all(|state| *state == State::Down), "seed {seed}");
+        let now = world.now;
+        world.swim(3).found(now, vec![]);
+        for host in 0..3 {
+            world.swim(host).found(now, vec![]);
+        }
+        world.sides[3] = 0;
+        world.run(Duration::from_secs(8));
+        world.demand_all(State::Alive);
+    }
+}
+
+/// It moves while nobody hears it, and all others move on too.
+#[test]
+fn a_node_with_a_new_address_is_the_same_member() {
+    for seed in seeds() {
+        let mut world = World::joined(4, seed);
+        world.sides[3] = 1;
+        world.run(Duration::from_secs(20));
+        world.hosts[3] = None;
+        world.starts += 1;
+        let mut settings = settings(3, world.starts, seed);
+        settings.identity.address = "10.0.7.7:7007".parse().unwrap();
+        world.boot_with(3, settings);
+        world.run(Duration::from_secs(5));
+        world.sides[3] = 0;
+        world.run(Duration::from_secs(8));
+        world.demand_all(State::Alive);
+        for host in 0..3 {
+            assert_eq!(world.view(host).len(), 3);
+            let moved = world.swim(host).members().find(|member| member.identity.node == node(3)).cloned();
+            assert_eq!(moved.map(|member| member.identity.address.port()), Some(7_007), "seed {seed}");
+        }
+        let healed = world.now;
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.changes_max(healed), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_node_that_an_operator_names_is_asked_until_it_answers() {
+    let mut world = World::new(3, 2);
+    world.hosts[2] = None;
+    let mut settings = settings(2, 9, 9);
+    settings.seeds = vec![];
+    world.boot_with(2, settings);
+    world.run(Duration::from_secs(5));
+    assert!(world.view(2).is_empty());
+    let now = world.now;
+    world.loss = 1.0;
+    assert!(world.swim(2).ask(now, &[address(0)]));
+    world.run(Duration::from_secs(10));
+    world.loss = 0.0;
+    world.run(Duration::from_secs(7));
+    world.demand_all(State::Alive);
+    let many: Vec<_> =
+        (0..machine::SEEDS_MAX as u16).map(|port| SocketAddr::from(([10, 9, 9, 9], port + 1))).collect();
+    let now = world.now;
+    assert!(!world.swim(2).ask(now, &many), "they are bounded");
+}
+
+#[test]
 fn a_lone_node_keeps_asking_until_its_seed_is_there() {
     let mut world = World::new(2, 1);
     world.hosts[0] = None;
@@ -380,11 +599,11 @@ fn recorded_packets_change_nothing() {
     assert_eq!(world.view(0)[&node(2)], State::Down);
     let before = world.changes.len();
     for round in 0..1_000 {
-        let (from, to, packet) = recorded[round % recorded.len()].clone();
+        let packet = recorded[round % recorded.len()].clone();
         for host in 0..2 {
             let now = world.now;
-            if address(host) == to {
-                world.swim(host).datagram(now, from, &packet);
+            if address(host) == packet.to {
+                world.swim(host).datagram(now, packet.from, &packet.bytes);
             }
         }
         world.run(Duration::from_millis(10));
