@@ -18,7 +18,7 @@ use crate::node::{Node, NodeConfig};
 use crate::placement::{self, control_cpus, shard_cpus};
 use crate::publish::Policy;
 use crate::store::record::Kind;
-use crate::store::{self, OpenError, Opened, Store};
+use crate::store::{self, Loaded, OpenError, Opened, Store};
 use common::config::{Config, Cores, Discovery};
 use common::ids::SnapshotVersion;
 use std::ffi::OsString;
@@ -129,8 +129,9 @@ pub fn run(boot: Boot) -> Result<(), BootError> {
     let own = control_cpus(&boot.config.control.cpus, &shards, &allowed);
     placement::bind(&own).map_err(|source| BootError::Cpus { cpus: placement::show(&own), source })?;
 
-    let opened = Store::open(&data_dir.join("store"), store::MAP_BYTES)?;
-    let Opened { store, thread, objects, versions_reserved, .. } = opened;
+    let settings = store::Settings::of(&boot.config);
+    let Opened { store, thread, loaded } = Store::open(&data_dir.join("store"), store::MAP_BYTES, &settings)?;
+    let Loaded { objects, versions_reserved, .. } = loaded;
     let mut catalog = Catalog::new(&boot.config.realms, boot.config.limits.realms_max)?;
     load(&mut catalog, &objects);
     drop(objects);

@@ -114,6 +114,8 @@ fn stored(text: &mut Text, store: &Store) {
     let name = "signalbox_store_sum_differences_total";
     let help = "Hash-tree buckets that disagreed with their records.";
     text.counter(name, help, get(&stats.sum_differences));
+    let name = "signalbox_store_buckets_scrubbed_total";
+    text.counter(name, "Hash-tree buckets compared with their records.", get(&stats.scrubbed));
     text.gauge("signalbox_store_map_bytes", "Address space of the store.", get(&stats.map_bytes));
     text.gauge("signalbox_store_used_bytes", "Bytes of the store in use.", get(&stats.used_bytes));
     let name = "signalbox_store_commit_seconds";

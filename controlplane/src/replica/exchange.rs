@@ -1,20 +1,21 @@
 //! Anti-entropy: one node compares its hash tree with another's, and both end up with what either knew. Sans-IO.
 //!
 //! ```text
-//! Roots ─▶ ◀─ Shards    for each: Buckets ─▶ ◀─ Differing    for each few: Rows ─▶ ◀─ Offer, Push ─▶ ◀─ Taken
+//! Roots ─▶ ◀─ Shards    for each: Buckets ─▶ ◀─ Differing    piece by piece: Rows ─▶ ◀─ Offer, Push ─▶ ◀─ Taken
 //! ```
 //! The one who asks drives; the one who answers remembers nothing. An exchange that breaks off has done no harm: what
 //! was merged is merged, and the next one goes on from there. Objects that are refused are counted and hold up
-//! nothing.
+//! nothing. Each side's steps run where its objects are, on the store thread, and each is short: it reads at most
+//! [`SCAN_MAX`] records and commits at most [`RECORDS_MAX`].
 //!
-//! Invariants: at most one message is under way; every answer is bounded; each step brings the end nearer, because a
-//! group of buckets is asked for again only after records of it were merged.
+//! Invariants: at most one message is under way; every answer is bounded; each step brings the end nearer, because the
+//! rows asked for begin where the last answer stopped.
 
-use super::hashtree::{SHARD_BUCKETS, SHARDS};
+use super::hashtree::{SHARD_BUCKETS, SHARDS, Sum, bucket_of};
 use super::message::{Body, Message, RECORDS_BYTES_MAX, RECORDS_MAX, ROWS_MAX, Row, Short, short};
-use super::set::{Place, Replica};
-use crate::store::record::Merged;
+use super::objects::{Objects, Place, Unreadable};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 /// The side that asks.
@@ -23,8 +24,8 @@ pub struct Exchange {
     round: u64,
     step: Step,
     shards: VecDeque<u8>,
-    /// Of the shard at hand, those that differ and were not asked for yet.
-    buckets: VecDeque<u16>,
+    /// Of the shard at hand, those that differ.
+    buckets: Vec<u16>,
     tally: Tally,
     step_deadline: Instant,
     deadline: Instant,
@@ -34,8 +35,8 @@ pub struct Exchange {
 enum Step {
     Roots,
     Buckets,
-    Rows { group: Vec<u16> },
-    Push { group: Vec<u16>, wanted: VecDeque<Place>, again: bool },
+    Rows { from: Place, until: Option<Place> },
+    Push { wanted: VecDeque<Place>, next: Option<Place> },
 }
 
 /// What an exchange has done.
@@ -58,28 +59,31 @@ pub enum Next {
 }
 
 /// Why an exchange broke off.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ExchangeError {
     #[error("no answer in time")]
     TimedOut,
     /// The other side does not keep to the protocol.
     #[error("an answer that does not fit the question")]
     Unexpected,
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
 }
 
 impl Exchange {
-    /// Begins; the message is to be sent. `round` tells this exchange from earlier ones with the same node.
-    pub fn start(round: u64, replica: &Replica, now: Instant) -> (Self, Message) {
+    /// Begins; the message is to be sent. `round` tells this exchange from earlier ones with the same node. `timeout`: how
+    /// long it may take in all.
+    pub fn start(round: u64, objects: &mut dyn Objects, now: Instant, timeout: Duration) -> (Self, Message) {
         let exchange = Self {
             round,
             step: Step::Roots,
             shards: VecDeque::new(),
-            buckets: VecDeque::new(),
+            buckets: Vec::new(),
             tally: Tally::default(),
             step_deadline: now + STEP_TIMEOUT,
-            deadline: now + EXCHANGE_TIMEOUT,
+            deadline: now + timeout,
         };
-        let roots = replica.tree().roots().iter().map(|root| short(*root)).collect();
+        let roots = objects.tree().roots().iter().map(|root| short(*root)).collect();
         (exchange, Message { round, body: Body::Roots(roots) })
     }
 
@@ -95,10 +99,9 @@ impl Exchange {
     /// Takes an answer. None: it belongs to another round, or is a copy of one that was taken already.
     pub fn handle(
         &mut self,
-        replica: &mut Replica,
+        objects: &mut dyn Objects,
         message: Message,
         now: Instant,
-        wall_ms: u64,
     ) -> Result<Option<Next>, ExchangeError> {
         self.timeout(now)?;
         if message.round != self.round {
@@ -109,28 +112,20 @@ impl Exchange {
             (Step::Roots, Body::Shards(bits)) => {
                 self.shards = (0..SHARDS as u8).filter(|shard| bits >> shard & 1 == 1).collect();
                 self.tally.shards = bits.count_ones();
-                self.next_shard(replica)
+                self.next_shard(objects)
             }
-            (Step::Buckets, Body::Differing(buckets)) => {
-                let shard = self.shards.front().map_or(0, |shard| usize::from(*shard));
-                let inside = |bucket: &u16| usize::from(*bucket) / SHARD_BUCKETS == shard;
-                if !buckets.iter().all(inside) || !buckets.is_sorted_by(|one, other| one < other) {
+            (Step::Buckets, Body::Differing(buckets)) => self.differing(objects, buckets)?,
+            (Step::Rows { from, until }, Body::Offer { records, wanted, stopped }) => {
+                let is_inside = |at: Place| from < at && until.is_none_or(|until| at < until);
+                if !stopped.is_none_or(is_inside) {
                     return Err(ExchangeError::Unexpected);
                 }
-                self.shards.pop_front();
-                self.buckets = buckets.into();
-                self.next_group(replica)
+                let wanted = self.take(objects, &records, wanted)?;
+                self.push(objects, wanted, stopped.or(until))?
             }
-            (Step::Rows { group }, Body::Offer { records, wanted, more }) => {
-                let merged = self.merge(replica, &records, wall_ms);
-                let offered: BTreeSet<&[u8]> = records.iter().map(Vec::as_slice).collect();
-                let known = |place: &Place| replica.record(place).is_none_or(|ours| offered.contains(ours));
-                let wanted = wanted.into_iter().filter(|place| !known(place)).collect();
-                self.push(replica, group, wanted, more && merged > 0)
-            }
-            (Step::Push { group, wanted, again }, Body::Taken { refused }) => {
+            (Step::Push { wanted, next }, Body::Taken { refused }) => {
                 self.tally.refused = self.tally.refused.saturating_add(refused.into());
-                self.push(replica, group, wanted, again)
+                self.push(objects, wanted, next)?
             }
             // A late copy of an earlier answer.
             (step, _) => {
@@ -142,53 +137,82 @@ impl Exchange {
         Ok(Some(next))
     }
 
-    fn next_shard(&mut self, replica: &Replica) -> Next {
+    fn next_shard(&mut self, objects: &mut dyn Objects) -> Next {
         let Some(&shard) = self.shards.front() else { return Next::Done(self.tally) };
         self.step = Step::Buckets;
-        self.send(Body::Buckets { shard, sums: sums(replica, shard) })
+        self.send(Body::Buckets { shard, sums: sums(objects, shard) })
     }
 
-    /// As many of the differing buckets as go into one message.
-    fn next_group(&mut self, replica: &Replica) -> Next {
-        let (mut group, mut rows) = (Vec::new(), 0);
-        while let Some(&bucket) = self.buckets.front() {
-            rows += replica.bucket(bucket).count();
-            if !group.is_empty() && rows > GROUP_ROWS {
-                break;
+    fn differing(&mut self, objects: &mut dyn Objects, buckets: Vec<u16>) -> Result<Next, ExchangeError> {
+        let shard = self.shards.front().map_or(0, |shard| usize::from(*shard));
+        let is_inside = |bucket: &u16| usize::from(*bucket) / SHARD_BUCKETS == shard;
+        if !buckets.iter().all(is_inside) || !buckets.is_sorted_by(|one, other| one < other) {
+            return Err(ExchangeError::Unexpected);
+        }
+        self.shards.pop_front();
+        let first = buckets.first().map(|bucket| first_place(*bucket));
+        self.buckets = buckets;
+        self.go_on(objects, first)
+    }
+
+    /// Asks about the differing buckets from a place on; none: the shard is done.
+    fn go_on(&mut self, objects: &mut dyn Objects, from: Option<Place>) -> Result<Next, ExchangeError> {
+        let Some(from) = from else { return Ok(self.next_shard(objects)) };
+        let (mut rows, mut until) = (Vec::new(), None);
+        let after = self.buckets.partition_point(|bucket| *bucket < bucket_of(&from));
+        walk(objects, &self.buckets[after..], from, None, |row| {
+            if rows.len() >= GROUP_ROWS {
+                until = Some(row.place);
+                return ControlFlow::Break(());
             }
-            group.push(bucket);
-            self.buckets.pop_front();
-        }
-        if group.is_empty() { self.next_shard(replica) } else { self.ask(replica, group) }
+            rows.push(Row { place: row.place, hash: row.hash });
+            ControlFlow::Continue(())
+        })?;
+        let is_asked = |bucket: &u16| until.is_none_or(|until: Place| *bucket <= bucket_of(&until));
+        let buckets = self.buckets[after..].iter().copied().take_while(is_asked).collect();
+        self.step = Step::Rows { from, until };
+        Ok(self.send(Body::Rows { buckets, from, until, rows }))
     }
 
-    fn ask(&mut self, replica: &Replica, group: Vec<u16>) -> Next {
-        let rows = group.iter().flat_map(|bucket| rows(replica, *bucket)).take(ROWS_MAX).collect();
-        self.step = Step::Rows { group: group.clone() };
-        self.send(Body::Rows { buckets: group, rows })
+    /// Merges what was offered. Returns what the other side lacks of what it wants.
+    fn take(
+        &mut self,
+        objects: &mut dyn Objects,
+        records: &[Vec<u8>],
+        wanted: Vec<Place>,
+    ) -> Result<VecDeque<Place>, Unreadable> {
+        let merged = objects.merge(records);
+        self.tally.merged += merged.changed;
+        self.tally.refused = self.tally.refused.saturating_add(merged.refused);
+        let offered: BTreeSet<&[u8]> = records.iter().map(Vec::as_slice).collect();
+        let mut lacking = VecDeque::new();
+        for place in wanted {
+            if objects.record(&place)?.is_some_and(|ours| !offered.contains(&ours[..])) {
+                lacking.push_back(place);
+            }
+        }
+        Ok(lacking)
     }
 
-    fn push(&mut self, replica: &Replica, group: Vec<u16>, mut wanted: VecDeque<Place>, again: bool) -> Next {
-        if wanted.is_empty() {
-            return if again { self.ask(replica, group) } else { self.next_group(replica) };
-        }
+    fn push(
+        &mut self,
+        objects: &mut dyn Objects,
+        mut wanted: VecDeque<Place>,
+        next: Option<Place>,
+    ) -> Result<Next, ExchangeError> {
         let mut batch = Batch::default();
         while let Some(place) = wanted.front() {
-            if !replica.record(place).is_none_or(|record| batch.add(record)) {
+            if objects.record(place)?.is_some_and(|record| !batch.add(&record)) {
                 break;
             }
             wanted.pop_front();
         }
+        if batch.records.is_empty() {
+            return self.go_on(objects, next);
+        }
         self.tally.sent += batch.records.len() as u32;
-        self.step = Step::Push { group, wanted, again };
-        self.send(Body::Push(batch.records))
-    }
-
-    fn merge(&mut self, replica: &mut Replica, records: &[Vec<u8>], wall_ms: u64) -> u32 {
-        let (merged, refused) = merge(replica, records, wall_ms);
-        self.tally.merged += merged;
-        self.tally.refused = self.tally.refused.saturating_add(refused);
-        merged
+        self.step = Step::Push { wanted, next };
+        Ok(self.send(Body::Push(batch.records)))
     }
 
     fn send(&self, body: Body) -> Next {
@@ -197,62 +221,91 @@ impl Exchange {
 }
 
 /// The side that is asked. None: the message is an answer, or does not keep to the protocol.
-pub fn answer(replica: &mut Replica, message: Message, wall_ms: u64) -> Option<Message> {
+pub fn answer(objects: &mut dyn Objects, message: Message) -> Result<Option<Message>, Unreadable> {
     let body = match message.body {
         Body::Roots(theirs) if theirs.len() == SHARDS => {
-            let pairs = replica.tree().roots().iter().zip(&theirs).enumerate();
+            let pairs = objects.tree().roots().iter().zip(&theirs).enumerate();
             let differing = pairs.filter(|(_, (ours, theirs))| short(**ours) != **theirs);
             Body::Shards(differing.fold(0, |bits, (shard, _)| bits | 1 << shard))
         }
         Body::Buckets { shard, sums: theirs } if theirs.len() == SHARD_BUCKETS => {
-            let pairs = sums(replica, shard).into_iter().zip(theirs).enumerate();
+            let pairs = sums(objects, shard).into_iter().zip(theirs).enumerate();
             let differing = pairs.filter(|(_, (ours, theirs))| ours != theirs);
             let first = usize::from(shard) * SHARD_BUCKETS;
             Body::Differing(differing.map(|(bucket, _)| (first + bucket) as u16).collect())
         }
-        Body::Rows { buckets, rows } => offer(replica, &buckets, &rows),
-        Body::Push(records) => {
-            let (_, refused) = merge(replica, &records, wall_ms);
-            Body::Taken { refused: refused as u16 }
-        }
-        _ => return None,
+        Body::Rows { buckets, from, until, rows } => offer(objects, buckets, from, until, &rows)?,
+        Body::Push(records) => Body::Taken { refused: objects.merge(&records).refused as u16 },
+        _ => return Ok(None),
     };
-    Some(Message { round: message.round, body })
+    Ok(Some(Message { round: message.round, body }))
 }
 
 /// What the asker lacks of these buckets, and what we lack.
-fn offer(replica: &Replica, buckets: &[u16], theirs: &[Row]) -> Body {
-    let theirs: BTreeMap<&Place, Short> = theirs.iter().map(|row| (&row.place, row.hash)).collect();
-    let is_ours = |row: &(&&Place, &Short)| {
-        replica.record(row.0).is_some_and(|record| hash(replica, row.0, record) == *row.1)
-    };
-    let wanted = theirs.iter().filter(|row| !is_ours(row)).map(|(place, _)| **place).collect();
-    let buckets: BTreeSet<u16> = buckets.iter().copied().collect();
-    let mut batch = Batch::default();
-    let mut more = false;
-    for (place, record) in buckets.iter().flat_map(|bucket| replica.bucket(*bucket)) {
-        if theirs.get(place).is_some_and(|theirs| *theirs == hash(replica, place, record)) {
-            continue;
+fn offer(
+    objects: &mut dyn Objects,
+    mut buckets: Vec<u16>,
+    from: Place,
+    until: Option<Place>,
+    theirs: &[Row],
+) -> Result<Body, Unreadable> {
+    buckets.sort_unstable();
+    buckets.dedup();
+    let mut theirs: BTreeMap<Place, Short> = theirs.iter().map(|row| (row.place, row.hash)).collect();
+    let (mut batch, mut wanted, mut stopped, mut scanned) = (Batch::default(), Vec::new(), None, 0);
+    walk(objects, &buckets, from, until, |row| {
+        scanned += 1;
+        let known = theirs.get(&row.place);
+        let is_equal = known.is_some_and(|hash| *hash == row.hash);
+        if scanned > SCAN_MAX || !is_equal && !batch.add(row.record) {
+            stopped = Some(row.place);
+            return ControlFlow::Break(());
         }
-        if !batch.add(record) {
-            more = true;
+        if theirs.remove(&row.place).is_some() && !is_equal {
+            wanted.push(row.place);
+        }
+        ControlFlow::Continue(())
+    })?;
+    let is_lacking = |place: &Place| stopped.is_none_or(|stopped| *place < stopped);
+    wanted.extend(theirs.into_keys().filter(is_lacking));
+    Ok(Body::Offer { records: batch.records, wanted, stopped })
+}
+
+struct Walked<'a> {
+    place: Place,
+    hash: Short,
+    record: &'a [u8],
+}
+
+/// Calls `found` with the records of `buckets`, which are sorted, from `from` on and before `until`, until it breaks.
+fn walk(
+    objects: &mut dyn Objects,
+    buckets: &[u16],
+    from: Place,
+    until: Option<Place>,
+    mut found: impl FnMut(Walked<'_>) -> ControlFlow<()>,
+) -> Result<(), Unreadable> {
+    for &bucket in buckets {
+        let mut broke = false;
+        objects.walk(&first_place(bucket).max(from), &mut |place, hash, record| {
+            if bucket_of(place) != bucket || until.is_some_and(|until| *place >= until) {
+                return ControlFlow::Break(());
+            }
+            let flow = found(Walked { place: *place, hash: half(hash), record });
+            broke = flow.is_break();
+            flow
+        })?;
+        if broke {
             break;
         }
     }
-    Body::Offer { records: batch.records, wanted, more }
+    Ok(())
 }
 
-/// How many records changed ours, and how many were refused.
-fn merge(replica: &mut Replica, records: &[Vec<u8>], wall_ms: u64) -> (u32, u32) {
-    let (mut merged, mut refused) = (0, 0);
-    for record in records {
-        match replica.merge(record, wall_ms) {
-            Ok(Merged::Known) => {}
-            Ok(Merged::Changed | Merged::Cut) => merged += 1,
-            Err(_) => refused += 1,
-        }
-    }
-    (merged, refused)
+fn first_place(bucket: u16) -> Place {
+    let mut place = [0; 32];
+    place[..2].copy_from_slice(&bucket.to_be_bytes());
+    place
 }
 
 #[derive(Default)]
@@ -273,49 +326,77 @@ impl Batch {
     }
 }
 
-fn sums(replica: &Replica, shard: u8) -> Vec<Short> {
+fn sums(objects: &dyn Objects, shard: u8) -> Vec<Short> {
     let first = usize::from(shard) * SHARD_BUCKETS;
-    (first..first + SHARD_BUCKETS).map(|bucket| short(replica.tree().bucket(bucket as u16))).collect()
+    (first..first + SHARD_BUCKETS).map(|bucket| short(objects.tree().bucket(bucket as u16))).collect()
 }
 
-fn rows(replica: &Replica, bucket: u16) -> impl Iterator<Item = Row> {
-    replica.bucket(bucket).map(|(place, record)| Row { place: *place, hash: hash(replica, place, record) })
-}
-
-fn hash(replica: &Replica, place: &Place, record: &[u8]) -> Short {
-    let bytes = replica.hash(place, record).to_bytes();
+fn half(sum: Sum) -> Short {
+    let bytes = sum.to_bytes();
     let (first, _) = bytes.split_first_chunk().expect("a sum is longer than its first half");
     *first
 }
 
 /// How long one answer may take.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an exchange may take: the default of `aae.data_exchange_timeout`.
-pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Rows of ours after which no further bucket goes into a message.
+/// Rows of ours after which no further one goes into a message.
 const GROUP_ROWS: usize = 512;
+/// Records one step reads of those that are compared.
+pub const SCAN_MAX: usize = 4_096;
 
 const _: () = assert!(GROUP_ROWS <= ROWS_MAX);
 
 #[cfg(test)]
 mod tests {
-    use super::super::dvvset::Actor;
-    use super::super::hashtree::TreeKey;
     use super::*;
+    use crate::store::Settings;
+    use crate::store::memory::Memory;
     use crate::store::record::Kind;
+    use crate::store::worker::{Change, Request, Sources, Worker};
+    use std::sync::Arc;
 
-    fn replica(node: u8) -> Replica {
-        Replica::new(Actor { node: [node; 16], epoch: 1 }, TreeKey::of(b"secret"))
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn replica(node: u64) -> Worker {
+        on(Memory::default(), node)
     }
 
-    fn put(replica: &mut Replica, key: usize, value: &[u8]) {
-        replica.put(Kind::Realm, &format!("realm{key}"), Some(value.to_vec()), 1_000).unwrap();
+    /// The clock stands at one second.
+    fn on(disk: Memory, node: u64) -> Worker {
+        replica_at(disk, node, 1_000)
+    }
+
+    fn replica_at(disk: Memory, node: u64, wall_ms: u64) -> Worker {
+        let day = Duration::from_secs(86_400);
+        let settings = Settings { secret: b"secret".to_vec(), scrub_timer: day, scrub_ttl: day };
+        let sources = Sources { wall_ms: Box::new(move || wall_ms), random: Box::new(move || node) };
+        Worker::open(Box::new(disk.clone()), disk.files(), &settings, sources, Arc::default()).unwrap().0
+    }
+
+    fn put(replica: &mut Worker, key: usize, value: &[u8]) {
+        replica.put(Kind::Realm, &format!("realm{key}"), Some(value.to_vec())).unwrap();
+    }
+
+    fn request(key: usize, value: &[u8]) -> Request {
+        let (key, bytes) = (format!("realm{key}"), Some(value.to_vec()));
+        let (reply, _) = tokio::sync::oneshot::channel();
+        Request { change: Change::Put { kind: Kind::Realm, key, bytes }, reply }
+    }
+
+    fn records(replica: &mut Worker) -> Vec<Vec<u8>> {
+        let mut records = vec![];
+        let mut found = |_: &Place, _, record: &[u8]| {
+            records.push(record.to_vec());
+            ControlFlow::Continue(())
+        };
+        replica.walk(&[0; 32], &mut found).unwrap();
+        records
     }
 
     /// Runs one exchange to its end, through bytes. Returns what it did, the messages and their bytes.
-    fn run(one: &mut Replica, other: &mut Replica) -> (Tally, usize, usize) {
+    fn run(one: &mut Worker, other: &mut Worker) -> (Tally, usize, usize) {
         let now = Instant::now();
-        let (mut exchange, mut message) = Exchange::start(7, one, now);
+        let (mut exchange, mut message) = Exchange::start(7, one, now, TIMEOUT);
         let (mut messages, mut bytes) = (0, 0);
         let mut deliver = |message: &Message| {
             let encoded = message.encode();
@@ -323,8 +404,8 @@ mod tests {
             Message::decode(&encoded).unwrap()
         };
         loop {
-            let reply = answer(other, deliver(&message), 1_000).unwrap();
-            match exchange.handle(one, deliver(&reply), now, 1_000).unwrap().unwrap() {
+            let reply = answer(other, deliver(&message)).unwrap().unwrap();
+            match exchange.handle(one, deliver(&reply), now).unwrap().unwrap() {
                 Next::Send(next) => message = next,
                 Next::Done(tally) => return (tally, messages, bytes),
             }
@@ -338,7 +419,7 @@ mod tests {
         (500..900).for_each(|key| put(&mut other, key, b"other"));
         let (tally, ..) = run(&mut one, &mut other);
         assert_eq!(one.tree(), other.tree());
-        assert_eq!((one.records().count(), tally.merged, tally.sent, tally.refused), (900, 400, 700, 0));
+        assert_eq!((records(&mut one).len(), tally.merged, tally.sent, tally.refused), (900, 400, 700, 0));
         let (tally, messages, bytes) = run(&mut one, &mut other);
         assert_eq!((tally, messages), (Tally::default(), 2));
         assert!(bytes < 1_100, "{bytes}");
@@ -346,10 +427,14 @@ mod tests {
 
     #[test]
     fn one_changed_record_in_100_000_costs_less_than_64_kib() {
-        let mut one = replica(1);
-        (0..100_000).for_each(|key| put(&mut one, key, b"value"));
-        let mut other = one.clone();
-        other.begin_epoch(Actor { node: [2; 16], epoch: 1 });
+        let disk = Memory::default();
+        let mut one = on(disk.clone(), 1);
+        for first in (0..100_000).step_by(1_000) {
+            one.work((first..first + 1_000).map(|key| request(key, b"value")).collect());
+        }
+        let copy = disk.copy();
+        copy.disk().inode = 1;
+        let mut other = on(copy, 2);
         put(&mut other, 4_711, b"changed");
         let (tally, messages, bytes) = run(&mut one, &mut other);
         println!("one changed record in 100,000: {bytes} bytes in {messages} messages");
@@ -378,32 +463,33 @@ mod tests {
 
     #[test]
     fn a_bad_record_is_refused_and_the_rest_goes_on() {
-        let (mut one, mut other) = (replica(1), replica(2));
-        put(&mut other, 1, b"good");
-        other.put(Kind::Realm, "future", Some(vec![1]), 4_102_444_800_000).unwrap();
+        let (mut one, disk) = (replica(1), Memory::default());
+        put(&mut on(disk.clone(), 2), 1, b"good");
+        let mut other = replica_at(disk, 2, 4_102_444_800_000);
+        put(&mut other, 2, b"future");
         let (tally, ..) = run(&mut one, &mut other);
-        assert_eq!((tally.merged, tally.refused, one.records().count()), (1, 1, 1));
-        let good = one.records().next().map(|(_, record)| record.to_vec()).unwrap();
+        assert_eq!((tally.merged, tally.refused, records(&mut one).len()), (1, 1, 1));
+        let good = records(&mut one).remove(0);
         let mut bad = good.clone();
         bad[9] ^= 1;
         let push = Message { round: 1, body: Body::Push(vec![bad, good]) };
         let mut third = replica(3);
-        let reply = answer(&mut third, push, 1_000).unwrap();
-        assert_eq!((reply.body, third.records().count()), (Body::Taken { refused: 1 }, 1));
+        let reply = answer(&mut third, push).unwrap().unwrap();
+        assert_eq!((reply.body, records(&mut third).len()), (Body::Taken { refused: 1 }, 1));
     }
 
     #[test]
     fn silence_ends_it_and_strange_answers_are_not_followed() {
         let mut one = replica(1);
         let now = Instant::now();
-        let (mut exchange, _) = Exchange::start(7, &one, now);
-        let mut handle = |round, body, at| exchange.handle(&mut one, Message { round, body }, at, 1_000);
+        let (mut exchange, _) = Exchange::start(7, &mut one, now, TIMEOUT);
+        let mut handle = |round, body, at| exchange.handle(&mut one, Message { round, body }, at);
         assert_eq!(handle(6, Body::Shards(1), now), Ok(None));
         assert_eq!(handle(7, Body::Differing(vec![1]), now), Ok(None));
         assert!(matches!(handle(7, Body::Shards(1), now), Ok(Some(Next::Send(_)))));
         assert_eq!(handle(7, Body::Differing(vec![5_000]), now), Err(ExchangeError::Unexpected));
         assert_eq!(handle(7, Body::Differing(vec![1]), now + STEP_TIMEOUT), Err(ExchangeError::TimedOut));
-        let (exchange, _) = Exchange::start(8, &one, now);
+        let (exchange, _) = Exchange::start(8, &mut one, now, TIMEOUT);
         assert_eq!(exchange.timeout(exchange.deadline()), Err(ExchangeError::TimedOut));
     }
 }

@@ -63,16 +63,14 @@ impl HashTree {
     /// A record came.
     pub fn add(&mut self, bucket: u16, hash: Sum) {
         for digest in [&mut self.buckets[usize::from(bucket)], &mut self.roots[shard_of(bucket)]] {
-            digest.sum += hash;
-            digest.count = digest.count.wrapping_add(1);
+            digest.add(hash);
         }
     }
 
     /// A record that was added is gone.
     pub fn remove(&mut self, bucket: u16, hash: Sum) {
         for digest in [&mut self.buckets[usize::from(bucket)], &mut self.roots[shard_of(bucket)]] {
-            digest.sum -= hash;
-            digest.count = digest.count.wrapping_sub(1);
+            digest.remove(hash);
         }
     }
 
@@ -102,6 +100,18 @@ impl HashTree {
 }
 
 impl Digest {
+    /// A record came.
+    pub fn add(&mut self, hash: Sum) {
+        self.sum += hash;
+        self.count = self.count.wrapping_add(1);
+    }
+
+    /// A record that was added is gone.
+    pub fn remove(&mut self, hash: Sum) {
+        self.sum -= hash;
+        self.count = self.count.wrapping_sub(1);
+    }
+
     /// `sum [32] │ count u32`, little-endian.
     pub fn encode(self) -> [u8; DIGEST_BYTES] {
         let mut out = [0; DIGEST_BYTES];

@@ -4,7 +4,7 @@
 //! before anything is allocated, and nothing may follow the last field.
 
 use super::hashtree::{Digest, SHARD_BUCKETS, SHARDS};
-use super::set::Place;
+use super::objects::Place;
 use crate::store::record::{RECORD_BYTES_MAX, Reader, RecordError, require};
 
 /// The first half of a sum: enough to compare by.
@@ -27,10 +27,11 @@ pub enum Body {
     Buckets { shard: u8, sums: Vec<Short> },
     /// Those that differ.
     Differing(Vec<u16>),
-    /// Every record of these buckets.
-    Rows { buckets: Vec<u16>, rows: Vec<Row> },
-    /// Records that the asker lacks or has otherwise, and what is wanted of it. `more`: not all went in.
-    Offer { records: Vec<Vec<u8>>, wanted: Vec<Place>, more: bool },
+    /// Every record of these buckets that is kept at `from` or after it and before `until`.
+    Rows { buckets: Vec<u16>, from: Place, until: Option<Place>, rows: Vec<Row> },
+    /// Records that the asker lacks or has otherwise, and what is wanted of it; only of places before `stopped`, where it
+    /// is to go on.
+    Offer { records: Vec<Vec<u8>>, wanted: Vec<Place>, stopped: Option<Place> },
     /// Records that were wanted.
     Push(Vec<Vec<u8>>),
     /// The push was taken, but for as many records as were refused.
@@ -62,17 +63,19 @@ impl Message {
                 list(&mut out, sums, |out, sum| out.extend_from_slice(sum));
             }
             Body::Differing(buckets) => list(&mut out, buckets, put_u16),
-            Body::Rows { buckets, rows } => {
+            Body::Rows { buckets, from, until, rows } => {
                 list(&mut out, buckets, put_u16);
+                out.extend_from_slice(from);
+                put_place(&mut out, *until);
                 list(&mut out, rows, |out, row| {
                     out.extend_from_slice(&row.place);
                     out.extend_from_slice(&row.hash);
                 });
             }
-            Body::Offer { records, wanted, more } => {
+            Body::Offer { records, wanted, stopped } => {
                 list(&mut out, records, |out, record| put_record(out, record));
                 list(&mut out, wanted, |out, place| out.extend_from_slice(place));
-                out.push((*more).into());
+                put_place(&mut out, *stopped);
             }
             Body::Push(records) => list(&mut out, records, |out, record| put_record(out, record)),
             Body::Taken { refused } => put_u16(&mut out, refused),
@@ -94,6 +97,8 @@ impl Message {
             4 => Body::Differing(read(&mut reader, SHARD_BUCKETS, |reader| reader.u16())?),
             5 => Body::Rows {
                 buckets: read(&mut reader, SHARD_BUCKETS, |reader| reader.u16())?,
+                from: reader.array()?,
+                until: read_place(&mut reader)?,
                 rows: read(&mut reader, ROWS_MAX, |reader| {
                     Ok(Row { place: reader.array()?, hash: reader.array()? })
                 })?,
@@ -101,11 +106,7 @@ impl Message {
             6 => Body::Offer {
                 records: read(&mut reader, RECORDS_MAX, read_record)?,
                 wanted: read(&mut reader, ROWS_MAX, |reader| reader.array())?,
-                more: match reader.byte()? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(RecordError::Form("a flag")),
-                },
+                stopped: read_place(&mut reader)?,
             },
             7 => Body::Push(read(&mut reader, RECORDS_MAX, read_record)?),
             8 => Body::Taken { refused: reader.u16()? },
@@ -144,6 +145,20 @@ fn put_u16(out: &mut Vec<u8>, number: &u16) {
 fn put_record(out: &mut Vec<u8>, record: &[u8]) {
     out.extend_from_slice(&(record.len() as u32).to_le_bytes());
     out.extend_from_slice(record);
+}
+
+/// `0`, or `1 │ place [32]`.
+fn put_place(out: &mut Vec<u8>, place: Option<Place>) {
+    out.push(place.is_some().into());
+    out.extend(place.into_iter().flatten());
+}
+
+fn read_place(reader: &mut Reader<'_>) -> Result<Option<Place>, RecordError> {
+    match reader.byte()? {
+        0 => Ok(None),
+        1 => Ok(Some(reader.array()?)),
+        _ => Err(RecordError::Form("a flag")),
+    }
 }
 
 fn read<T>(
@@ -190,8 +205,8 @@ mod tests {
             Body::Shards(5),
             Body::Buckets { shard: 63, sums: vec![[2; 16]; SHARD_BUCKETS] },
             Body::Differing(vec![1, 65_535]),
-            Body::Rows { buckets: vec![7], rows },
-            Body::Offer { records: vec![vec![1, 2]], wanted: vec![[3; 32]], more: true },
+            Body::Rows { buckets: vec![7], from: [4; 32], until: None, rows },
+            Body::Offer { records: vec![vec![1, 2]], wanted: vec![[3; 32]], stopped: Some([5; 32]) },
             Body::Push(vec![vec![], vec![9]]),
             Body::Taken { refused: 3 },
         ] {

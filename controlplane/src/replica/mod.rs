@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! put ─▶ hlc, dvvset ─▶ record ─▶ store: record and hash-tree sums in one transaction
-//! exchange ◀─ message ─▶ exchange of another node; both sides work on a set
+//! exchange ◀─ message ─▶ exchange of another node; both sides work on `objects`, which the store implements
 //! ```
 
 pub mod dvvset;
@@ -10,4 +10,4 @@ pub mod exchange;
 pub mod hashtree;
 pub mod hlc;
 pub mod message;
-pub mod set;
+pub mod objects;

@@ -4,9 +4,11 @@
 //! disk would kill the process), never NO_SYNC. The environment belongs to the store thread alone; a frozen disk blocks
 //! that thread and nobody else.
 
-use super::engine::{Engine, EngineError, Place, Usage, Write};
+use super::engine::{Engine, EngineError, Files, Found, Place, Row, Usage, Write};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, MdbError, WithoutTls};
+use std::fs::File;
+use std::io::Write as _;
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,15 +28,6 @@ pub struct LmdbEngine {
     meta: Database<'static, Bytes, Bytes>,
     map_max: usize,
     folder: PathBuf,
-}
-
-/// What is known of the store's files beside their content.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Files {
-    /// The data file's number: a copy has another.
-    pub inode: u64,
-    /// A commit failed when it was open last.
-    pub was_broken: bool,
 }
 
 impl LmdbEngine {
@@ -65,18 +58,20 @@ impl LmdbEngine {
         Ok((engine, files))
     }
 
-    /// The sign of a failed commit was heeded.
-    pub fn forget_broken(&self) {
-        let _ = std::fs::remove_file(self.folder.join(BROKEN_FILE));
-    }
-
     fn write(&self, writes: &[Write]) -> heed::Result<()> {
         let mut txn = self.env.write_txn()?;
         for write in writes {
             match write {
                 Write::Object { place, record } => self.objects.put(&mut txn, place, record)?,
+                Write::Gone { place } => {
+                    self.objects.delete(&mut txn, place)?;
+                }
                 Write::Sum { row, bytes } => self.sums.put(&mut txn, row, bytes)?,
-                Write::Meta(bytes) => self.meta.put(&mut txn, META_KEY, bytes)?,
+                Write::Meta { row, bytes } => self.meta.put(&mut txn, row.name(), bytes)?,
+                Write::Clear => {
+                    self.objects.clear(&mut txn)?;
+                    self.sums.clear(&mut txn)?;
+                }
             }
         }
         txn.commit()
@@ -94,28 +89,16 @@ impl Engine for LmdbEngine {
         Ok(record.map(<[u8]>::to_vec))
     }
 
-    fn scan(&self, found: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), EngineError> {
+    fn walk(&self, from: &[u8], found: Found<'_>) -> Result<(), EngineError> {
         let txn = self.env.read_txn().map_err(broken)?;
-        for entry in self.objects.iter(&txn).map_err(broken)? {
-            let (key, record) = entry.map_err(broken)?;
-            found(key, record);
-        }
-        Ok(())
-    }
-
-    fn scan_buckets(
-        &self,
-        first: u16,
-        last: u16,
-        found: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), EngineError> {
-        let (first, after) = (first.to_be_bytes(), last.checked_add(1).map(u16::to_be_bytes));
-        let end = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(&after[..]));
-        let range = (Bound::Included(&first[..]), end);
-        let txn = self.env.read_txn().map_err(broken)?;
+        // LMDB knows no empty key.
+        let first = if from.is_empty() { Bound::Unbounded } else { Bound::Included(from) };
+        let range = (first, Bound::Unbounded);
         for entry in self.objects.range(&txn, &range).map_err(broken)? {
             let (key, record) = entry.map_err(broken)?;
-            found(key, record);
+            if found(key, record).is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -129,9 +112,9 @@ impl Engine for LmdbEngine {
         Ok(())
     }
 
-    fn meta(&self) -> Result<Option<Vec<u8>>, EngineError> {
+    fn meta(&self, row: Row) -> Result<Option<Vec<u8>>, EngineError> {
         let txn = self.env.read_txn().map_err(broken)?;
-        let bytes = self.meta.get(&txn, META_KEY).map_err(broken)?;
+        let bytes = self.meta.get(&txn, row.name()).map_err(broken)?;
         Ok(bytes.map(<[u8]>::to_vec))
     }
 
@@ -163,6 +146,17 @@ impl Engine for LmdbEngine {
     fn mark_broken(&mut self) {
         let _ = std::fs::write(self.folder.join(BROKEN_FILE), b"a commit failed\n");
     }
+
+    fn forget_broken(&mut self) {
+        let _ = std::fs::remove_file(self.folder.join(BROKEN_FILE));
+    }
+
+    fn set_aside(&mut self, name: &str, bytes: &[u8]) -> Result<(), EngineError> {
+        let mut file = File::create_new(self.folder.join(name)).map_err(broken)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(broken)?;
+        // The name must survive as well.
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(broken)
+    }
 }
 
 fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineError {
@@ -172,13 +166,13 @@ fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineE
 /// LMDB's own name.
 const DATA_FILE: &str = "data.mdb";
 const BROKEN_FILE: &str = "broken";
-const META_KEY: &[u8] = b"node";
 const DATABASES_MAX: u32 = 8;
 const READERS_MAX: u32 = 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ops::ControlFlow;
 
     pub(crate) const SMALL: MapBytes = MapBytes { start: 64 << 10, max: 4 << 20 };
 
@@ -205,7 +199,11 @@ mod tests {
         assert!(number > 20, "{number}");
         assert_eq!(engine.usage().map_bytes, 4 << 20);
         let mut found = 0;
-        engine.scan(&mut |_, record| found += usize::from(record.len() == 100_000)).unwrap();
+        let mut count = |_: &[u8], record: &[u8]| {
+            found += usize::from(record.len() == 100_000);
+            ControlFlow::Continue(())
+        };
+        engine.walk(&[], &mut count).unwrap();
         assert_eq!(found, number as usize);
         drop(engine);
         // A store larger than the first size of the map opens all the same.
@@ -219,11 +217,50 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let map = MapBytes { start: 64 << 10, max: 64 << 10 };
         let (mut engine, _) = LmdbEngine::open(dir.path(), map).unwrap();
-        let writes = [object(1, 100), object(2, 100_000), Write::Meta(vec![1])];
+        let writes = [object(1, 100), object(2, 100_000), Write::Meta { row: Row::Identity, bytes: vec![1] }];
         assert!(matches!(engine.commit(&writes), Err(EngineError::Full { .. })));
-        engine.scan(&mut |_, _| panic!("an object")).unwrap();
-        assert_eq!(engine.meta().unwrap(), None);
+        engine.walk(&[], &mut |_, _| panic!("an object")).unwrap();
+        assert_eq!(engine.meta(Row::Identity).unwrap(), None);
         engine.commit(&[object(1, 100)]).unwrap();
+    }
+
+    #[test]
+    fn a_walk_begins_where_it_is_told_and_ends_where_it_likes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut engine, _) = LmdbEngine::open(dir.path(), SMALL).unwrap();
+        engine.commit(&[object(1, 1), object(2, 2), object(3, 3), object(4, 4)]).unwrap();
+        let Write::Object { place, .. } = object(3, 0) else { unreachable!() };
+        engine.commit(&[Write::Gone { place }, Write::Gone { place: [9; 32] }]).unwrap();
+        let walked = |from: &[u8], until: usize| {
+            let mut lengths = vec![];
+            let mut found = |_: &[u8], record: &[u8]| {
+                lengths.push(record.len());
+                if record.len() == until { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            engine.walk(from, &mut found).unwrap();
+            lengths
+        };
+        assert_eq!(walked(&[], 0), [1, 2, 4]);
+        assert_eq!(walked(&2u32.to_be_bytes(), 2), [2]);
+        assert_eq!(walked(&place, 0), [4]);
+        engine.commit(&[Write::Clear, object(7, 7)]).unwrap();
+        let mut left = vec![];
+        engine
+            .walk(&[], &mut |_, record| {
+                left.push(record.len());
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(left, [7]);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut engine, _) = LmdbEngine::open(dir.path(), SMALL).unwrap();
+        engine.set_aside("aside", b"one").unwrap();
+        assert!(engine.set_aside("aside", b"other").is_err());
+        assert_eq!(std::fs::read(dir.path().join("aside")).unwrap(), b"one");
     }
 
     #[test]
@@ -232,7 +269,7 @@ mod tests {
         let (mut engine, _) = LmdbEngine::open(dir.path(), SMALL).unwrap();
         engine.mark_broken();
         drop(engine);
-        let (engine, files) = LmdbEngine::open(dir.path(), SMALL).unwrap();
+        let (mut engine, files) = LmdbEngine::open(dir.path(), SMALL).unwrap();
         assert!(files.was_broken);
         engine.forget_broken();
         drop(engine);

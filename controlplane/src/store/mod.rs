@@ -11,36 +11,55 @@
 pub mod engine;
 mod env;
 mod identity;
+pub mod memory;
+mod open;
 pub mod realm;
 pub mod record;
 mod sums;
-mod worker;
+mod sync;
+mod upkeep;
+pub mod worker;
 
 pub use env::MapBytes;
+pub use open::Loaded;
+pub use sync::{Answered, Stepped};
 
-use crate::replica::hashtree::{HashTree, TreeKey, bucket_of};
+use crate::replica::exchange::Exchange;
 use crate::replica::hlc::FutureStamp;
+use crate::replica::message::Message;
+use common::config::Config;
+use common::ids::NodeId;
 use crossbeam_channel::{Sender, TrySendError};
-use engine::{Engine, EngineError};
-use env::{Files, LmdbEngine};
-use identity::Identity;
-use record::{Actor, Hlc, Kind, Object, ObjectError, place};
+use engine::EngineError;
+use env::LmdbEngine;
+use record::{Actor, Kind, Object, ObjectError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
-use worker::{Change, Worker, new_epoch};
+use tracing::{info, warn};
+use worker::{Change, Order, Request, Sources, Worker};
 
 /// Access to the store thread.
 #[derive(Clone, Debug)]
 pub struct Store {
-    requests: Sender<Request>,
+    orders: Sender<Order>,
     stats: Arc<Stats>,
-    actor: Actor,
+    node: [u8; 16],
+}
+
+/// What a store is opened with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// What the sums of the hash tree are keyed with; equal on all nodes of a cluster. With another one the sums are
+    /// computed anew.
+    pub secret: Vec<u8>,
+    /// How often a part of the store is scrubbed, and in what time all of it is.
+    pub scrub_timer: Duration,
+    pub scrub_ttl: Duration,
 }
 
 /// A store that was opened.
@@ -48,11 +67,7 @@ pub struct Store {
 pub struct Opened {
     pub store: Store,
     pub thread: StoreThread,
-    pub objects: Vec<Object>,
-    /// Records that are not served, and why.
-    pub corrupt: Vec<Corrupt>,
-    /// Snapshot versions up to this one may have been used.
-    pub versions_reserved: u64,
+    pub loaded: Loaded,
 }
 
 /// A damaged record.
@@ -77,7 +92,7 @@ pub enum StoreError {
     #[error("the store has reached its largest size, {map_bytes} bytes")]
     Full { map_bytes: u64 },
     /// Nothing was stored.
-    #[error("{REQUESTS_MAX} changes wait for the disk already; try again later")]
+    #[error("{ORDERS_MAX} changes wait for the disk already; try again later")]
     Busy,
     /// Nothing was stored.
     #[error("the store cannot be read: {0}")]
@@ -119,8 +134,11 @@ pub struct Stats {
     pub operations: AtomicU64,
     pub refused: AtomicU64,
     pub corrupt: AtomicU64,
-    /// Buckets of the hash tree that disagreed with their records.
+    /// Buckets of the hash tree that disagreed with their records, and buckets proven.
     pub sum_differences: AtomicU64,
+    pub scrubbed: AtomicU64,
+    /// Of the actor that writes now.
+    pub epoch: AtomicU64,
     pub poisoned: AtomicBool,
     pub map_bytes: AtomicU64,
     pub used_bytes: AtomicU64,
@@ -129,83 +147,137 @@ pub struct Stats {
     pub commit_buckets: [AtomicU64; COMMIT_MS.len()],
 }
 
-#[derive(Debug)]
-struct Request {
-    change: Change,
-    reply: oneshot::Sender<Result<(), StoreError>>,
+impl Settings {
+    /// The sums are keyed with the env, not with the keys of the cluster: those rotate, and while they do nodes that have
+    /// different keys must have comparable sums. What is given up is small: to make records whose sums collide, one
+    /// would have to choose the stamps and dots in them too, and those are the store's.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            secret: config.cluster.env.clone().into_bytes(),
+            scrub_timer: config.aae.hashtree_timer,
+            scrub_ttl: config.aae.hashtree_ttl,
+        }
+    }
 }
 
 impl Store {
     /// Opens or creates the store in `folder` and starts its thread. `map`: see [`MAP_BYTES`].
-    pub fn open(folder: &Path, map: MapBytes) -> Result<Opened, OpenError> {
+    pub fn open(folder: &Path, map: MapBytes, settings: &Settings) -> Result<Opened, OpenError> {
         let path = || folder.to_owned();
         std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: path(), source })?;
         warn_if_full(folder);
         let failed = |source| OpenError::Engine { path: path(), source };
-        let (mut engine, files) = LmdbEngine::open(folder, map).map_err(failed)?;
+        let (engine, files) = LmdbEngine::open(folder, map).map_err(failed)?;
         let stats = Arc::new(Stats::default());
-        let identity = identify(&mut engine, files, &stats).map_err(failed)?;
-        engine.forget_broken();
-        let key = TreeKey::of(SECRET);
-        let Scan { objects, corrupt, hlc, tree } = scan(&engine, &key, &stats).map_err(failed)?;
-        let differences = sums::settle(&mut engine, &key, &tree).map_err(failed)?;
-        if differences > 0 {
-            error!(buckets = differences, "the hash tree disagreed with the records and is written anew");
-            stats.sum_differences.fetch_add(differences as u64, Relaxed);
-        }
-        let (requests, queue) = crossbeam_channel::bounded(REQUESTS_MAX);
-        let worker = Worker::new(engine, identity, hlc, (key, tree), Arc::clone(&stats), wall_ms);
+        let sources = Sources { wall_ms: Box::new(wall_ms), random: Box::new(random) };
+        let (worker, loaded) =
+            Worker::open(Box::new(engine), files, settings, sources, Arc::clone(&stats)).map_err(failed)?;
+        let actor = worker.actor();
+        let (orders, queue) = crossbeam_channel::bounded(ORDERS_MAX);
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || worker.run(&queue))
             .map_err(OpenError::Thread)?;
-        let store = Self { requests, stats, actor: identity.actor };
-        info!(actor = %identity.actor, objects = objects.len(), corrupt = corrupt.len(), "store opened");
-        Ok(Opened {
-            store,
-            thread: StoreThread(Some(thread)),
-            objects,
-            corrupt,
-            versions_reserved: identity.versions_reserved,
-        })
+        let store = Self { orders, stats, node: actor.node };
+        info!(%actor, objects = loaded.objects.len(), corrupt = loaded.corrupt.len(), "store opened");
+        Ok(Opened { store, thread: StoreThread(Some(thread)), loaded })
     }
 
-    /// Stores an object's value; returns when it would survive a power cut.
-    pub async fn put(&self, kind: Kind, key: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
-        self.change(Change::Put { kind, key: key.to_owned(), bytes: Some(bytes) }).await
+    /// Stores an object's value; returns when it would survive a power cut. Returns the record, which other nodes are to
+    /// be sent.
+    pub async fn put(&self, kind: Kind, key: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        self.put_or_delete(kind, key, Some(bytes)).await
     }
 
-    /// Stores an object's deletion; returns when it would survive a power cut.
-    pub async fn delete(&self, kind: Kind, key: &str) -> Result<(), StoreError> {
-        self.change(Change::Put { kind, key: key.to_owned(), bytes: None }).await
+    /// Stores an object's deletion; returns when it would survive a power cut. Returns the record, which other nodes are
+    /// to be sent.
+    pub async fn delete(&self, kind: Kind, key: &str) -> Result<Vec<u8>, StoreError> {
+        self.put_or_delete(kind, key, None).await
     }
 
-    /// Merges another node's object into ours; returns when it would survive a power cut.
-    pub async fn merge(&self, object: Object) -> Result<(), StoreError> {
-        self.change(Change::Merge(object)).await
+    /// Merges another node's object into ours; returns when it would survive a power cut. Returns the object as it is
+    /// now, if that changed it.
+    pub async fn merge(&self, object: Object) -> Result<Option<Object>, StoreError> {
+        self.change(Change::Merge(object)).await.map(|objects| objects.into_iter().next())
     }
 
     /// Snapshot versions up to `up_to` may be used from now on.
     pub async fn reserve_versions(&self, up_to: u64) -> Result<(), StoreError> {
-        self.change(Change::ReserveVersions { up_to }).await
+        self.change(Change::ReserveVersions { up_to }).await.map(drop)
+    }
+
+    /// Begins an exchange with `peer`; the message is to be sent. `round` tells it from earlier ones with the same node,
+    /// `timeout` is how long it may take in all.
+    pub async fn exchange_start(
+        &self,
+        peer: NodeId,
+        round: u64,
+        now: Instant,
+        timeout: Duration,
+    ) -> Result<(Exchange, Message), StoreError> {
+        self.step(move |worker| worker.exchange_start(peer, round, now, timeout)).await
+    }
+
+    /// Takes an answer in an exchange that this node began.
+    pub async fn exchange_step(
+        &self,
+        mut exchange: Exchange,
+        message: Message,
+        now: Instant,
+    ) -> Result<(Exchange, Stepped), StoreError> {
+        let step = move |worker: &mut Worker| {
+            let stepped = worker.exchange_step(&mut exchange, message, now);
+            (exchange, stepped)
+        };
+        self.step(step).await
+    }
+
+    /// Answers a message in an exchange that `peer` began.
+    pub async fn exchange_answer(&self, peer: NodeId, message: Message) -> Result<Answered, StoreError> {
+        self.step(move |worker| worker.exchange_answer(peer, message)).await?
     }
 
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Who we were when the store was opened.
+    /// Who writes now. The epoch changes when what was written under it may be lost.
     pub fn actor(&self) -> Actor {
-        self.actor
+        Actor { node: self.node, epoch: self.stats.epoch.load(Relaxed) }
     }
 
-    async fn change(&self, change: Change) -> Result<(), StoreError> {
+    async fn put_or_delete(
+        &self,
+        kind: Kind,
+        key: &str,
+        bytes: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let objects = self.change(Change::Put { kind, key: key.to_owned(), bytes }).await?;
+        objects.first().map(Object::encode).ok_or(StoreError::Closed)
+    }
+
+    async fn change(&self, change: Change) -> Result<Vec<Object>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.try_send(Request { change, reply }).map_err(|error| match error {
+        self.order(Order::Change(Request { change, reply }))?;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Runs `step` on the store's thread, between two groups.
+    async fn step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Worker) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        // Who asked may have stopped waiting.
+        self.order(Order::Step(Box::new(move |worker| drop(reply.send(step(worker))))))?;
+        answer.await.map_err(|_| StoreError::Closed)
+    }
+
+    fn order(&self, order: Order) -> Result<(), StoreError> {
+        self.orders.try_send(order).map_err(|error| match error {
             TrySendError::Full(_) => StoreError::Busy,
             TrySendError::Disconnected(_) => StoreError::Closed,
-        })?;
-        answer.await.unwrap_or(Err(StoreError::Closed))
+        })
     }
 }
 
@@ -228,63 +300,6 @@ impl Drop for StoreThread {
     }
 }
 
-/// Who the store is. A new, copied or restored one, one whose last commit failed and one that has forgotten who it is
-/// get a new epoch.
-fn identify(engine: &mut LmdbEngine, files: Files, stats: &Stats) -> Result<Identity, EngineError> {
-    let known = match engine.meta()?.map(|bytes| Identity::decode(&bytes)) {
-        None => None,
-        Some(Ok(known)) => Some(known),
-        Some(Err(reason)) => {
-            error!(%reason, "the store's identity is damaged; the node gets a new one");
-            stats.corrupt.fetch_add(1, Relaxed);
-            None
-        }
-    };
-    let identity = match known {
-        Some(known) if known.inode == files.inode && !files.was_broken => return Ok(known),
-        Some(known) => {
-            let actor = Actor { epoch: new_epoch(), ..known.actor };
-            warn!(was_broken = files.was_broken, %actor, "the store begins a new epoch");
-            Identity { actor, inode: files.inode, ..known }
-        }
-        None => {
-            let actor = Actor { node: uuid::Uuid::new_v4().into_bytes(), epoch: new_epoch() };
-            Identity { actor, inode: files.inode, versions_reserved: 0 }
-        }
-    };
-    engine.commit(&[engine::Write::Meta(identity.encode())])?;
-    Ok(identity)
-}
-
-#[derive(Default)]
-struct Scan {
-    objects: Vec<Object>,
-    corrupt: Vec<Corrupt>,
-    hlc: Hlc,
-    tree: HashTree,
-}
-
-/// Reads and proves every record.
-fn scan(engine: &impl Engine, tree_key: &TreeKey, stats: &Stats) -> Result<Scan, EngineError> {
-    let mut scan = Scan::default();
-    engine.scan(&mut |key, record| match Object::decode(record) {
-        Ok(object) if place(object.kind, &object.key) == key => {
-            scan.hlc = scan.hlc.max(object.last());
-            let place = place(object.kind, &object.key);
-            scan.tree.add(bucket_of(&place), tree_key.hash(&place, record));
-            scan.objects.push(object);
-        }
-        other => {
-            let place: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-            let reason = other.err().map_or("it is another object's".to_owned(), |error| error.to_string());
-            error!(place, reason, "a damaged record is not served");
-            stats.corrupt.fetch_add(1, Relaxed);
-            scan.corrupt.push(Corrupt { place, reason });
-        }
-    })?;
-    Ok(scan)
-}
-
 fn warn_if_full(folder: &Path) {
     if let Ok(disk) = rustix::fs::statvfs(folder) {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -298,12 +313,14 @@ fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// What the sums are keyed with as long as no cluster gives its secret. Sums of another key are replaced at the next start.
-const SECRET: &[u8] = b"";
+fn random() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().1
+}
+
 /// Sizes of the store's memory map: address space, not disk.
 pub const MAP_BYTES: MapBytes = MapBytes { start: 256 << 20, max: 64 << 30 };
-/// Changes that may wait for the store thread.
-pub const REQUESTS_MAX: usize = 4_096;
+/// Changes and steps that may wait for the store thread.
+pub const ORDERS_MAX: usize = 4_096;
 /// Bounds of the buckets of commit times, milliseconds.
 pub const COMMIT_MS: [u64; 10] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000];
 /// Free disk space below which a warning is logged at start.
@@ -312,15 +329,22 @@ const FREE_BYTES_MIN: u64 = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::{Engine, Write};
 
     const MAP: MapBytes = MapBytes { start: 1 << 20, max: 8 << 20 };
+
+    fn open(folder: &Path, map: MapBytes) -> Opened {
+        let day = Duration::from_secs(86_400);
+        let settings = Settings { secret: vec![1], scrub_timer: day, scrub_ttl: day };
+        Store::open(folder, map, &settings).unwrap()
+    }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
     fn put(opened: &Opened, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        block_on(opened.store.put(Kind::Realm, key, bytes.to_vec()))
+        block_on(opened.store.put(Kind::Realm, key, bytes.to_vec())).map(drop)
     }
 
     fn close(opened: Opened) -> Actor {
@@ -333,6 +357,7 @@ mod tests {
 
     fn values(opened: &Opened) -> Vec<(String, Option<Vec<u8>>)> {
         let mut values: Vec<_> = opened
+            .loaded
             .objects
             .iter()
             .map(|object| (object.key.clone(), object.winner().unwrap().bytes.clone()))
@@ -344,39 +369,39 @@ mod tests {
     #[test]
     fn what_is_acknowledged_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(dir.path(), MAP).unwrap();
+        let opened = open(dir.path(), MAP);
         put(&opened, "a", b"1").unwrap();
         put(&opened, "b", b"2").unwrap();
         put(&opened, "a", b"3").unwrap();
         block_on(opened.store.delete(Kind::Realm, "b")).unwrap();
         block_on(opened.store.reserve_versions(77)).unwrap();
         let actor = close(opened);
-        let opened = Store::open(dir.path(), MAP).unwrap();
+        let opened = open(dir.path(), MAP);
         assert_eq!(values(&opened), [("a".into(), Some(b"3".to_vec())), ("b".into(), None)]);
-        assert_eq!((opened.store.actor(), opened.versions_reserved), (actor, 77));
-        assert!(opened.corrupt.is_empty());
+        assert_eq!((opened.store.actor(), opened.loaded.versions_reserved), (actor, 77));
+        assert!(opened.loaded.corrupt.is_empty());
         close(opened);
     }
 
     #[test]
     fn a_restored_or_broken_store_begins_a_new_epoch() {
         let dir = tempfile::tempdir().unwrap();
-        let first = close(Store::open(&dir.path().join("a"), MAP).unwrap());
+        let first = close(open(&dir.path().join("a"), MAP));
         std::fs::create_dir(dir.path().join("b")).unwrap();
         std::fs::copy(dir.path().join("a/data.mdb"), dir.path().join("b/data.mdb")).unwrap();
-        let copy = close(Store::open(&dir.path().join("b"), MAP).unwrap());
+        let copy = close(open(&dir.path().join("b"), MAP));
         assert_eq!(copy.node, first.node);
         assert_ne!(copy.epoch, first.epoch);
         std::fs::write(dir.path().join("a/broken"), "").unwrap();
-        let after = close(Store::open(&dir.path().join("a"), MAP).unwrap());
+        let after = close(open(&dir.path().join("a"), MAP));
         assert_ne!(after.epoch, first.epoch);
-        assert_eq!(close(Store::open(&dir.path().join("a"), MAP).unwrap()), after, "once");
+        assert_eq!(close(open(&dir.path().join("a"), MAP)), after, "once");
     }
 
     #[test]
     fn a_flipped_bit_on_disk_is_reported_and_not_served() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(dir.path(), MAP).unwrap();
+        let opened = open(dir.path(), MAP);
         put(&opened, "good", b"1").unwrap();
         put(&opened, "unlucky", b"secret-value").unwrap();
         close(opened);
@@ -392,17 +417,17 @@ mod tests {
         }
         assert!(flipped > 0);
         std::fs::write(&file, bytes).unwrap();
-        let opened = Store::open(dir.path(), MAP).unwrap();
+        let opened = open(dir.path(), MAP);
         assert_eq!(values(&opened), [("good".into(), Some(b"1".to_vec()))]);
-        assert_eq!(opened.corrupt.len(), 1);
-        assert_eq!(opened.corrupt[0].reason, "the checksum does not match");
+        assert_eq!(opened.loaded.corrupt.len(), 1);
+        assert_eq!(opened.loaded.corrupt[0].reason, "the checksum does not match");
         assert_eq!(opened.store.stats().corrupt.load(Relaxed), 1);
         // An operator may write it anew.
         put(&opened, "unlucky", b"2").unwrap();
         close(opened);
-        let opened = Store::open(dir.path(), MAP).unwrap();
-        assert!(opened.corrupt.is_empty());
-        assert_eq!(opened.objects.len(), 2);
+        let opened = open(dir.path(), MAP);
+        assert!(opened.loaded.corrupt.is_empty());
+        assert_eq!(opened.loaded.objects.len(), 2);
         close(opened);
     }
 
@@ -413,19 +438,19 @@ mod tests {
         engine.sums(&mut |row, bytes| rows.push((row.to_vec(), bytes.to_vec()))).unwrap();
         let (row, mut bytes) = rows.into_iter().find(|(row, _)| row.len() == 2).unwrap();
         bytes[3] ^= 1;
-        engine.commit(&[engine::Write::Sum { row, bytes }]).unwrap();
+        engine.commit(&[Write::Sum { row, bytes }]).unwrap();
     }
 
     #[test]
     fn sums_agree_after_a_restart_and_a_difference_is_reported_once() {
         let dir = tempfile::tempdir().unwrap();
         let reopened = || {
-            let opened = Store::open(dir.path(), MAP).unwrap();
+            let opened = open(dir.path(), MAP);
             let differences = opened.store.stats().sum_differences.load(Relaxed);
             close(opened);
             differences
         };
-        let opened = Store::open(dir.path(), MAP).unwrap();
+        let opened = open(dir.path(), MAP);
         for number in 0..20 {
             put(&opened, &format!("k{}", number % 7), b"1").unwrap();
         }
@@ -441,15 +466,15 @@ mod tests {
     fn a_full_store_refuses_and_still_reads() {
         let dir = tempfile::tempdir().unwrap();
         let map = MapBytes { start: 256 << 10, max: 512 << 10 };
-        let opened = Store::open(dir.path(), map).unwrap();
+        let opened = open(dir.path(), map);
         let large = vec![1; 100_000];
         let stored = (0..20).take_while(|n| put(&opened, &format!("k{n}"), &large).is_ok()).count();
         assert!((1..6).contains(&stored), "{stored}");
         let refused = put(&opened, "more", &large);
         assert_eq!(refused, Err(StoreError::Full { map_bytes: 512 << 10 }));
         close(opened);
-        let opened = Store::open(dir.path(), map).unwrap();
-        assert_eq!(opened.objects.len(), stored);
+        let opened = open(dir.path(), map);
+        assert_eq!(opened.loaded.objects.len(), stored);
         close(opened);
     }
 }

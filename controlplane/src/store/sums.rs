@@ -5,9 +5,9 @@
 
 use super::engine::{Engine, EngineError, Place, Write};
 use super::record::{Object, place};
-use crate::replica::hashtree::{
-    Digest, FINGERPRINT_BYTES, HashTree, SHARD_BUCKETS, SHARDS, TreeKey, bucket_of, shard_of,
-};
+use crate::replica::hashtree::{Digest, FINGERPRINT_BYTES, HashTree, TreeKey, bucket_of};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// What the rows say.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub enum Stored {
 }
 
 /// Reads the rows. One that cannot be read counts as empty and so shows up as a difference.
-pub fn load(engine: &impl Engine, key: &TreeKey) -> Result<Stored, EngineError> {
+pub fn load(engine: &dyn Engine, key: &TreeKey) -> Result<Stored, EngineError> {
     let mut tree = HashTree::default();
     let mut known = false;
     engine.sums(&mut |row, bytes| {
@@ -33,7 +33,7 @@ pub fn load(engine: &impl Engine, key: &TreeKey) -> Result<Stored, EngineError> 
 
 /// Writes the rows in which `tree` differs from what is stored, and the key's. Returns how many differ though they should
 /// not.
-pub fn settle(engine: &mut impl Engine, key: &TreeKey, tree: &HashTree) -> Result<usize, EngineError> {
+pub fn settle(engine: &mut dyn Engine, key: &TreeKey, tree: &HashTree) -> Result<usize, EngineError> {
     let (stored, known) = match load(engine, key)? {
         Stored::Unknown => (HashTree::default(), false),
         Stored::Tree(stored) => (*stored, true),
@@ -57,21 +57,25 @@ pub fn row(bucket: u16, digest: Digest) -> Write {
     Write::Sum { row: bucket.to_be_bytes().to_vec(), bytes: digest.encode().to_vec() }
 }
 
-/// Adds up the records of the buckets `first` to `last` for which `counts` is true. Damaged ones do not count: their
-/// sums then differ from those of the other nodes, which is how they come back.
+/// Adds up the records of the buckets `first` to `last` for which `counts` is true; a bucket that is not in the answer is
+/// empty. Damaged ones do not count: their sums then differ from those of the other nodes, which is how they come back.
 pub fn recompute(
-    engine: &impl Engine,
+    engine: &dyn Engine,
     key: &TreeKey,
     (first, last): (u16, u16),
     mut counts: impl FnMut(&Place) -> bool,
-) -> Result<HashTree, EngineError> {
-    let mut tree = HashTree::default();
-    engine.scan_buckets(first, last, &mut |at, record| {
-        if let Some(at) = sound(at, record).filter(|at| counts(at)) {
-            tree.add(bucket_of(&at), key.hash(&at, record));
+) -> Result<BTreeMap<u16, Digest>, EngineError> {
+    let mut digests = BTreeMap::<u16, Digest>::new();
+    engine.walk(&first.to_be_bytes(), &mut |at, record| {
+        if at.get(..2).is_none_or(|bucket| *bucket > last.to_be_bytes()[..]) {
+            return ControlFlow::Break(());
         }
+        if let Some(at) = sound(at, record).filter(|at| counts(at)) {
+            digests.entry(bucket_of(&at)).or_default().add(key.hash(&at, record));
+        }
+        ControlFlow::Continue(())
     })?;
-    Ok(tree)
+    Ok(digests)
 }
 
 /// The place of a record that is undamaged and where it belongs.
@@ -79,13 +83,6 @@ pub fn sound(at: &[u8], record: &[u8]) -> Option<Place> {
     let object = Object::decode(record).ok()?;
     let place = place(object.kind, &object.key);
     (place == at).then_some(place)
-}
-
-/// The first and the last bucket of a shard.
-pub fn buckets_of(shard: usize) -> (u16, u16) {
-    let first = (shard % SHARDS * SHARD_BUCKETS) as u16;
-    debug_assert_eq!(shard_of(first), shard % SHARDS);
-    (first, first + (SHARD_BUCKETS - 1) as u16)
 }
 
 const KEY_ROW: &[u8] = b"key";

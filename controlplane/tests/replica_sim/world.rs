@@ -1,12 +1,18 @@
 //! The replicas, the network between them, and what must hold.
 
+use common::ids::NodeId;
 use controlplane::replica::dvvset::Actor;
-use controlplane::replica::exchange::{Exchange, Next, answer};
-use controlplane::replica::hashtree::TreeKey;
+use controlplane::replica::exchange::{Exchange, Next};
 use controlplane::replica::message::Message;
-use controlplane::replica::set::Replica;
+use controlplane::replica::objects::Objects;
+use controlplane::store::Settings;
+use controlplane::store::memory::Memory;
 use controlplane::store::record::{Kind, Object, place};
+use controlplane::store::worker::{Sources, Worker};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// What a run may get wrong on purpose.
@@ -53,15 +59,18 @@ impl Tally {
 }
 
 struct Node {
-    /// On disk: what is acknowledged is in it.
-    replica: Replica,
+    /// What is acknowledged is on it.
+    disk: Memory,
+    worker: Worker,
     up: bool,
+    /// Its clock, milliseconds since 1970, and how far it is off.
+    wall_ms: Arc<AtomicU64>,
     clock_ms: i64,
     asks: Option<(usize, Exchange)>,
     /// A copy of the disk from earlier.
-    backup: Replica,
+    backup: Memory,
     /// The disk before the last write.
-    unflushed: Option<Replica>,
+    unflushed: Option<Memory>,
 }
 
 struct Packet {
@@ -115,10 +124,11 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let count = rng.usize(3..=10);
         let nodes = (0..count)
-            .map(|node| {
-                let replica = Replica::new(actor(node, 0), TreeKey::of(b"simulated"));
-                let backup = replica.clone();
-                Node { replica, up: true, clock_ms: 0, asks: None, backup, unflushed: None }
+            .map(|_| {
+                let (disk, wall_ms) = (Memory::default(), Arc::new(AtomicU64::new(WALL_MS)));
+                let worker = open(&disk, &wall_ms, rng.u64(..));
+                let backup = disk.copy();
+                Node { disk, worker, up: true, wall_ms, clock_ms: 0, asks: None, backup, unflushed: None }
             })
             .collect();
         Self {
@@ -159,10 +169,10 @@ impl World {
             450..470 => self.cut(),
             470..490 => self.cuts.clear(),
             490..510 => self.crash(node),
-            510..560 => self.nodes[node].up = true,
+            510..560 => self.rise(node),
             560..570 => self.nodes[node].clock_ms = self.rng.i64(-3_600_000..=3_600_000),
             570..600 => self.nodes[node].clock_ms = self.rng.i64(-20_000..=20_000),
-            600..620 => self.nodes[node].backup = self.nodes[node].replica.clone(),
+            600..620 => self.nodes[node].backup = self.nodes[node].disk.copy(),
             620..623 if self.epochs < LOST_DISKS_MAX => self.lose_disk(node),
             _ => {}
         }
@@ -175,14 +185,14 @@ impl World {
         let key = self.rng.usize(..KEYS);
         let seen = self.object(node, key).map(|object| history(&object)).unwrap_or_default();
         let value = (self.rng.u32(..5) > 0).then(|| (self.writes.len() as u64).to_le_bytes().to_vec());
-        let wall_ms = self.wall_ms(node);
-        let at = &mut self.nodes[node];
-        if self.bug == Some(Bug::AckBeforeStore) {
-            at.unflushed = Some(at.replica.clone());
+        let unflushed = self.bug == Some(Bug::AckBeforeStore);
+        let at = self.at(node);
+        if unflushed {
+            at.unflushed = Some(at.disk.copy());
         }
-        let put = at.replica.put(Kind::Realm, &name(key), value.clone(), wall_ms);
+        let put = at.worker.put(Kind::Realm, &name(key), value.clone());
         let object = put.expect("a small value fits");
-        let actor = at.replica.actor();
+        let actor = at.worker.actor();
         assert_eq!(object.winner().unwrap().bytes, value, "a session reads its own write");
         let counter = history(&object)[&actor];
         self.writes.push(Write { key, actor, counter, seen, value, lost: false });
@@ -196,13 +206,14 @@ impl World {
     /// Starts an exchange with anybody.
     fn ask(&mut self, node: usize) {
         let peer = (node + self.rng.usize(1..self.nodes.len())) % self.nodes.len();
-        let now = self.now();
-        let at = &mut self.nodes[node];
+        let (now, id) = (self.now(), self.id(peer));
+        self.rounds += 1;
+        let round = self.rounds;
+        let at = self.at(node);
         if !at.up || at.asks.is_some() {
             return;
         }
-        self.rounds += 1;
-        let (exchange, message) = Exchange::start(self.rounds, &at.replica, now);
+        let (exchange, message) = at.worker.exchange_start(id, round, now, EXCHANGE_TIMEOUT);
         at.asks = Some((peer, exchange));
         self.tally.exchanges += 1;
         self.send(node, peer, Body::Ask(message.encode()));
@@ -231,27 +242,41 @@ impl World {
         at.up = false;
         at.asks = None;
         if let Some(before) = at.unflushed.take() {
-            at.replica = before;
+            at.disk = before;
         }
         self.tally.crashes += 1;
+    }
+
+    /// Starts a node that is down from its disk.
+    fn rise(&mut self, node: usize) {
+        let seed = self.rng.u64(..);
+        let at = self.at(node);
+        if !at.up {
+            at.up = true;
+            at.worker = open(&at.disk, &at.wall_ms, seed);
+        }
     }
 
     /// The disk is wiped, or an old copy takes its place. Either begins a new epoch.
     fn lose_disk(&mut self, node: usize) {
         self.epochs += 1;
-        let at = &mut self.nodes[node];
-        let old = at.replica.actor();
-        if self.rng.bool() {
+        let (wiped, reused) = (self.rng.bool(), self.bug == Some(Bug::ReuseActor));
+        let (at, inode) = (&mut self.nodes[node], self.epochs);
+        let old = at.disk.copy();
+        at.disk = if wiped { Memory::default() } else { at.backup.copy() };
+        if reused {
+            at.disk.disk().meta = old.disk().meta.clone();
+            at.disk.disk().inode = old.disk().inode;
+        } else {
+            at.disk.disk().inode = inode;
+        }
+        (at.asks, at.up, at.backup) = (None, false, at.disk.copy());
+        if wiped {
             self.tally.wiped += 1;
-            at.replica = Replica::new(old, TreeKey::of(b"simulated"));
         } else {
             self.tally.restored += 1;
-            at.replica = at.backup.clone();
         }
-        at.asks = None;
-        at.backup = at.replica.clone();
-        let fresh = if self.bug == Some(Bug::ReuseActor) { old } else { actor(node, self.epochs) };
-        at.replica.begin_epoch(fresh);
+        self.rise(node);
         // What was under way goes down with it, so that "on no other disk" is the truth.
         self.network.retain(|_, packet| packet.from != node);
         self.strike();
@@ -316,31 +341,34 @@ impl World {
 
     fn deliver(&mut self, packet: Packet) {
         let Packet { from, to, body } = packet;
-        let (now, wall_ms) = (self.now(), self.wall_ms(to));
-        let at = &mut self.nodes[to];
+        let (now, id, bug) = (self.now(), self.id(from), self.bug);
+        let at = self.at(to);
         match body {
             Body::Broadcast(record) => {
-                self.tally.refused += u64::from(at.replica.merge(&record, wall_ms).is_err());
-                if self.bug == Some(Bug::LastWriteWins) {
-                    keep_winner(&mut at.replica, &record, wall_ms);
+                let object = Object::decode(&record).expect("our own bytes");
+                let refused = at.worker.merge_one(object.clone()).is_err();
+                if bug == Some(Bug::LastWriteWins) {
+                    keep_winner(&mut at.worker, &object);
                 }
+                self.tally.refused += u64::from(refused);
             }
             Body::Ask(bytes) => {
                 let message = Message::decode(&bytes).expect("our own bytes");
-                if let Some(reply) = answer(&mut at.replica, message, wall_ms) {
+                let answered = at.worker.exchange_answer(id, message).expect("a disk in memory is readable");
+                if let Some(reply) = answered.reply {
                     self.send(to, from, Body::Answer(reply.encode()));
                 }
             }
             Body::Answer(bytes) => {
                 let message = Message::decode(&bytes).expect("our own bytes");
                 let Some((_, exchange)) = at.asks.as_mut().filter(|(peer, _)| *peer == from) else { return };
-                match exchange.handle(&mut at.replica, message, now, wall_ms) {
+                match at.worker.exchange_step(exchange, message, now).next {
                     Ok(None) => {}
                     Ok(Some(Next::Send(next))) => self.send(to, from, Body::Ask(next.encode())),
                     Ok(Some(Next::Done(tally))) => {
+                        at.asks = None;
                         self.repairs += u64::from(tally.merged + tally.sent);
                         self.tally.refused += u64::from(tally.refused);
-                        at.asks = None;
                     }
                     Err(_) => at.asks = None,
                 }
@@ -353,15 +381,17 @@ impl World {
         self.advance(3 * 3_600_000);
         self.cuts.clear();
         self.faulty = false;
-        for node in &mut self.nodes {
-            (node.up, node.clock_ms, node.asks, node.unflushed) = (true, 0, None, None);
+        for node in 0..self.nodes.len() {
+            self.rise(node);
+            let at = &mut self.nodes[node];
+            (at.clock_ms, at.asks, at.unflushed) = (0, None, None);
         }
     }
 
     /// Everybody exchanges with anybody, tick by tick, until all trees are equal; then one tick more repairs nothing.
     fn converge(&mut self) -> Result<(), String> {
         for tick in 0..TICKS_MAX {
-            if self.nodes.windows(2).all(|pair| pair[0].replica.tree() == pair[1].replica.tree()) {
+            if self.nodes.windows(2).all(|pair| pair[0].worker.tree() == pair[1].worker.tree()) {
                 self.tally.ticks_max = tick;
                 self.repairs = 0;
                 self.tick();
@@ -406,36 +436,50 @@ impl World {
     }
 
     fn object(&self, node: usize, key: usize) -> Option<Object> {
-        let record = self.nodes[node].replica.record(&place(Kind::Realm, &name(key)))?;
+        let disk = self.nodes[node].disk.disk();
+        let record = disk.objects.get(&place(Kind::Realm, &name(key))[..])?;
         Some(Object::decode(record).expect("a sound record"))
+    }
+
+    fn id(&self, node: usize) -> NodeId {
+        NodeId(self.nodes[node].worker.actor().node)
+    }
+
+    /// A node, and its clock set.
+    fn at(&mut self, node: usize) -> &mut Node {
+        let at = &mut self.nodes[node];
+        at.wall_ms.store((WALL_MS + self.now_ms).saturating_add_signed(at.clock_ms), Relaxed);
+        at
     }
 
     fn now(&self) -> Instant {
         self.start + Duration::from_millis(self.now_ms)
     }
-
-    fn wall_ms(&self, node: usize) -> u64 {
-        (WALL_MS + self.now_ms).saturating_add_signed(self.nodes[node].clock_ms)
-    }
 }
 
 /// Overwrites values that compete with the later one.
-fn keep_winner(replica: &mut Replica, record: &[u8], wall_ms: u64) {
-    let theirs = Object::decode(record).expect("a sound record");
-    let Some(ours) = replica.record(&place(theirs.kind, &theirs.key)) else { return };
-    let ours = Object::decode(ours).expect("a sound record");
+fn keep_winner(worker: &mut Worker, theirs: &Object) {
+    let record = worker.record(&place(theirs.kind, &theirs.key)).expect("a disk in memory is readable");
+    let Some(ours) = record.map(|record| Object::decode(&record).expect("a sound record")) else { return };
     if ours.values().count() > 1 {
         let value = ours.winner().and_then(|value| value.bytes.clone());
-        replica.put(ours.kind, &ours.key, value, wall_ms).expect("a small value fits");
+        worker.put(ours.kind, &ours.key, value).expect("a small value fits");
     }
+}
+
+/// Starts a worker from a disk.
+fn open(disk: &Memory, wall_ms: &Arc<AtomicU64>, seed: u64) -> Worker {
+    let day = Duration::from_secs(86_400);
+    let settings = Settings { secret: b"simulated".to_vec(), scrub_timer: day, scrub_ttl: day };
+    let (wall_ms, mut rng) = (Arc::clone(wall_ms), fastrand::Rng::with_seed(seed));
+    let sources =
+        Sources { wall_ms: Box::new(move || wall_ms.load(Relaxed)), random: Box::new(move || rng.u64(..)) };
+    let opened = Worker::open(Box::new(disk.clone()), disk.files(), &settings, sources, Arc::default());
+    opened.expect("a disk in memory opens").0
 }
 
 fn history(object: &Object) -> BTreeMap<Actor, u64> {
     object.clock.entries().iter().map(|entry| (entry.actor, entry.counter)).collect()
-}
-
-fn actor(node: usize, epoch: u64) -> Actor {
-    Actor { node: [node as u8; 16], epoch }
 }
 
 fn name(key: usize) -> String {
@@ -445,6 +489,7 @@ fn name(key: usize) -> String {
 /// Milliseconds since 1970 when a run begins.
 const WALL_MS: u64 = 1_795_000_000_000;
 const STEPS: usize = 600;
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 const KEYS: usize = 8;
 /// Disks that are lost in one run: more actors than siblings fit would end in cut values.
 const LOST_DISKS_MAX: u64 = 4;

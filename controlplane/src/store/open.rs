@@ -1,0 +1,90 @@
+//! What a store finds out when it opens: who it is and what it holds.
+
+use super::engine::{Engine, EngineError, Files, Row, Write};
+use super::identity::Identity;
+use super::record::{Actor, Hlc, Object, place};
+use super::worker::Sources;
+use super::{Corrupt, Stats};
+use crate::replica::hashtree::{HashTree, TreeKey, bucket_of};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering::Relaxed;
+use tracing::{error, warn};
+
+/// What a store held when it was opened.
+#[derive(Default, Debug)]
+pub struct Loaded {
+    pub objects: Vec<Object>,
+    /// Records that are not served, and why.
+    pub corrupt: Vec<Corrupt>,
+    /// Snapshot versions up to this one may have been used.
+    pub versions_reserved: u64,
+}
+
+#[derive(Default)]
+pub struct Scan {
+    pub objects: Vec<Object>,
+    pub corrupt: Vec<Corrupt>,
+    /// The greatest stamp.
+    pub hlc: Hlc,
+    pub tree: HashTree,
+}
+
+/// Who the store is. A new, copied or restored one, one whose last commit failed and one that has forgotten who it is
+/// get a new epoch.
+pub fn identify(
+    engine: &mut dyn Engine,
+    files: Files,
+    sources: &mut Sources,
+    stats: &Stats,
+) -> Result<Identity, EngineError> {
+    let known = match engine.meta(Row::Identity)?.map(|bytes| Identity::decode(&bytes)) {
+        None => None,
+        Some(Ok(known)) => Some(known),
+        Some(Err(reason)) => {
+            error!(%reason, "the store's identity is damaged; the node gets a new one");
+            stats.corrupt.fetch_add(1, Relaxed);
+            None
+        }
+    };
+    let identity = match known {
+        Some(known) if known.inode == files.inode && !files.was_broken => return Ok(known),
+        Some(known) => {
+            let actor = Actor { epoch: (sources.random)(), ..known.actor };
+            warn!(was_broken = files.was_broken, %actor, "the store begins a new epoch");
+            Identity { actor, inode: files.inode, ..known }
+        }
+        None => {
+            let node = uuid::Uuid::from_u64_pair((sources.random)(), (sources.random)());
+            let actor = Actor { node: node.into_bytes(), epoch: (sources.random)() };
+            Identity { actor, inode: files.inode, versions_reserved: 0 }
+        }
+    };
+    engine.commit(&[Write::Meta { row: Row::Identity, bytes: identity.encode() }])?;
+    engine.forget_broken();
+    Ok(identity)
+}
+
+/// Reads and proves every record.
+pub fn scan(engine: &dyn Engine, tree_key: &TreeKey, stats: &Stats) -> Result<Scan, EngineError> {
+    let mut scan = Scan::default();
+    engine.walk(&[], &mut |key, record| {
+        match Object::decode(record) {
+            Ok(object) if place(object.kind, &object.key) == key => {
+                scan.hlc = scan.hlc.max(object.last());
+                let place = place(object.kind, &object.key);
+                scan.tree.add(bucket_of(&place), tree_key.hash(&place, record));
+                scan.objects.push(object);
+            }
+            other => {
+                let place: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+                let reason =
+                    other.err().map_or("it is another object's".to_owned(), |error| error.to_string());
+                error!(place, reason, "a damaged record is not served");
+                stats.corrupt.fetch_add(1, Relaxed);
+                scan.corrupt.push(Corrupt { place, reason });
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(scan)
+}
