@@ -160,6 +160,24 @@ impl Client {
         }
     }
 
+    /// The next message that is `wanted`; None when it does not come until then, or the connection ends before.
+    pub fn wait_for(&mut self, until: Instant, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        loop {
+            if let Some(at) = self.inbox.iter().position(&wanted) {
+                return self.inbox.remove(at);
+            }
+            if self.ended || Instant::now() >= until {
+                return None;
+            }
+            self.pump(until);
+        }
+    }
+
+    /// True once the peer has closed or reset the connection.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Reads until the peer closes.
     pub fn end(&mut self) -> Ended {
         let until = Instant::now() + PATIENCE;

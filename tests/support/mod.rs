@@ -17,13 +17,21 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// When there is none within [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, ask)
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none within `bound`.
+pub fn eventually_within<T>(bound: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + bound;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < until, "did not happen within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < until, "did not happen within {bound:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
