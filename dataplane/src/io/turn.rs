@@ -155,7 +155,8 @@ impl<M: Machine> Turn<M> {
         if inputs == 0 && !due && !self.again {
             return Ok(false);
         }
-        self.again = false;
+        // What the link thread sent was left for the next turn.
+        self.again = self.feed.woken;
         self.act()?;
         self.send_mesh()?;
         self.send_feed();

@@ -94,11 +94,17 @@ impl<M: Machine> Turn<M> {
                 Ok(down) => {
                     let snapshot = matches!(down, FeedDown::Snapshot(_));
                     let drain = matches!(down, FeedDown::Drain);
+                    let long = snapshot || matches!(down, FeedDown::Routes { .. });
                     self.machine.feed(self.now, down);
                     if drain {
                         self.stop_accepting()?;
                     } else if snapshot && self.accepting == Accepting::NotYet {
                         self.start_accepting()?;
+                    }
+                    if long {
+                        // The rest waits for the next turn, so that this one stays short.
+                        self.feed.woken = true;
+                        return Ok(true);
                     }
                 }
                 Err(TryRecvError::Empty) => return Ok(true),
