@@ -1,5 +1,6 @@
 //! Sockets, files, children and the task that drives the node: they move bytes and hold no rule of the protocol.
 
+pub mod builder;
 pub mod child;
 pub mod complaints;
 pub mod driver;

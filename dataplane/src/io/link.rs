@@ -3,20 +3,24 @@
 //! It never blocks but in `poll`: not on the socket, not on a shard's channel. A shard that does not take its feed
 //! stops the reading of the socket; a control plane that does not read leaves the shards' reports in their channel.
 
+mod checker;
+mod mailbox;
+
 use crate::feed::{FeedDown, FeedUp, SharedSnapshot};
 use crate::link::{Identity, Link, Output};
 use bytes::Bytes;
+use checker::{CHECKED_HERE_BYTES, Check, Checker};
 use common::limits::LINK_FRAME_BYTES_MAX;
 use common::link::Down;
 use common::snapshot::Snapshot;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
+use mailbox::Mailbox;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals, fstat};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
     SocketAddrUnix, SocketFlags, SocketType,
 };
-use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -28,8 +32,6 @@ use std::time::{Duration, Instant};
 pub const SOCKET_NAME: &str = "link.sock";
 /// Largest snapshot that is mapped, bytes.
 pub const SNAPSHOT_BYTES_MAX: u64 = 8 << 30;
-/// Messages that may wait for one shard's channel before the socket is read no more.
-const MAILBOX_MAX: usize = 64;
 /// Packets read before the other descriptors are looked at again.
 const ROUND_PACKETS_MAX: usize = 16;
 /// How soon a full shard channel is tried again; nobody tells us that it has room.
@@ -91,6 +93,9 @@ struct Driver {
     /// The socket did not take a frame; wait until it can.
     blocked: bool,
     mailboxes: Vec<Mailbox>,
+    checker: Checker,
+    /// The number of the connection.
+    connection: u64,
     feed_up: Receiver<FeedUp>,
     wake: Arc<OwnedFd>,
     signals: OwnedFd,
@@ -115,6 +120,8 @@ impl Driver {
             socket: None,
             blocked: false,
             mailboxes: plan.shards.into_iter().map(Mailbox::new).collect(),
+            checker: Checker::start(Arc::clone(&plan.wake))?,
+            connection: 0,
             feed_up: plan.feed_up,
             wake: plan.wake,
             signals: plan.signals,
@@ -131,11 +138,13 @@ impl Driver {
             self.link.timeout(now);
             self.connect(now);
             self.take_reports();
+            self.take_checked();
             self.send_frames(now);
             if let Some(end) = self.act() {
                 return Ok(end);
             }
             self.mailboxes.iter_mut().for_each(Mailbox::deliver);
+            self.checker.let_go();
             if let Some(end) = self.wait(now)? {
                 return Ok(end);
             }
@@ -152,6 +161,7 @@ impl Driver {
         match open_socket(&self.address) {
             Ok(socket) => {
                 self.socket = Some(socket);
+                self.connection += 1;
                 self.blocked = false;
                 self.away_logged = None;
                 self.link.connected(now);
@@ -176,6 +186,15 @@ impl Driver {
         }
     }
 
+    /// Hands over what was checked, if it came on this connection: another numbers its changes of routes otherwise.
+    fn take_checked(&mut self) {
+        while let Some(checked) = self.checker.checked() {
+            if checked.connection == self.connection && self.link.wants(checked.version) {
+                self.link.snapshot(checked.version, checked.result);
+            }
+        }
+    }
+
     fn send_frames(&mut self, now: Instant) {
         while let (Some(socket), Some(frame), false) = (&self.socket, self.link.frame(), self.blocked) {
             match rustix::net::send(socket, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -191,6 +210,9 @@ impl Driver {
         while let Some(output) = self.link.poll() {
             match output {
                 Output::Shards(down) => {
+                    if let FeedDown::Snapshot(snapshot) = &down {
+                        self.checker.handed(Arc::clone(snapshot));
+                    }
                     self.mailboxes.iter_mut().for_each(|mailbox| mailbox.put(down.clone()));
                 }
                 Output::Close { reason } => {
@@ -244,7 +266,7 @@ impl Driver {
 
     /// The socket is read only while there is room for what it brings and for the answers.
     fn reads(&self) -> bool {
-        self.link.has_room() && self.mailboxes.iter().all(|mailbox| mailbox.waiting.len() < MAILBOX_MAX)
+        self.link.has_room() && self.mailboxes.iter().all(Mailbox::has_room)
     }
 
     fn wait_max(&self, now: Instant) -> Duration {
@@ -252,7 +274,7 @@ impl Driver {
             return Duration::ZERO;
         }
         let wait = self.link.deadline().saturating_duration_since(now);
-        let full = self.mailboxes.iter().any(|mailbox| !mailbox.waiting.is_empty());
+        let full = self.mailboxes.iter().any(|mailbox| !mailbox.is_empty());
         if full { wait.min(MAILBOX_RETRY) } else { wait }
     }
 
@@ -276,12 +298,18 @@ impl Driver {
 
     fn take_packet(&mut self, now: Instant, bytes: usize, descriptor: Option<OwnedFd>) {
         match Down::decode(&self.packet[..bytes]) {
-            Ok(Down::Snapshot { version, bytes }) if self.link.wants(version) => {
-                let checked = descriptor
-                    .ok_or_else(|| "the frame carries no descriptor".to_owned())
-                    .and_then(|descriptor| map_snapshot(&descriptor, bytes));
-                self.link.snapshot(version, checked);
-            }
+            Ok(Down::Snapshot { version, bytes }) if self.link.wants(version) => match descriptor {
+                Some(descriptor) if bytes < CHECKED_HERE_BYTES => {
+                    self.link.snapshot(version, map_snapshot(&descriptor, bytes));
+                }
+                Some(descriptor) => {
+                    let connection = self.connection;
+                    self.checker.check(Check { connection, version, descriptor, bytes });
+                }
+                None => {
+                    self.link.snapshot(version, Err("the frame carries no descriptor".to_owned()));
+                }
+            },
             Ok(down) => self.link.received(now, down),
             Err(error) => self.link.garbled(now, error.to_string()),
         }
@@ -307,57 +335,6 @@ impl Driver {
             self.link.drain(now);
         }
         None
-    }
-}
-
-/// What waits for one shard because its channel was full. Bounded: `Stats`, `Resync` and `Drain` wait once each, a
-/// snapshot replaces what it is newer than, and the socket is not read beyond [`MAILBOX_MAX`].
-struct Mailbox {
-    port: ShardPort,
-    waiting: VecDeque<FeedDown>,
-}
-
-impl Mailbox {
-    fn new(port: ShardPort) -> Self {
-        Self { port, waiting: VecDeque::new() }
-    }
-
-    fn put(&mut self, down: FeedDown) {
-        use std::mem::discriminant;
-        match &down {
-            FeedDown::Snapshot(_) => {
-                self.waiting.retain(|old| !matches!(old, FeedDown::Snapshot(_) | FeedDown::Delta(_)));
-            }
-            FeedDown::Peers(_) => self.waiting.retain(|old| !matches!(old, FeedDown::Peers(_))),
-            FeedDown::Delta(_)
-            | FeedDown::Routes { .. }
-            | FeedDown::Unroute { .. }
-            | FeedDown::Revoke { .. } => {}
-            FeedDown::Resync | FeedDown::Stats | FeedDown::Drain => {
-                if self.waiting.iter().any(|old| discriminant(old) == discriminant(&down)) {
-                    return;
-                }
-            }
-        }
-        self.waiting.push_back(down);
-    }
-
-    fn deliver(&mut self) {
-        let mut sent = false;
-        while let Some(down) = self.waiting.pop_front() {
-            match self.port.feed.try_send(down) {
-                Ok(()) => sent = true,
-                Err(TrySendError::Full(down)) => {
-                    self.waiting.push_front(down);
-                    break;
-                }
-                // The shard is gone; `LinkPlan::failed` says why.
-                Err(TrySendError::Disconnected(_)) => self.waiting.clear(),
-            }
-        }
-        if sent {
-            (self.port.wake)();
-        }
     }
 }
 
@@ -439,8 +416,6 @@ fn timespec(duration: Duration) -> Timespec {
     // A partial millisecond is rounded by nobody: poll takes nanoseconds.
     Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
-
-const _: () = assert!(MAILBOX_MAX > 3, "Stats, Resync and Drain wait once each");
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use super::*;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, SnapshotVersion};
 use common::link::{Claim, LINK_PROTOCOL, Up};
-use common::snapshot::{Anonymous, Delta, Realm, Source};
+use common::snapshot::{Anonymous, Delta, Realm, Route, Source};
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
 use std::io::IoSlice;
@@ -493,4 +493,33 @@ fn a_data_folder_with_a_long_path_has_a_link_too() {
     let bench = Bench::start_in(tempfile::tempdir().unwrap(), &below, 1, 8, || None);
     assert!(bench.folder.path().join(&below).as_os_str().len() > 108);
     bench.welcome();
+}
+
+#[test]
+fn a_large_snapshot_is_checked_beside_the_link() {
+    let bench = Bench::start(1, 16);
+    let control = bench.welcome();
+    let route = |n: u32| Route {
+        realm: RealmId(1),
+        kind: RouteKind::Topic,
+        policy: Match::Exact,
+        uri: format!("com.example.topic.{n:06}"),
+        shards: 1,
+        nodes: vec![],
+    };
+    let (version, epoch) = (SnapshotVersion(9), EPOCH);
+    let source = Source { version, epoch, routes: (0..20_000).map(route).collect(), ..Source::default() };
+    let bytes = common::snapshot::build(&source, 1);
+    assert!(bytes.len() as u64 > CHECKED_HERE_BYTES);
+    control.publish_bytes(9, &bytes);
+    control.send(&Down::Routes { first_seq: 1, changes: vec![] });
+    // Which of the two is first is a race; neither is lost.
+    let told = [bench.told(0), bench.told(0)];
+    assert_eq!(told.iter().filter_map(VersionOf::version).collect::<Vec<_>>(), [version]);
+    assert!(told.iter().any(|down| matches!(down, FeedDown::Routes { first_seq: 1, .. })), "{told:?}");
+    let mut broken = bytes.to_vec();
+    let middle = broken.len() / 2;
+    broken[middle..middle + 64].fill(0xff);
+    control.publish_bytes(10, &broken);
+    assert_eq!(control.refused().0, SnapshotVersion(10));
 }
