@@ -300,9 +300,14 @@ pub struct Hello {
     pub from: BootEpoch,
     /// Who the sender takes the receiver for.
     pub to: BootEpoch,
+    /// The shard that connects, and which of its connections to this node it is; 0 in an answer, as is the next.
+    pub shard: u8,
+    pub lane: u8,
+    /// Grows with each attempt of the shard: of two connections for one lane the greater follows the other.
+    pub attempt: u64,
 }
 
-const HELLO_BYTES: usize = 20;
+const HELLO_BYTES: usize = 30;
 
 impl Hello {
     pub fn bytes(&self) -> [u8; HELLO_BYTES] {
@@ -310,7 +315,9 @@ impl Hello {
         bytes[..2].copy_from_slice(&self.versions.0.to_le_bytes());
         bytes[2..4].copy_from_slice(&self.versions.1.to_le_bytes());
         bytes[4..12].copy_from_slice(&self.from.0.to_le_bytes());
-        bytes[12..].copy_from_slice(&self.to.0.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.to.0.to_le_bytes());
+        bytes[20..22].copy_from_slice(&[self.shard, self.lane]);
+        bytes[22..].copy_from_slice(&self.attempt.to_le_bytes());
         bytes
     }
 
@@ -318,8 +325,15 @@ impl Hello {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.first_chunk::<HELLO_BYTES>()?;
         let version = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let epoch = |at: usize| BootEpoch(u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte])));
-        Some(Self { versions: (version(0), version(2)), from: epoch(4), to: epoch(12) })
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+        Some(Self {
+            versions: (version(0), version(2)),
+            from: BootEpoch(number(4)),
+            to: BootEpoch(number(12)),
+            shard: bytes[20],
+            lane: bytes[21],
+            attempt: number(22),
+        })
     }
 
     /// The newest version that both speak.
@@ -462,7 +476,14 @@ mod tests {
 
     #[test]
     fn hellos_find_a_version_or_none() {
-        let hello = Hello { versions: (1, 3), from: BootEpoch(7), to: BootEpoch(u64::MAX) };
+        let hello = Hello {
+            versions: (1, 3),
+            from: BootEpoch(7),
+            to: BootEpoch(u64::MAX),
+            shard: 127,
+            lane: 15,
+            attempt: 1 << 40,
+        };
         assert_eq!(Hello::parse(&hello.bytes()), Some(hello));
         assert_eq!(Hello::parse(&hello.bytes()[1..]), None);
         assert_eq!(hello.common_version(), Some(1));

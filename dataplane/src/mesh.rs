@@ -3,7 +3,7 @@
 //! What a shard sends another in one turn is one [`Batch`]: typed items, and one arena that holds the text and payload
 //! bytes they point into. Batches of one pair of shards arrive whole and in order; nothing is dropped.
 
-use common::ids::{Match, RealmId, RouteKind, ShardId};
+use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
 use common::wire::{Payload, Serializer};
 
 /// A session somewhere in the node. Stale when the connection in the slot carries another session by now, which may
@@ -46,6 +46,14 @@ pub(crate) struct RouteSpan {
     pub uri: Span,
 }
 
+/// A lane of another node: the data plane, its shard, and which of that shard's lanes to this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LaneName {
+    pub epoch: BootEpoch,
+    pub shard: u8,
+    pub lane: u8,
+}
+
 /// One message between shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Item {
@@ -82,6 +90,26 @@ pub(crate) enum Item {
     /// The sender is short of memory, or no longer: what feeds it is to be read no further.
     Memory {
         short: bool,
+    },
+    /// Another node's lane is on a new connection of the sender: give up the one before, with what of it is not read, and
+    /// answer when nothing of it can come any more.
+    Succeed {
+        lane: LaneName,
+        attempt: u64,
+        token: u64,
+    },
+    /// `barriers`: other shards that the connection before may have passed something to; each will answer too.
+    Succeeded {
+        token: u64,
+        barriers: u8,
+    },
+    /// Tell shard `origin` that all that came from the sender before this was taken.
+    Barrier {
+        origin: ShardId,
+        token: u64,
+    },
+    BarrierPassed {
+        token: u64,
     },
     Publish {
         realm: RealmId,

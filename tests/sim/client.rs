@@ -29,6 +29,7 @@ pub struct Subscription {
     pub policy: &'static str,
     pub uri: String,
     /// The step at which SUBSCRIBED arrived.
+    #[allow(dead_code, reason = "only one of the simulations asks")]
     pub since: u64,
     /// Highest number seen, by sender and topic.
     seen: BTreeMap<(u64, String), u64>,
@@ -56,6 +57,8 @@ pub struct Client {
     invoked: BTreeMap<(u64, String), u64>,
     numbers: BTreeMap<String, u64>,
     pub answered: u64,
+    /// Errors of the router that answered calls and publications.
+    pub errors: Vec<String>,
     pub gone: bool,
 }
 
@@ -88,6 +91,7 @@ impl Client {
             invoked: BTreeMap::new(),
             numbers: BTreeMap::new(),
             answered: 0,
+            errors: Vec::new(),
             gone: false,
         };
         let role = || OwnedValue::Dict(vec![]);
@@ -309,8 +313,15 @@ impl Client {
                 Request::Call { mark } => {
                     if error == "app.error.failed" {
                         assert_eq!(unpack(serializer, payload), mark);
+                    } else {
+                        self.errors.push(error.to_string());
                     }
                     self.answered += 1;
+                }
+                // A node that is there did not take the event.
+                Request::Publish => {
+                    assert_eq!(error, "wamp.error.unavailable");
+                    self.errors.push(error.to_string());
                 }
                 Request::Register { .. } => assert_eq!(error, "wamp.error.procedure_already_exists"),
                 // The client may have unsubscribed twice.

@@ -62,6 +62,10 @@ impl Shard {
                 }
             }
             Item::UnregisterAck { token } => self.released(token),
+            Item::Succeed { lane, attempt, token } => self.lane_succeeds(from, lane, attempt, token),
+            Item::Succeeded { token, barriers } => self.succeeded(token, from, barriers),
+            Item::Barrier { origin, token } => self.pass_barrier(origin, token),
+            Item::BarrierPassed { token } => self.barrier_passed(token),
             Item::Memory { short } => {
                 self.short_shards =
                     if short { self.short_shards.with(from) } else { self.short_shards.without(from) };

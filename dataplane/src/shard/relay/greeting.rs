@@ -11,6 +11,8 @@ use common::relay::{Hello, VERSIONS};
 /// What came of a message of the handshake.
 enum Greeted {
     Not(Box<Handshake>),
+    /// A guest's hello fits; this is to be the answer.
+    Judged(Box<Handshake>, Hello, Hello),
     /// The handshake is done; so many bytes came after it.
     Done(usize),
 }
@@ -30,6 +32,10 @@ impl Shard {
                 link.phase = Phase::Greeting(handshake);
                 self.relay.mark_dirty(slot);
             }
+            Ok(Greeted::Judged(handshake, hello, answer)) => {
+                link.phase = Phase::Greeting(handshake);
+                self.succeed(slot, &hello, answer);
+            }
             Ok(Greeted::Done(rest)) => {
                 self.relay_open(slot);
                 if rest > 0 {
@@ -47,6 +53,16 @@ impl Shard {
         }
     }
 
+    /// Answers a guest's hello.
+    pub(super) fn guest_answer(&mut self, slot: u32, hello: &Hello) {
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Phase::Greeting(handshake) = &mut link.phase else { return };
+        let mut answer = Vec::new();
+        handshake.answer(&hello.bytes(), &mut answer);
+        self.relay.queued_bytes += link.out.append(&mut self.pool, |out| out.extend_from_slice(&answer));
+        self.relay.mark_dirty(slot);
+    }
+
     /// Runs the handshake over `bytes`. The error is what the other end may be told.
     fn relay_handshake(
         &self,
@@ -55,34 +71,38 @@ impl Shard {
         mut bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Greeted, Option<Refusal>> {
-        loop {
-            match handshake.receive(&mut bytes) {
-                Ok(Progress::More) => return Ok(Greeted::Not(handshake)),
-                Ok(Progress::Done(_)) => return Ok(Greeted::Done(bytes.len())),
-                Ok(Progress::Hello(hello)) => {
-                    let hello = Hello::parse(&hello).ok_or(None)?;
-                    match role {
-                        Role::Guest => handshake.answer(&self.relay_answer_hello(&hello)?.bytes(), out),
-                        Role::Lane(at) => {
-                            self.relay_check_answer(at, &hello)?;
-                            handshake.confirm(out);
-                            return Ok(Greeted::Done(bytes.len()));
-                        }
+        match handshake.receive(&mut bytes) {
+            Ok(Progress::More) => Ok(Greeted::Not(handshake)),
+            Ok(Progress::Done(_)) => Ok(Greeted::Done(bytes.len())),
+            Ok(Progress::Hello(hello)) => {
+                let hello = Hello::parse(&hello).ok_or(None)?;
+                match role {
+                    Role::Guest if bytes.is_empty() => {
+                        let answer = self.relay_answer_hello(&hello)?;
+                        Ok(Greeted::Judged(handshake, hello, answer))
+                    }
+                    // Nothing may follow a hello that is not answered.
+                    Role::Guest => Err(None),
+                    Role::Lane(at) => {
+                        self.relay_check_answer(at, &hello)?;
+                        handshake.confirm(out);
+                        Ok(Greeted::Done(bytes.len()))
                     }
                 }
-                Err(error) => {
-                    if let (Role::Lane(at), NoiseError::Refused(refusal)) = (role, error) {
-                        self.log_refusal(at, refusal);
-                    }
-                    return Err(error.refusal().filter(|_| role == Role::Guest));
+            }
+            Err(error) => {
+                if let (Role::Lane(at), NoiseError::Refused(refusal)) = (role, error) {
+                    self.log_refusal(at, refusal);
                 }
+                Err(error.refusal().filter(|_| role == Role::Guest))
             }
         }
     }
 
-    /// What a lane says first.
-    pub(super) fn relay_hello(&self, to: BootEpoch) -> Hello {
-        Hello { versions: VERSIONS, from: self.config.epoch, to }
+    /// What lane `lane` of those to one data plane says first.
+    pub(super) fn relay_hello(&self, to: BootEpoch, lane: usize, attempt: u64) -> Hello {
+        let (from, shard) = (self.config.epoch, self.me.0);
+        Hello { versions: VERSIONS, from, to, shard, lane: lane as u8, attempt }
     }
 
     fn relay_answer_hello(&self, hello: &Hello) -> Result<Hello, Option<Refusal>> {
@@ -91,7 +111,8 @@ impl Shard {
         if hello.to != epoch || hello.from == epoch {
             return Err(Some(Refusal::Identity));
         }
-        Ok(Hello { versions: (version, version), from: epoch, to: hello.from })
+        let versions = (version, version);
+        Ok(Hello { versions, from: epoch, to: hello.from, shard: 0, lane: 0, attempt: 0 })
     }
 
     fn relay_check_answer(&self, at: usize, hello: &Hello) -> Result<(), Option<Refusal>> {

@@ -161,8 +161,8 @@ impl Shard {
         let epoch = lane.epoch;
         lane.state = LaneState::Linked { slot: conn.slot, open: false };
         let Some(config) = &mut self.relay.config else { return false };
-        let (terms, entropy) = (config.terms.clone(), config.entropy.draw());
-        let hello = self.relay_hello(epoch).bytes();
+        let (connections, terms, entropy) = (config.connections, config.terms.clone(), config.entropy.draw());
+        let hello = self.relay_hello(epoch, at % connections, dial.0).bytes();
         let mut first = Vec::new();
         let handshake = Handshake::initiator(terms, entropy, &hello, &mut first);
         let deadline = self.now + GREETING_MAX;

@@ -2,6 +2,7 @@
 
 use super::super::conn::IdMap;
 use super::super::outbound::Outbound;
+use crate::mesh::LaneName;
 use common::noise::Handshake;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -41,6 +42,8 @@ pub(super) struct Link {
     pub id: u64,
     pub role: Role,
     pub phase: Phase,
+    /// A guest's lane at the other end, and the number of this attempt.
+    pub lane: Option<(LaneName, u64)>,
     /// The other end has proved who it is.
     pub greeted: bool,
     /// In the list of links to flush.
@@ -82,6 +85,7 @@ impl Link {
             id,
             role,
             phase: Phase::Greeting(Box::new(handshake)),
+            lane: None,
             greeted: false,
             dirty: false,
             sending: false,

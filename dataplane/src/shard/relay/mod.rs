@@ -18,6 +18,7 @@ mod frames;
 mod greeting;
 mod lanes;
 mod link;
+mod succession;
 mod timers;
 
 use super::conn::IdMap;
@@ -33,6 +34,7 @@ use hashbrown::HashMap;
 use lanes::Lane;
 use link::{Link, Phase, Role};
 use std::time::{Duration, Instant};
+use succession::Succession;
 
 /// What a shard of a cluster is made from.
 #[derive(Clone, Debug)]
@@ -58,6 +60,8 @@ pub(super) struct Relay {
     lanes: Vec<Option<Box<Lane>>>,
     /// Publications that other nodes have to acknowledge, by publication.
     acks: IdMap<Ack>,
+    /// Guests whose handshake waits for other shards, by token.
+    successions: IdMap<Succession>,
     /// Accepted links that have not proved anything yet.
     strangers: usize,
     /// Accepted links.
@@ -114,6 +118,7 @@ impl Relay {
             links: HashMap::with_hasher(hasher.clone()),
             lanes: Vec::new(),
             acks: HashMap::with_hasher(hasher.clone()),
+            successions: HashMap::with_hasher(hasher.clone()),
             strangers: 0,
             guests: 0,
             last_link: ID_MAX,
