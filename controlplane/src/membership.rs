@@ -1,6 +1,9 @@
 //! Starts membership as the configuration says, or not at all.
 
-use crate::discovery;
+use crate::discovery::dns::Dns;
+use crate::discovery::kubernetes::{Api, ApiError};
+use crate::discovery::multicast::Group;
+use crate::discovery::{self, DiscoveryCounts, Host};
 use crate::io::peers::{self, Members, PeerEvent, Peers};
 use crate::io::udp::{self, Cluster, Ports};
 use crate::peers::{Hello, LinkConfig};
@@ -40,6 +43,10 @@ pub enum MembershipError {
         #[source]
         source: KeyError,
     },
+    #[error("{key}: there is nothing to look up")]
+    Discovery { key: &'static str },
+    #[error("cluster.kubernetes")]
+    Kubernetes(#[from] ApiError),
     #[error("cluster.address: cannot listen on {protocol} {address}")]
     Listen {
         protocol: &'static str,
@@ -55,6 +62,7 @@ pub struct Membership {
     pub peers: Peers,
     /// To be taken: while nobody does, links are not read.
     pub events: mpsc::Receiver<PeerEvent>,
+    pub discovered: Arc<DiscoveryCounts>,
 }
 
 /// Opens the cluster port, UDP and TCP, unless `cluster.discovery` is none. `epoch` is greater than at any earlier start.
@@ -63,13 +71,9 @@ pub async fn start(
     actor: Actor,
     epoch: u64,
 ) -> Result<Option<Membership>, MembershipError> {
-    let targets = match config.discovery {
-        Discovery::None => return Ok(None),
-        Discovery::Static => config.seeds.clone(),
-        Discovery::Dns => vec![config.dns.clone()],
-        Discovery::Multicast => vec![config.multicast.to_string()],
-        Discovery::Kubernetes => vec![config.kubernetes.clone()],
-    };
+    if config.discovery == Discovery::None {
+        return Ok(None);
+    }
     let keys = read_keys(&config.key_file)?;
     let address = config.address;
     let failed = |protocol| move |source| MembershipError::Listen { protocol, address, source };
@@ -113,7 +117,8 @@ pub async fn start(
         forget_after: config.forget_after,
     };
     let (found, seeds) = mpsc::channel(1);
-    tokio::spawn(discovery::run(targets, found));
+    let discovered = Arc::new(DiscoveryCounts::default());
+    tokio::spawn(discovery::run(source(config, actor, &keys)?, found, Arc::clone(&discovered)));
     let (members, members_seen) = watch::channel(Members::default());
     let (linked_sender, linked) = mpsc::channel(LINKED_PACKETS_MAX);
     let (peers, events) = peers::start(listener, link, members_seen, linked_sender);
@@ -121,7 +126,31 @@ pub async fn start(
     let cluster = udp::start(Swim::new(Instant::now(), settings), config.env.clone(), ports);
     info!(%address, %advertised, env = config.env, "membership started");
     warn!("membership only: nodes know of each other, but nothing is replicated or relayed between them yet");
-    Ok(Some(Membership { cluster, peers, events }))
+    Ok(Some(Membership { cluster, peers, events, discovered }))
+}
+
+/// Where other nodes are looked for. The configuration has been checked.
+fn source(
+    config: &config::Cluster,
+    actor: Actor,
+    keys: &ClusterKeys,
+) -> Result<discovery::Source, MembershipError> {
+    let nothing = |key| MembershipError::Discovery { key };
+    Ok(match config.discovery {
+        Discovery::None | Discovery::Static => {
+            discovery::Source::Static(config.seeds.iter().cloned().map(Host::new).collect())
+        }
+        Discovery::Dns => {
+            discovery::Source::Dns(Dns::new(&config.dns).ok_or_else(|| nothing("cluster.dns"))?)
+        }
+        Discovery::Kubernetes => discovery::Source::Kubernetes(Api::of_pod(&config.kubernetes)?),
+        Discovery::Multicast => {
+            let SocketAddr::V4(group) = config.multicast else { return Err(nothing("cluster.multicast")) };
+            let own = (config.address, Uuid::from_bytes(actor.node), config.advertised());
+            let nonce = Uuid::new_v4().into_bytes();
+            discovery::Source::Multicast(Group::new(group, own, Keyring::new(keys), &config.env, nonce))
+        }
+    })
 }
 
 fn read_keys(path: &Path) -> Result<ClusterKeys, MembershipError> {

@@ -149,6 +149,16 @@ fn cluster(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
     if let Some((name, allowed)) = needed {
         return Err(section.refuse(name, "nothing", allowed));
     }
+    let group = cluster.multicast;
+    if cluster.discovery == Discovery::Multicast && !(is_ipv4_multicast(group) && group.port() != 0) {
+        let allowed = "with discovery multicast: a group of IPv4, 224.0.0.0 to 239.255.255.255, and a port";
+        return Err(section.refuse("multicast", group.to_string(), allowed));
+    }
+    let taken = cluster.address.ip().is_unspecified() && cluster.address.port() == group.port();
+    if cluster.discovery == Discovery::Multicast && taken {
+        let allowed = "with a cluster.address of all addresses: another port than its port";
+        return Err(section.refuse("multicast", group.to_string(), allowed));
+    }
     if cluster.address.port() == 0 {
         return Err(section.refuse(
             "address",
@@ -162,6 +172,10 @@ fn cluster(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
         return Err(section.refuse("advertise", "nothing", allowed));
     }
     relay(config, source)
+}
+
+fn is_ipv4_multicast(address: SocketAddr) -> bool {
+    address.is_ipv4() && address.ip().is_multicast()
 }
 
 /// The relay has what its TLS needs.
@@ -278,6 +292,15 @@ mod tests {
         accepted(&with(&format!("{keys}address = \"0.0.0.0:7\"\nadvertise = \"10.0.0.1:7\"")));
         let zero = refused(&format!("{keys}address = \"10.0.0.1:0\""));
         assert!(zero.starts_with("test.toml:5: cluster.address: found 10.0.0.1:0, "), "{zero}");
+        let group = |text: &str| format!("discovery = \"multicast\"\nkey_file = \"k\"\n{text}");
+        accepted(&with(&group("")));
+        for bad in
+            ["multicast = \"10.0.0.1:5\"", "multicast = \"239.1.1.1:0\"", "multicast = \"[ff02::1]:5\""]
+        {
+            assert!(refused(&group(bad)).starts_with("test.toml:4: cluster.multicast: found "), "{bad}");
+        }
+        let all = refused(&group("address = \"0.0.0.0:18083\"\nadvertise = \"10.0.0.1:18083\""));
+        assert!(all.contains("another port than its port"), "{all}");
         let tls = refused(&format!("{keys}[relay]\ntls = true\ntls_key = \"k\""));
         assert!(tls.starts_with("test.toml:5: relay.tls_certificate: found nothing, "), "{tls}");
         assert_eq!(

@@ -4,21 +4,27 @@ use std::time::{Duration, Instant};
 
 /// `N` reasons, by number.
 pub struct Complaints<const N: usize> {
+    pause: Duration,
     last: [Option<Instant>; N],
     quiet: [u64; N],
 }
 
 impl<const N: usize> Default for Complaints<N> {
     fn default() -> Self {
-        Self { last: [None; N], quiet: [0; N] }
+        Self::new(COMPLAINT_PAUSE)
     }
 }
 
 impl<const N: usize> Complaints<N> {
+    /// Each reason is told once in `pause`.
+    pub fn new(pause: Duration) -> Self {
+        Self { pause, last: [None; N], quiet: [0; N] }
+    }
+
     /// How many of the kind were passed over, when it is to be told.
     pub fn may_tell(&mut self, now: Instant, reason: usize) -> Option<u64> {
         let (last, quiet) = (&mut self.last[reason], &mut self.quiet[reason]);
-        if last.is_some_and(|last| now.saturating_duration_since(last) < COMPLAINT_PAUSE) {
+        if last.is_some_and(|last| now.saturating_duration_since(last) < self.pause) {
             *quiet += 1;
             return None;
         }
