@@ -248,8 +248,8 @@ async fn said(farewell: Option<JoinHandle<Option<()>>>) {
 /// Realms of the store; those that cannot be are left out and reported.
 fn load(catalog: &mut Catalog, objects: &[store::record::Object]) {
     for object in objects.iter().filter(|object| object.kind == Kind::Realm) {
-        let Some(bytes) = object.winner().and_then(|value| value.bytes.as_deref()) else { continue };
-        match store::realm::decode(&object.key, bytes) {
+        let Some(bytes) = object.resolved().and_then(|value| value.bytes) else { continue };
+        match store::realm::decode(&object.key, &bytes) {
             Ok(realm) => {
                 if let Err(reason) = catalog.load(realm) {
                     warn!(realm = object.key, %reason, "a stored realm is not used");

@@ -5,6 +5,7 @@ use crate::io::driver::View;
 use crate::io::proc;
 use crate::io::udp::ClusterView;
 use crate::node::Stats;
+use crate::store::conflict::Rule;
 use crate::store::{COMMIT_MS, Store};
 use crate::swim::{DropReason, State};
 use common::metrics::{Counter, Gauge};
@@ -116,6 +117,25 @@ fn stored(text: &mut Text, store: &Store) {
     text.counter(name, help, get(&stats.sum_differences));
     let name = "signalbox_store_buckets_scrubbed_total";
     text.counter(name, "Hash-tree buckets compared with their records.", get(&stats.scrubbed));
+    let name = "signalbox_store_conflicts_total";
+    text.head(name, "counter", "Values found that were written without knowledge of each other, by rule.");
+    for (rule, count) in Rule::ALL.iter().zip(&stats.conflicts) {
+        text.sample(name, &format!("rule=\"{}\"", rule.name()), get(count));
+    }
+    let name = "signalbox_store_competing_objects";
+    text.gauge(name, "Objects with values that compete and are not settled yet.", get(&stats.siblings));
+    let name = "signalbox_store_future_stamps_total";
+    text.counter(name, "Objects refused because another node's clock is ahead.", get(&stats.future));
+    let name = "signalbox_store_reused_dots_total";
+    text.counter(
+        name,
+        "Writes of one node under one number that differ: a store was used twice.",
+        get(&stats.clashes),
+    );
+    text.gauge("signalbox_store_deletions", "Deletions that are remembered.", get(&stats.graves));
+    text.counter("signalbox_store_deletions_forgotten_total", "Deletions forgotten.", get(&stats.purged));
+    let name = "signalbox_store_resets_total";
+    text.counter(name, "Times this node was away for too long and began anew.", get(&stats.resets));
     text.gauge("signalbox_store_map_bytes", "Address space of the store.", get(&stats.map_bytes));
     text.gauge("signalbox_store_used_bytes", "Bytes of the store in use.", get(&stats.used_bytes));
     let name = "signalbox_store_commit_seconds";

@@ -202,7 +202,7 @@ fn refused(error: &RealmError) -> Response {
 
 fn not_stored(error: &StoreError) -> Response {
     let status = match error {
-        StoreError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        StoreError::Full { .. } | StoreError::Graves => StatusCode::INSUFFICIENT_STORAGE,
         StoreError::Object(_) | StoreError::Future(_) => StatusCode::BAD_REQUEST,
         StoreError::Poisoned | StoreError::Busy | StoreError::Read(_) | StoreError::Closed => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -62,7 +62,7 @@ impl<V> DvvSet<V> {
     }
 
     /// Every value that competes, in the order of the entries, newest first within one.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
+    pub fn values(&self) -> impl Iterator<Item = &V> + Clone {
         self.entries.iter().flat_map(|entry| &entry.values)
     }
 
@@ -88,6 +88,12 @@ impl<V> DvvSet<V> {
 
     /// A write by `actor` that has seen nothing: it competes with every value. On error nothing was changed.
     pub fn event(&mut self, actor: Actor, value: V) -> Result<(), TooManyActors> {
+        self.event_after(actor, 0, value)
+    }
+
+    /// The same, and the first dot of `actor` here follows `counter`: dots up to it were given out in a history that was
+    /// forgotten, and nothing they stood for is left.
+    pub fn event_after(&mut self, actor: Actor, counter: u64, value: V) -> Result<(), TooManyActors> {
         match self.position(actor) {
             Ok(at) => {
                 // Nobody counts to 2^64.
@@ -95,13 +101,24 @@ impl<V> DvvSet<V> {
                 self.entries[at].values.insert(0, value);
             }
             Err(_) if self.entries.len() >= ENTRIES_MAX => return Err(TooManyActors),
-            Err(at) => self.entries.insert(at, Entry { actor, counter: 1, values: vec![value] }),
+            Err(at) => self.entries.insert(at, Entry { actor, counter: counter + 1, values: vec![value] }),
         }
         Ok(())
     }
 
     /// A write that overwrites what `context` has seen and competes with the rest. On error nothing was changed.
     pub fn update(&mut self, context: &Context, actor: Actor, value: V) -> Result<(), TooManyActors> {
+        self.update_after(context, actor, 0, value)
+    }
+
+    /// The same, with the counter of [`DvvSet::event_after`].
+    pub fn update_after(
+        &mut self,
+        context: &Context,
+        actor: Actor,
+        counter: u64,
+        value: V,
+    ) -> Result<(), TooManyActors> {
         let unknown = |known: Actor| self.position(known).is_err();
         let mut new = context.0.iter().filter(|pair| unknown(pair.0)).count();
         let in_context = context.0.iter().any(|pair| pair.0 == actor);
@@ -110,7 +127,7 @@ impl<V> DvvSet<V> {
             return Err(TooManyActors);
         }
         self.discard(context);
-        self.event(actor, value)
+        self.event_after(actor, counter, value)
     }
 
     /// What is known here against what is known there: `Less` if there everything is known that is known here, and more.
@@ -168,6 +185,22 @@ impl<V: Clone + Ord> DvvSet<V> {
                 }
             }
         }
+    }
+}
+
+impl<V: PartialEq> DvvSet<V> {
+    /// How many dots have another value there. Each was given out twice.
+    pub fn clashes(&self, other: &Self) -> usize {
+        let both = self
+            .entries
+            .iter()
+            .filter_map(|entry| other.position(entry.actor).ok().map(|at| (entry, &other.entries[at])));
+        both.map(|(one, other)| {
+            let (newer, older) = if one.counter >= other.counter { (one, other) } else { (other, one) };
+            let ahead = usize::try_from(newer.counter - older.counter).unwrap_or(usize::MAX);
+            newer.values.iter().skip(ahead).zip(&older.values).filter(|(one, other)| one != other).count()
+        })
+        .sum()
     }
 }
 
@@ -315,6 +348,21 @@ mod tests {
         let (one, other) = (Set::new(actor(1), 1), Set::new(actor(1), 2));
         assert_eq!(one.sync(&other), other);
         assert_eq!(other.sync(&one), other);
+        assert_eq!((one.clashes(&other), one.clashes(&one)), (1, 0));
+        let mut later = one.clone();
+        later.event(actor(1), 7).unwrap();
+        assert_eq!((later.clashes(&other), other.clashes(&later), later.clashes(&one)), (1, 1, 0));
+    }
+
+    #[test]
+    fn dots_begin_after_those_of_a_forgotten_history() {
+        let mut gone = Set::default();
+        (0..5).for_each(|value| gone.update(&gone.context(), actor(1), value).unwrap());
+        let mut again = Set::default();
+        again.event_after(actor(1), 5, 9).unwrap();
+        assert_eq!(gone.sync(&again), again, "whoever still has the old history takes the new value");
+        again.event_after(actor(1), 5, 10).unwrap();
+        assert_eq!(again.entries()[0].counter, 7);
     }
 
     #[test]

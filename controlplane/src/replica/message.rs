@@ -3,7 +3,9 @@
 //! `type u8 │ round u64 │ fields`, little-endian, lists with a u16 count in front. Every list has a bound that is checked
 //! before anything is allocated, and nothing may follow the last field.
 
-use super::hashtree::{Digest, SHARD_BUCKETS, SHARDS};
+use super::floor::{Stamps, put_stamps, read_stamps};
+use super::hashtree::{Digest, FINGERPRINT_BYTES, SHARD_BUCKETS, SHARDS};
+use super::hlc::Hlc;
 use super::objects::Place;
 use crate::store::record::{RECORD_BYTES_MAX, Reader, RecordError, require};
 
@@ -20,9 +22,9 @@ pub struct Message {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Body {
     /// Of all shards.
-    Roots(Vec<Short>),
+    Roots { state: State, sums: Vec<Short> },
     /// One bit a shard that differs.
-    Shards(u64),
+    Shards { state: State, bits: u64 },
     /// All buckets of a shard.
     Buckets { shard: u8, sums: Vec<Short> },
     /// Those that differ.
@@ -36,6 +38,26 @@ pub enum Body {
     Push(Vec<Vec<u8>>),
     /// The push was taken, but for as many records as were refused.
     Taken { refused: u16 },
+    /// There will be no exchange.
+    Refused(Refusal),
+}
+
+/// Of the node that sends it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct State {
+    /// Of the key its sums are made with.
+    pub fingerprint: [u8; FINGERPRINT_BYTES],
+    /// Its later stamps are all greater.
+    pub promise: Hlc,
+    pub floors: Box<Stamps>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("the sums of the two nodes are made with different keys")]
+    Key,
+    #[error("the other node was away for too long and begins anew")]
+    Stale,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,8 +78,14 @@ impl Message {
         let mut out = vec![self.body.number()];
         out.extend_from_slice(&self.round.to_le_bytes());
         match &self.body {
-            Body::Roots(sums) => list(&mut out, sums, |out, sum| out.extend_from_slice(sum)),
-            Body::Shards(bits) => out.extend_from_slice(&bits.to_le_bytes()),
+            Body::Roots { state, sums } => {
+                put_state(&mut out, state);
+                list(&mut out, sums, |out, sum| out.extend_from_slice(sum));
+            }
+            Body::Shards { state, bits } => {
+                put_state(&mut out, state);
+                out.extend_from_slice(&bits.to_le_bytes());
+            }
             Body::Buckets { shard, sums } => {
                 out.push(*shard);
                 list(&mut out, sums, |out, sum| out.extend_from_slice(sum));
@@ -79,6 +107,8 @@ impl Message {
             }
             Body::Push(records) => list(&mut out, records, |out, record| put_record(out, record)),
             Body::Taken { refused } => put_u16(&mut out, refused),
+            Body::Refused(Refusal::Key) => out.push(0),
+            Body::Refused(Refusal::Stale) => out.push(1),
         }
         out
     }
@@ -87,8 +117,11 @@ impl Message {
         let mut reader = Reader(bytes);
         let (number, round) = (reader.byte()?, reader.u64()?);
         let body = match number {
-            1 => Body::Roots(read(&mut reader, SHARDS, |reader| reader.array())?),
-            2 => Body::Shards(reader.u64()?),
+            1 => Body::Roots {
+                state: read_state(&mut reader)?,
+                sums: read(&mut reader, SHARDS, |reader| reader.array())?,
+            },
+            2 => Body::Shards { state: read_state(&mut reader)?, bits: reader.u64()? },
             3 => {
                 let shard = reader.byte()?;
                 require(usize::from(shard) < SHARDS, "shard")?;
@@ -110,6 +143,11 @@ impl Message {
             },
             7 => Body::Push(read(&mut reader, RECORDS_MAX, read_record)?),
             8 => Body::Taken { refused: reader.u16()? },
+            9 => Body::Refused(match reader.byte()? {
+                0 => Refusal::Key,
+                1 => Refusal::Stale,
+                _ => return Err(RecordError::Form("a refusal")),
+            }),
             _ => return Err(RecordError::Form("type of message")),
         };
         require(reader.0.is_empty(), "bytes after the end")?;
@@ -120,16 +158,28 @@ impl Message {
 impl Body {
     fn number(&self) -> u8 {
         match self {
-            Self::Roots(_) => 1,
-            Self::Shards(_) => 2,
+            Self::Roots { .. } => 1,
+            Self::Shards { .. } => 2,
             Self::Buckets { .. } => 3,
             Self::Differing(_) => 4,
             Self::Rows { .. } => 5,
             Self::Offer { .. } => 6,
             Self::Push(_) => 7,
             Self::Taken { .. } => 8,
+            Self::Refused(_) => 9,
         }
     }
+}
+
+fn put_state(out: &mut Vec<u8>, state: &State) {
+    out.extend_from_slice(&state.fingerprint);
+    out.extend_from_slice(&state.promise.0.to_le_bytes());
+    put_stamps(out, &state.floors);
+}
+
+fn read_state(reader: &mut Reader<'_>) -> Result<State, RecordError> {
+    let (fingerprint, promise) = (reader.array()?, Hlc(reader.u64()?));
+    Ok(State { fingerprint, promise, floors: Box::new(read_stamps(reader)?) })
 }
 
 fn list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
@@ -197,12 +247,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn state() -> State {
+        State { fingerprint: [7; 16], promise: Hlc(8), floors: Box::new([Hlc(9); SHARDS]) }
+    }
+
     #[test]
     fn what_is_encoded_is_decoded() {
         let rows = vec![Row { place: [1; 32], hash: [2; 16] }];
         for body in [
-            Body::Roots(vec![[1; 16]; SHARDS]),
-            Body::Shards(5),
+            Body::Roots { state: state(), sums: vec![[1; 16]; SHARDS] },
+            Body::Shards { state: state(), bits: 5 },
+            Body::Refused(Refusal::Stale),
             Body::Buckets { shard: 63, sums: vec![[2; 16]; SHARD_BUCKETS] },
             Body::Differing(vec![1, 65_535]),
             Body::Rows { buckets: vec![7], from: [4; 32], until: None, rows },
@@ -222,7 +277,7 @@ mod tests {
     #[test]
     fn lists_beyond_their_bound_are_refused() {
         let refused = |body| Message::decode(&Message { round: 1, body }.encode()).is_err();
-        assert!(refused(Body::Roots(vec![[0; 16]; SHARDS + 1])));
+        assert!(refused(Body::Roots { state: state(), sums: vec![[0; 16]; SHARDS + 1] }));
         assert!(refused(Body::Buckets { shard: 64, sums: vec![] }));
         assert!(refused(Body::Push(vec![vec![]; RECORDS_MAX + 1])));
         assert!(refused(Body::Push(vec![vec![0; RECORD_BYTES_MAX + 1]])));
@@ -231,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn bytes_of_any_origin_are_answered(
-            number in 0u8..10,
+            number in 0u8..11,
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             let bytes = [vec![number], bytes].concat();

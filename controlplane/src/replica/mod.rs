@@ -7,6 +7,7 @@
 
 pub mod dvvset;
 pub mod exchange;
+pub mod floor;
 pub mod hashtree;
 pub mod hlc;
 pub mod message;

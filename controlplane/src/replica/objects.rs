@@ -1,6 +1,8 @@
 //! What an exchange needs of a node's objects.
 
-use super::hashtree::{HashTree, Sum};
+use super::floor::{Stale, Stamps};
+use super::hashtree::{FINGERPRINT_BYTES, HashTree, Sum};
+use super::hlc::Hlc;
 use std::ops::ControlFlow;
 
 /// Where an object is kept: see [`place`](crate::store::record::place).
@@ -12,9 +14,27 @@ pub type Found<'a> = &'a mut dyn FnMut(&Place, Sum, &[u8]) -> ControlFlow<()>;
 /// The objects of one node, as others may see them: what would survive a crash, and nothing else. A dot that were shown
 /// before it is stored could be given out twice.
 ///
-/// Records that are damaged do not exist here, and the tree does not count them.
+/// Records that are damaged and deletions below the floor do not exist here, and the tree does not count them.
 pub trait Objects {
     fn tree(&self) -> &HashTree;
+
+    /// Of the key the tree's sums are made with.
+    fn fingerprint(&self) -> [u8; FINGERPRINT_BYTES];
+
+    /// Another number once something that was held may be gone.
+    fn life(&self) -> u64;
+
+    /// Every later stamp of this node is greater.
+    fn promise(&self) -> Hlc;
+
+    fn floors(&self) -> Stamps;
+
+    /// Takes over another node's floors where they are higher. On error this node has begun anew: see
+    /// [`floor`](super::floor).
+    fn adopt(&mut self, floors: &Stamps) -> Result<(), Stale>;
+
+    /// All that the other node held in a shard when it gave its promise is held here.
+    fn synced(&mut self, shard: usize, promise: Hlc);
 
     /// Calls `found` with every place, its part of the tree and its record, from `from` on, in the order of places, until
     /// it breaks.

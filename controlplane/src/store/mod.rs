@@ -8,31 +8,39 @@
 //! The first commit that fails poisons the store: nothing is acknowledged any more, what was read goes on being served,
 //! and the next start takes a new epoch.
 
+mod collect;
+pub mod conflict;
 pub mod engine;
 mod env;
+mod graves;
 mod identity;
 pub mod memory;
 mod open;
+mod quarantine;
 pub mod realm;
 pub mod record;
+mod stage;
 mod sums;
 mod sync;
 mod upkeep;
 pub mod worker;
 
+pub use collect::Upkeep;
 pub use env::MapBytes;
 pub use open::Loaded;
-pub use sync::{Answered, Stepped};
+pub use sync::{Answered, Changes, Stepped};
 
 use crate::replica::exchange::Exchange;
 use crate::replica::hlc::FutureStamp;
 use crate::replica::message::Message;
 use common::config::Config;
 use common::ids::NodeId;
+use conflict::{Conflict, Rule};
 use crossbeam_channel::{Sender, TrySendError};
 use engine::EngineError;
 use env::LmdbEngine;
-use record::{Actor, Kind, Object, ObjectError};
+use graves::GRAVES_SHARD_MAX;
+use record::{Actor, Kind, Object, ObjectError, PLACE_BYTES, RecordError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -60,6 +68,8 @@ pub struct Settings {
     /// How often a part of the store is scrubbed, and in what time all of it is.
     pub scrub_timer: Duration,
     pub scrub_ttl: Duration,
+    /// Deletions are remembered for at least this long.
+    pub grace: Duration,
 }
 
 /// A store that was opened.
@@ -103,6 +113,12 @@ pub enum StoreError {
     /// Nothing was stored.
     #[error(transparent)]
     Future(#[from] FutureStamp),
+    /// Nothing was stored.
+    #[error(
+        "{GRAVES_SHARD_MAX} deletions of one part of the store are remembered because a member of the cluster has not seen \
+         them; bring it back or forget it"
+    )]
+    Graves,
     /// It is not known whether it is stored.
     #[error("the store is closed")]
     Closed,
@@ -139,6 +155,19 @@ pub struct Stats {
     pub scrubbed: AtomicU64,
     /// Of the actor that writes now.
     pub epoch: AtomicU64,
+    /// Objects of other nodes with stamps from the future.
+    pub future: AtomicU64,
+    /// Dots that were given out twice.
+    pub clashes: AtomicU64,
+    /// Conflicts, by [`Rule`].
+    pub conflicts: [AtomicU64; Rule::ALL.len()],
+    /// Objects whose values compete.
+    pub siblings: AtomicU64,
+    /// Deletions that are remembered, and those forgotten.
+    pub graves: AtomicU64,
+    pub purged: AtomicU64,
+    /// Times this node was stale and began anew.
+    pub resets: AtomicU64,
     pub poisoned: AtomicBool,
     pub map_bytes: AtomicU64,
     pub used_bytes: AtomicU64,
@@ -156,6 +185,7 @@ impl Settings {
             secret: config.cluster.env.clone().into_bytes(),
             scrub_timer: config.aae.hashtree_timer,
             scrub_ttl: config.aae.hashtree_ttl,
+            grace: config.aae.tombstone_grace,
         }
     }
 }
@@ -221,12 +251,13 @@ impl Store {
     /// Takes an answer in an exchange that this node began.
     pub async fn exchange_step(
         &self,
+        peer: NodeId,
         mut exchange: Exchange,
         message: Message,
         now: Instant,
     ) -> Result<(Exchange, Stepped), StoreError> {
         let step = move |worker: &mut Worker| {
-            let stepped = worker.exchange_step(&mut exchange, message, now);
+            let stepped = worker.exchange_step(peer, &mut exchange, message, now);
             (exchange, stepped)
         };
         self.step(step).await
@@ -234,7 +265,58 @@ impl Store {
 
     /// Answers a message in an exchange that `peer` began.
     pub async fn exchange_answer(&self, peer: NodeId, message: Message) -> Result<Answered, StoreError> {
-        self.step(move |worker| worker.exchange_answer(peer, message)).await?
+        self.step(move |worker| worker.exchange_answer(peer, message)).await
+    }
+
+    /// See [`Worker::upkeep`].
+    pub async fn upkeep(&self) -> Result<Upkeep, StoreError> {
+        self.step(Worker::upkeep).await
+    }
+
+    /// See [`Worker::announcement`].
+    pub async fn announcement(&self) -> Result<Vec<u8>, StoreError> {
+        self.step(Worker::announcement).await
+    }
+
+    /// See [`Worker::heard`].
+    pub async fn heard(
+        &self,
+        peer: NodeId,
+        announcement: Vec<u8>,
+    ) -> Result<Result<Changes, RecordError>, StoreError> {
+        self.step(move |worker| worker.heard(peer, &announcement)).await
+    }
+
+    /// See [`Worker::members`].
+    pub async fn members(&self, nodes: Vec<NodeId>) -> Result<(), StoreError> {
+        self.step(move |worker| worker.members(&nodes)).await
+    }
+
+    /// See [`Worker::forget`].
+    pub async fn forget(&self, node: NodeId) -> Result<(), StoreError> {
+        self.step(move |worker| worker.forget(node)).await
+    }
+
+    /// See [`Worker::begin_anew`].
+    pub async fn begin_anew(&self) -> Result<Changes, StoreError> {
+        self.step(Worker::begin_anew).await
+    }
+
+    /// The last conflicts, the oldest first.
+    pub async fn conflicts(&self) -> Result<Vec<Conflict>, StoreError> {
+        self.step(|worker| worker.conflicts()).await
+    }
+
+    /// Every object that is there, for whoever has lost track. Read in slices: what changes meanwhile may be seen as it
+    /// was or as it is.
+    pub async fn objects(&self) -> Result<Vec<Object>, StoreError> {
+        let (mut objects, mut from) = (Vec::new(), Some([0; PLACE_BYTES]));
+        while let Some(at) = from {
+            let (page, next) = self.step(move |worker| worker.page(&at)).await??;
+            objects.extend(page);
+            from = next;
+        }
+        Ok(objects)
     }
 
     pub fn stats(&self) -> &Stats {
@@ -335,7 +417,7 @@ mod tests {
 
     fn open(folder: &Path, map: MapBytes) -> Opened {
         let day = Duration::from_secs(86_400);
-        let settings = Settings { secret: vec![1], scrub_timer: day, scrub_ttl: day };
+        let settings = Settings { secret: vec![1], scrub_timer: day, scrub_ttl: day, grace: day };
         Store::open(folder, map, &settings).unwrap()
     }
 
@@ -360,7 +442,7 @@ mod tests {
             .loaded
             .objects
             .iter()
-            .map(|object| (object.key.clone(), object.winner().unwrap().bytes.clone()))
+            .map(|object| (object.key.clone(), object.resolved().unwrap().bytes))
             .collect();
         values.sort();
         values

@@ -1,11 +1,16 @@
 //! What a store finds out when it opens: who it is and what it holds.
 
-use super::engine::{Engine, EngineError, Files, Row, Write};
+use super::engine::{Engine, EngineError, Files, Place, Row, Write};
+use super::graves::Graves;
 use super::identity::Identity;
 use super::record::{Actor, Hlc, Object, place};
+use super::stage::SIBLINGS_WATCHED_MAX;
 use super::worker::Sources;
-use super::{Corrupt, Stats};
+use super::{Corrupt, Stats, conflict, sums};
+use crate::replica::floor::{Floor, Pace};
 use crate::replica::hashtree::{HashTree, TreeKey, bucket_of};
+use common::ids::NodeId;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
 use tracing::{error, warn};
@@ -27,16 +32,19 @@ pub struct Scan {
     /// The greatest stamp.
     pub hlc: Hlc,
     pub tree: HashTree,
+    pub graves: Graves,
+    /// Objects with values that compete.
+    pub siblings: BTreeMap<Place, u64>,
 }
 
 /// Who the store is. A new, copied or restored one, one whose last commit failed and one that has forgotten who it is
-/// get a new epoch.
+/// get a new epoch. True: the store is a copy of an earlier one.
 pub fn identify(
     engine: &mut dyn Engine,
     files: Files,
     sources: &mut Sources,
     stats: &Stats,
-) -> Result<Identity, EngineError> {
+) -> Result<(Identity, bool), EngineError> {
     let known = match engine.meta(Row::Identity)?.map(|bytes| Identity::decode(&bytes)) {
         None => None,
         Some(Ok(known)) => Some(known),
@@ -46,8 +54,9 @@ pub fn identify(
             None
         }
     };
+    let restored = known.is_some_and(|known| known.inode != files.inode);
     let identity = match known {
-        Some(known) if known.inode == files.inode && !files.was_broken => return Ok(known),
+        Some(known) if known.inode == files.inode && !files.was_broken => return Ok((known, false)),
         Some(known) => {
             let actor = Actor { epoch: (sources.random)(), ..known.actor };
             warn!(was_broken = files.was_broken, %actor, "the store begins a new epoch");
@@ -61,18 +70,38 @@ pub fn identify(
     };
     engine.commit(&[Write::Meta { row: Row::Identity, bytes: identity.encode() }])?;
     engine.forget_broken();
-    Ok(identity)
+    Ok((identity, restored))
+}
+
+/// The collection floor. A node that has forgotten whom it met is taken for one that met somebody.
+pub fn floor(engine: &dyn Engine, node: NodeId, pace: Pace, restored: bool) -> Result<Floor, EngineError> {
+    let row = engine.meta(Row::Floor)?;
+    Ok(Floor::new(node, pace, row.as_deref(), restored).unwrap_or_else(|reason| {
+        error!(%reason, "the row of the collection floor is damaged");
+        Floor::unknown(node, pace)
+    }))
 }
 
 /// Reads and proves every record.
-pub fn scan(engine: &dyn Engine, tree_key: &TreeKey, stats: &Stats) -> Result<Scan, EngineError> {
+pub fn scan(
+    engine: &dyn Engine,
+    tree_key: &TreeKey,
+    floor: &Floor,
+    stats: &Stats,
+) -> Result<Scan, EngineError> {
     let mut scan = Scan::default();
     engine.walk(&[], &mut |key, record| {
         match Object::decode(record) {
             Ok(object) if place(object.kind, &object.key) == key => {
                 scan.hlc = scan.hlc.max(object.last());
                 let place = place(object.kind, &object.key);
-                scan.tree.add(bucket_of(&place), tree_key.hash(&place, record));
+                if sums::counts(floor.floors(), &place, &object) {
+                    scan.tree.add(bucket_of(&place), tree_key.hash(&place, record));
+                }
+                Graves::stamp(&object).into_iter().for_each(|stamp| scan.graves.add(place, stamp));
+                if conflict::competes(&object) && scan.siblings.len() < SIBLINGS_WATCHED_MAX {
+                    scan.siblings.insert(place, 0);
+                }
                 scan.objects.push(object);
             }
             other => {

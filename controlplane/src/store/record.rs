@@ -16,6 +16,7 @@
 pub use crate::replica::dvvset::{Actor, Entry};
 pub use crate::replica::hlc::Hlc;
 
+use super::conflict::Rule;
 use crate::replica::dvvset::{DvvSet, TooManyActors};
 use std::cmp::Ordering;
 
@@ -85,9 +86,10 @@ impl Object {
         Self { kind, key: key.to_owned(), clock: DvvSet::default() }
     }
 
-    /// `actor` overwrites all it sees here: one value remains, with the next dot of `actor`. On error nothing was
-    /// changed.
-    pub fn put(&mut self, actor: Actor, value: Value) -> Result<(), ObjectError> {
+    /// `actor` overwrites all it sees here: one value remains, with the next dot of `actor`, or, if it has written nothing
+    /// here, the one after `counter`: the greatest it may have given out in a history that was forgotten. On error nothing
+    /// was changed.
+    pub fn put(&mut self, actor: Actor, counter: u64, value: Value) -> Result<(), ObjectError> {
         if self.key.is_empty() || self.key.len() > KEY_BYTES_MAX {
             return Err(ObjectError::Key);
         }
@@ -97,7 +99,7 @@ impl Object {
         if length > RECORD_BYTES_MAX {
             return Err(ObjectError::Bytes);
         }
-        self.clock.update(&self.clock.context(), actor, value)?;
+        self.clock.update_after(&self.clock.context(), actor, counter, value)?;
         Ok(())
     }
 
@@ -130,13 +132,14 @@ impl Object {
     }
 
     /// Every value that competes, in the order of the entries.
-    pub fn values(&self) -> impl Iterator<Item = &Value> {
+    pub fn values(&self) -> impl Iterator<Item = &Value> + Clone {
         self.clock.values()
     }
 
-    /// The value to use: the one with the greatest stamp, the greater actor's among equals. A deletion has no bytes.
-    pub fn winner(&self) -> Option<&Value> {
-        self.values().max_by(|one, other| by_stamp(one, other))
+    /// The value to use, by the rule of the object's type: see [`Rule`]. A deletion has no bytes.
+    pub fn resolved(&self) -> Option<Value> {
+        let bytes = Rule::of(self.kind).settle(self.values());
+        self.values().next().map(|_| Value { hlc: self.last(), bytes })
     }
 
     /// Whether all that is left of the object is its deletion.
@@ -252,6 +255,12 @@ fn fits(key: &str, clock: &DvvSet<Value>) -> bool {
 }
 
 impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Realm => "realm",
+        }
+    }
+
     fn from_number(number: u8) -> Result<Self, RecordError> {
         match number {
             1 => Ok(Self::Realm),
@@ -352,7 +361,7 @@ mod tests {
 
     fn object() -> Object {
         let mut object = Object::new(Kind::Realm, "realm1");
-        object.put(A, value(0x0001_0203_0405_0607, b"one")).unwrap();
+        object.put(A, 0, value(0x0001_0203_0405_0607, b"one")).unwrap();
         object
     }
 
@@ -393,10 +402,10 @@ mod tests {
     #[test]
     fn a_put_overwrites_what_it_sees_and_keeps_the_history() {
         let mut object = object();
-        object.put(B, value(8, b"two")).unwrap();
-        object.put(B, Value { hlc: Hlc(9), bytes: None }).unwrap();
+        object.put(B, 0, value(8, b"two")).unwrap();
+        object.put(B, 0, Value { hlc: Hlc(9), bytes: None }).unwrap();
         assert_eq!(object.values().count(), 1);
-        assert_eq!(object.winner(), Some(&Value { hlc: Hlc(9), bytes: None }));
+        assert_eq!(object.resolved(), Some(Value { hlc: Hlc(9), bytes: None }));
         let counters: Vec<_> =
             object.clock.entries.iter().map(|entry| (entry.actor, entry.counter)).collect();
         assert_eq!(counters, [(A, 1), (B, 2)]);
@@ -453,31 +462,31 @@ mod tests {
     fn bounds_refuse_and_change_nothing() {
         let mut object = object();
         for epoch in 3..=65 {
-            object.put(Actor { epoch, ..A }, value(1, b"")).unwrap();
+            object.put(Actor { epoch, ..A }, 0, value(1, b"")).unwrap();
         }
         let before = object.clone();
         assert_eq!(
-            object.put(Actor { epoch: 66, ..A }, value(1, b"")),
+            object.put(Actor { epoch: 66, ..A }, 0, value(1, b"")),
             Err(ObjectError::Entries(TooManyActors))
         );
-        assert_eq!(object.put(A, value(1, &vec![0; RECORD_BYTES_MAX])), Err(ObjectError::Bytes));
+        assert_eq!(object.put(A, 0, value(1, &vec![0; RECORD_BYTES_MAX])), Err(ObjectError::Bytes));
         assert_eq!(object, before);
-        assert_eq!(Object::new(Kind::Realm, "").put(A, value(1, b"")), Err(ObjectError::Key));
+        assert_eq!(Object::new(Kind::Realm, "").put(A, 0, value(1, b"")), Err(ObjectError::Key));
     }
 
     #[test]
     fn values_of_two_nodes_compete_and_the_later_one_is_used() {
         let (mut one, mut other) = (object(), object());
-        one.put(A, value(5, b"a")).unwrap();
-        other.put(B, value(9, b"b")).unwrap();
+        one.put(A, 0, value(5, b"a")).unwrap();
+        other.put(B, 0, value(9, b"b")).unwrap();
         let (before, theirs) = (one.clone(), other.clone());
         assert_eq!(one.merge(&theirs), Ok(Merged::Changed));
         assert_eq!(other.merge(&before), Ok(Merged::Changed));
         assert_eq!(one, other);
-        assert_eq!((one.values().count(), one.winner()), (2, Some(&value(9, b"b"))));
+        assert_eq!((one.values().count(), one.resolved()), (2, Some(value(9, b"b"))));
         assert_eq!(one.merge(&theirs), Ok(Merged::Known));
         assert_eq!(Object::decode(&one.encode()), Ok(one.clone()));
-        one.put(A, Value { hlc: Hlc(10), bytes: None }).unwrap();
+        one.put(A, 0, Value { hlc: Hlc(10), bytes: None }).unwrap();
         assert!(one.is_tombstone() && one.values().count() == 1);
         assert_eq!(one.merge(&Object::new(Kind::Realm, "another")), Err(ObjectError::Other));
     }
@@ -487,7 +496,7 @@ mod tests {
         let mut merged = Object::new(Kind::Realm, "a");
         let written = |epoch: u64| {
             let mut object = Object::new(Kind::Realm, "a");
-            object.put(Actor { epoch, ..A }, value(100 - epoch, b"x")).unwrap();
+            object.put(Actor { epoch, ..A }, 0, value(100 - epoch, b"x")).unwrap();
             object
         };
         for epoch in 1..=SIBLINGS_MAX as u64 {
@@ -519,7 +528,7 @@ mod tests {
             let mut object = Object::new(Kind::Realm, &key);
             for (epoch, hlc, bytes) in puts {
                 let bytes = bytes.map(|bytes| bytes.to_vec());
-                object.put(Actor { epoch, ..A }, Value { hlc: Hlc(hlc), bytes }).unwrap();
+                object.put(Actor { epoch, ..A }, 0, Value { hlc: Hlc(hlc), bytes }).unwrap();
             }
             prop_assert_eq!(Object::decode(&object.encode()), Ok(object));
         }

@@ -4,8 +4,10 @@
 //! bucket without a row is empty. Rows are written in the transactions of the records they sum up.
 
 use super::engine::{Engine, EngineError, Place, Write};
+use super::graves::Graves;
 use super::record::{Object, place};
-use crate::replica::hashtree::{Digest, FINGERPRINT_BYTES, HashTree, TreeKey, bucket_of};
+use crate::replica::floor::Stamps;
+use crate::replica::hashtree::{Digest, FINGERPRINT_BYTES, HashTree, TreeKey, bucket_of, shard_of};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -47,10 +49,15 @@ pub fn settle(engine: &mut dyn Engine, key: &TreeKey, tree: &HashTree) -> Result
     if buckets.is_empty() && known {
         return Ok(0);
     }
-    let mut writes = vec![Write::Sum { row: KEY_ROW.to_vec(), bytes: key.fingerprint().to_vec() }];
+    let mut writes = vec![key_row(key)];
     writes.extend(buckets.into_iter().map(|bucket| row(bucket, tree.bucket(bucket))));
     engine.commit(&writes)?;
     Ok(differences)
+}
+
+/// Says what key the sums are made with.
+pub fn key_row(key: &TreeKey) -> Write {
+    Write::Sum { row: KEY_ROW.to_vec(), bytes: key.fingerprint().to_vec() }
 }
 
 pub fn row(bucket: u16, digest: Digest) -> Write {
@@ -63,14 +70,14 @@ pub fn recompute(
     engine: &dyn Engine,
     key: &TreeKey,
     (first, last): (u16, u16),
-    mut counts: impl FnMut(&Place) -> bool,
+    mut counts: impl FnMut(&Place, &Object) -> bool,
 ) -> Result<BTreeMap<u16, Digest>, EngineError> {
     let mut digests = BTreeMap::<u16, Digest>::new();
     engine.walk(&first.to_be_bytes(), &mut |at, record| {
         if at.get(..2).is_none_or(|bucket| *bucket > last.to_be_bytes()[..]) {
             return ControlFlow::Break(());
         }
-        if let Some(at) = sound(at, record).filter(|at| counts(at)) {
+        if let Some((at, _)) = sound(at, record).filter(|(at, object)| counts(at, object)) {
             digests.entry(bucket_of(&at)).or_default().add(key.hash(&at, record));
         }
         ControlFlow::Continue(())
@@ -78,11 +85,16 @@ pub fn recompute(
     Ok(digests)
 }
 
-/// The place of a record that is undamaged and where it belongs.
-pub fn sound(at: &[u8], record: &[u8]) -> Option<Place> {
+/// A record that is undamaged and where it belongs.
+pub fn sound(at: &[u8], record: &[u8]) -> Option<(Place, Object)> {
     let object = Object::decode(record).ok()?;
     let place = place(object.kind, &object.key);
-    (place == at).then_some(place)
+    (place == at).then_some((place, object))
+}
+
+/// Whether the tree counts an object: not if it is a deletion below the floor of its shard.
+pub fn counts(floors: &Stamps, place: &Place, object: &Object) -> bool {
+    Graves::stamp(object).is_none_or(|stamp| stamp >= floors[shard_of(bucket_of(place))])
 }
 
 const KEY_ROW: &[u8] = b"key";

@@ -2,32 +2,43 @@
 //! committed.
 
 use super::engine::{EngineError, Place};
-use super::record::Object;
-use super::worker::{Change, Overlay, Worker};
+use super::record::{Hlc, Object};
+use super::stage::Overlay;
+use super::worker::{Change, Worker};
 use super::{StoreError, sums};
-use crate::replica::exchange::{self, Exchange, ExchangeError, Next};
-use crate::replica::hashtree::HashTree;
+use crate::replica::exchange::{self, Exchange, ExchangeError, Next, SCAN_MAX};
+use crate::replica::floor::{Stale, Stamps};
+use crate::replica::hashtree::{FINGERPRINT_BYTES, HashTree};
 use crate::replica::message::Message;
 use crate::replica::objects::{Found, MergeTally, Objects, Unreadable};
 use common::ids::NodeId;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+use tracing::error;
 
 /// What a message of another node led to.
 #[derive(Debug)]
 pub struct Answered {
     /// To be sent back.
     pub reply: Option<Message>,
-    /// Objects it has changed, as they are now.
-    pub changed: Vec<Object>,
+    pub changes: Changes,
 }
 
 /// What an answer of another node led to.
 #[derive(Debug)]
 pub struct Stepped {
     pub next: Result<Option<Next>, ExchangeError>,
-    /// Objects it has changed, as they are now.
+    pub changes: Changes,
+}
+
+/// What became of the objects.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Changes {
+    /// All that there were are gone: this node was stale and begins anew. They come back by exchange; until it has ended
+    /// without a difference the node is as good as new.
+    pub reset: bool,
+    /// Objects that changed after that, as they are now.
     pub changed: Vec<Object>,
 }
 
@@ -35,26 +46,58 @@ impl Worker {
     /// Begins an exchange with `peer`: see [`Exchange::start`].
     pub fn exchange_start(
         &mut self,
-        _peer: NodeId,
+        peer: NodeId,
         round: u64,
         now: Instant,
         timeout: Duration,
     ) -> (Exchange, Message) {
+        self.floor.met(peer);
         Exchange::start(round, self, now, timeout)
     }
 
-    /// Takes an answer in an exchange that this node began: see [`Exchange::handle`].
-    pub fn exchange_step(&mut self, exchange: &mut Exchange, message: Message, now: Instant) -> Stepped {
+    /// Takes an answer of `peer` in an exchange that this node began: see [`Exchange::handle`].
+    pub fn exchange_step(
+        &mut self,
+        peer: NodeId,
+        exchange: &mut Exchange,
+        message: Message,
+        now: Instant,
+    ) -> Stepped {
+        self.peer = Some(peer);
         let next = exchange.handle(self, message, now);
-        Stepped { next, changed: std::mem::take(&mut self.changed) }
+        self.peer = None;
+        Stepped { next, changes: self.take_changes() }
     }
 
     /// Answers a message in an exchange that `peer` began: see [`exchange::answer`].
-    pub fn exchange_answer(&mut self, _peer: NodeId, message: Message) -> Result<Answered, StoreError> {
-        let reply = exchange::answer(self, message);
-        let changed = std::mem::take(&mut self.changed);
-        let reply = reply.map_err(|error| StoreError::Read(error.0))?;
-        Ok(Answered { reply, changed })
+    pub fn exchange_answer(&mut self, peer: NodeId, message: Message) -> Answered {
+        self.floor.met(peer);
+        self.peer = Some(peer);
+        let reply = exchange::answer(self, message).unwrap_or_else(|error| {
+            error!(%error, "an exchange is not answered");
+            None
+        });
+        self.peer = None;
+        Answered { reply, changes: self.take_changes() }
+    }
+
+    /// The objects from a place on, as many as are read at once, and the place of the next.
+    pub fn page(&mut self, from: &Place) -> Result<(Vec<Object>, Option<Place>), StoreError> {
+        let (mut objects, mut next) = (Vec::new(), None);
+        let walked = self.walk(from, &mut |place, _, record| {
+            if objects.len() >= SCAN_MAX {
+                next = Some(*place);
+                return ControlFlow::Break(());
+            }
+            objects.extend(Object::decode(record).ok());
+            ControlFlow::Continue(())
+        });
+        walked.map_err(|error| StoreError::Read(error.0))?;
+        Ok((objects, next))
+    }
+
+    pub(super) fn take_changes(&mut self) -> Changes {
+        Changes { reset: std::mem::take(&mut self.reset), changed: std::mem::take(&mut self.changed) }
     }
 }
 
@@ -63,18 +106,46 @@ impl Objects for Worker {
         &self.tree
     }
 
+    fn fingerprint(&self) -> [u8; FINGERPRINT_BYTES] {
+        self.key.fingerprint()
+    }
+
+    fn life(&self) -> u64 {
+        self.identity.actor.epoch
+    }
+
+    fn promise(&self) -> Hlc {
+        self.floor.promise()
+    }
+
+    fn floors(&self) -> Stamps {
+        *self.floor.floors()
+    }
+
+    fn adopt(&mut self, floors: &Stamps) -> Result<(), Stale> {
+        self.adopt_floors(floors)
+    }
+
+    fn synced(&mut self, shard: usize, promise: Hlc) {
+        self.peer.into_iter().for_each(|peer| self.floor.synced(peer, shard, promise));
+    }
+
     fn walk(&mut self, from: &Place, found: Found<'_>) -> Result<(), Unreadable> {
-        let key = &self.key;
         let walked = self.engine.walk(from, &mut |at, record| match sums::sound(at, record) {
-            Some(place) => found(&place, key.hash(&place, record), record),
-            None => ControlFlow::Continue(()),
+            Some((place, object)) if self.counts(&place, &object) => {
+                found(&place, self.key.hash(&place, record), record)
+            }
+            _ => ControlFlow::Continue(()),
         });
         walked.map_err(unreadable)
     }
 
     fn record(&mut self, place: &Place) -> Result<Option<Vec<u8>>, Unreadable> {
         let record = self.engine.get(place).map_err(unreadable)?;
-        Ok(record.filter(|record| sums::sound(place, record).is_some()))
+        let is_there = |record: &Vec<u8>| {
+            sums::sound(place, record).is_some_and(|(place, object)| self.counts(&place, &object))
+        };
+        Ok(record.filter(is_there))
     }
 
     fn merge(&mut self, records: &[Vec<u8>]) -> MergeTally {
@@ -95,7 +166,7 @@ impl Objects for Worker {
             }
         }
         self.stats.refused.fetch_add(tally.refused.into(), Relaxed);
-        match self.commit(&overlay) {
+        match self.commit(overlay) {
             Ok(()) => {
                 self.stats.operations.fetch_add(changed.len() as u64, Relaxed);
                 tally.changed = changed.len() as u32;

@@ -45,7 +45,12 @@ impl Worker {
         let slice = self.scrub.owed.min(SLICE_BUCKETS).min(BUCKETS - usize::from(self.scrub.next));
         self.scrub_slice(slice as u16);
         self.scrub.owed -= slice;
-        self.scrub.due = Some(if self.scrub.owed == 0 { now + self.scrub.timer } else { now });
+        if self.scrub.owed > 0 {
+            self.scrub.due = Some(now);
+        } else {
+            self.scrub.due = Some(now + self.scrub.timer);
+            self.collect();
+        }
     }
 
     /// Computes the sums of the next few buckets from their records. A difference is damage: it is reported, and the sums
@@ -57,7 +62,9 @@ impl Worker {
         if self.poisoned {
             return;
         }
-        let fresh = match sums::recompute(&*self.engine, &self.key, (first, last), |_| true) {
+        let fresh = match sums::recompute(&*self.engine, &self.key, (first, last), |at, object| {
+            self.counts(at, object)
+        }) {
             Ok(fresh) => fresh,
             Err(cause) => return error!(first, %cause, "a part of the store cannot be scrubbed"),
         };

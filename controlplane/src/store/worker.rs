@@ -11,23 +11,27 @@
 //! commit that holds it has returned; after the first commit that failed nothing is acknowledged any more; no actor
 //! gives a dot out twice.
 
-use super::engine::{Engine, EngineError, Files, Place, Row, Write};
+use super::conflict::{Conflict, Conflicts};
+use super::engine::{Engine, EngineError, Files, Place};
+use super::graves::Graves;
 use super::identity::Identity;
 use super::open::{self, Loaded};
-use super::record::{Actor, Kind, Merged, Object, Value, place};
+use super::record::{Actor, Kind, Object};
+use super::stage::Overlay;
 use super::upkeep::Scrub;
 use super::{Settings, Stats, StoreError, sums};
-use crate::replica::hashtree::{Digest, HashTree, Sum, TreeKey, bucket_of};
+use crate::replica::floor::{Floor, Pace};
+use crate::replica::hashtree::{HashTree, TreeKey};
 use crate::replica::hlc::Clock;
+use common::ids::NodeId;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::error;
 
 /// The objects of one node. The store's thread drives it; a simulation can do so as well.
 pub struct Worker {
@@ -38,10 +42,17 @@ pub struct Worker {
     pub(super) tree: HashTree,
     pub(super) sources: Sources,
     pub(super) scrub: Scrub,
-    /// Objects that the step at hand has changed.
+    pub(super) floor: Floor,
+    pub(super) graves: Graves,
+    /// Objects with values that compete, and when that was noticed, milliseconds since 1970.
+    pub(super) siblings: BTreeMap<Place, u64>,
+    pub(super) conflicts: Conflicts,
+    /// Whom the step at hand is for, the objects it has changed, and whether all there were are gone.
+    pub(super) peer: Option<NodeId>,
     pub(super) changed: Vec<Object>,
+    pub(super) reset: bool,
     /// The identity is to be written with the next group.
-    identity_dirty: bool,
+    pub(super) identity_dirty: bool,
     pub(super) poisoned: bool,
     pub(super) stats: Arc<Stats>,
 }
@@ -83,23 +94,6 @@ pub enum Change {
     },
 }
 
-/// A record of the group that is not committed yet.
-pub(super) struct Staged {
-    record: Vec<u8>,
-    before: Before,
-}
-
-/// What the hash tree has for a record that is replaced.
-#[derive(Clone, Copy)]
-enum Before {
-    Nothing,
-    Hash(Sum),
-    /// The record is damaged; what it was is not known.
-    Unknown,
-}
-
-pub(super) type Overlay = HashMap<Place, Staged>;
-
 impl Worker {
     /// Reads and proves all that the engine holds.
     pub fn open(
@@ -109,24 +103,33 @@ impl Worker {
         mut sources: Sources,
         stats: Arc<Stats>,
     ) -> Result<(Self, Loaded), EngineError> {
-        let identity = open::identify(&mut *engine, files, &mut sources, &stats)?;
+        let (identity, restored) = open::identify(&mut *engine, files, &mut sources, &stats)?;
+        let node = NodeId(identity.actor.node);
+        let floor = open::floor(&*engine, node, Pace::of(settings.grace), restored)?;
         let key = TreeKey::of(&settings.secret);
-        let scan = open::scan(&*engine, &key, &stats)?;
+        let scan = open::scan(&*engine, &key, &floor, &stats)?;
         let differences = sums::settle(&mut *engine, &key, &scan.tree)?;
         if differences > 0 {
             error!(buckets = differences, "the hash tree disagreed with the records and is written anew");
             stats.sum_differences.fetch_add(differences as u64, Relaxed);
         }
         stats.epoch.store(identity.actor.epoch, Relaxed);
+        let last = floor.floors().iter().fold(scan.hlc.max(floor.promise()), |last, floor| last.max(*floor));
         let worker = Self {
             engine,
             identity,
-            clock: Clock::new(scan.hlc),
+            clock: Clock::new(last),
             key,
             tree: scan.tree,
             sources,
             scrub: Scrub::new(settings),
+            floor,
+            graves: scan.graves,
+            siblings: scan.siblings,
+            conflicts: Conflicts::default(),
+            peer: None,
             changed: Vec::new(),
+            reset: false,
             identity_dirty: false,
             poisoned: false,
             stats,
@@ -179,6 +182,11 @@ impl Worker {
         self.change(Change::Merge(object)).map(|objects| objects.into_iter().next())
     }
 
+    /// The last conflicts, the oldest first.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.conflicts.list()
+    }
+
     fn change(&mut self, change: Change) -> Result<Vec<Object>, StoreError> {
         let (reply, mut answer) = oneshot::channel();
         self.work(vec![Request { change, reply }]);
@@ -206,7 +214,7 @@ impl Worker {
         if accepted.is_empty() {
             return;
         }
-        match self.commit(&overlay) {
+        match self.commit(overlay) {
             Ok(()) => {
                 self.stats.operations.fetch_add(accepted.len() as u64, Relaxed);
                 for (request, object) in accepted {
@@ -233,143 +241,6 @@ impl Worker {
         }
     }
 
-    /// Adds a change to the group. Returns the object as the change leaves it; none: it changed none. On error the group
-    /// is as before.
-    pub(super) fn apply(
-        &mut self,
-        change: &Change,
-        overlay: &mut Overlay,
-    ) -> Result<Option<Object>, StoreError> {
-        let wall_ms = (self.sources.wall_ms)();
-        match change {
-            Change::ReserveVersions { up_to } => {
-                self.identity.versions_reserved = self.identity.versions_reserved.max(*up_to);
-                self.identity_dirty = true;
-                Ok(None)
-            }
-            Change::Put { kind, key, bytes } => self.change_object(*kind, key, overlay, |worker, object| {
-                let mut clock = worker.clock;
-                let value = Value { hlc: clock.tick(wall_ms), bytes: bytes.clone() };
-                object.put(worker.identity.actor, value)?;
-                worker.clock = clock;
-                Ok(true)
-            }),
-            Change::Merge(theirs) => {
-                theirs.last().check(wall_ms)?;
-                self.change_object(theirs.kind, &theirs.key, overlay, |worker, object| {
-                    let merged = object.merge(theirs)?;
-                    if merged == Merged::Cut {
-                        warn!(kind = ?object.kind, key = object.key, "values that competed were given up");
-                    }
-                    worker.clock.observe(theirs.last(), wall_ms)?;
-                    Ok(merged != Merged::Known)
-                })
-            }
-        }
-    }
-
-    /// Reads an object, changes it and stages it if `change` says that it was changed.
-    fn change_object(
-        &mut self,
-        kind: Kind,
-        key: &str,
-        overlay: &mut Overlay,
-        change: impl FnOnce(&mut Self, &mut Object) -> Result<bool, StoreError>,
-    ) -> Result<Option<Object>, StoreError> {
-        let place = place(kind, key);
-        let slot = overlay.entry(place);
-        let current = match &slot {
-            Entry::Occupied(staged) => Some(staged.get().record.clone()),
-            Entry::Vacant(_) => {
-                self.engine.get(&place).map_err(|error| StoreError::Read(error.to_string()))?
-            }
-        };
-        let (mut object, is_damaged) = self.current(kind, key, current.as_deref());
-        if !change(self, &mut object)? {
-            return Ok(None);
-        }
-        let record = object.encode();
-        match slot {
-            Entry::Occupied(mut staged) => staged.get_mut().record = record,
-            Entry::Vacant(slot) => {
-                let before = match current {
-                    _ if is_damaged => Before::Unknown,
-                    Some(current) => Before::Hash(self.key.hash(&place, &current)),
-                    None => Before::Nothing,
-                };
-                slot.insert(Staged { record, before });
-            }
-        }
-        Ok(Some(object))
-    }
-
-    /// The stored object, and whether it was damaged. A damaged one is given up: its history is unknown, so this node
-    /// goes on under a new actor, whose dots nobody has seen.
-    fn current(&mut self, kind: Kind, key: &str, record: Option<&[u8]>) -> (Object, bool) {
-        let Some(record) = record else { return (Object::new(kind, key), false) };
-        match Object::decode(record) {
-            Ok(object) if object.kind == kind && object.key == key => (object, false),
-            other => {
-                let reason =
-                    other.err().map_or("it is another object's".to_owned(), |error| error.to_string());
-                error!(?kind, key, reason, "a damaged record is overwritten");
-                self.stats.corrupt.fetch_add(1, Relaxed);
-                self.identity.actor.epoch = (self.sources.random)();
-                self.stats.epoch.store(self.identity.actor.epoch, Relaxed);
-                self.identity_dirty = true;
-                (Object::new(kind, key), true)
-            }
-        }
-    }
-
-    pub(super) fn commit(&mut self, overlay: &Overlay) -> Result<(), EngineError> {
-        let digests = self.digests(overlay)?;
-        let records = overlay.iter().map(|(place, staged)| (*place, staged.record.clone()));
-        let mut writes: Vec<_> = records.map(|(place, record)| Write::Object { place, record }).collect();
-        writes.extend(digests.iter().map(|(bucket, digest)| sums::row(*bucket, *digest)));
-        if self.identity_dirty {
-            writes.push(Write::Meta { row: Row::Identity, bytes: self.identity.encode() });
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        self.engine.commit(&writes)?;
-        self.stats.committed(started.elapsed());
-        self.identity_dirty = false;
-        digests.into_iter().for_each(|(bucket, digest)| self.tree.set(bucket, digest));
-        self.measure();
-        Ok(())
-    }
-
-    /// The buckets as they will be when the group is committed.
-    fn digests(&self, overlay: &Overlay) -> Result<BTreeMap<u16, Digest>, EngineError> {
-        let mut digests = BTreeMap::new();
-        let mut unknown = BTreeSet::new();
-        for (place, staged) in overlay {
-            let bucket = bucket_of(place);
-            let digest = digests.entry(bucket).or_insert_with(|| self.tree.bucket(bucket));
-            match staged.before {
-                Before::Nothing => {}
-                Before::Hash(hash) => digest.remove(hash),
-                Before::Unknown => {
-                    unknown.insert(bucket);
-                }
-            }
-            digest.add(self.key.hash(place, &staged.record));
-        }
-        for bucket in unknown {
-            let others = |at: &Place| !overlay.contains_key(at);
-            let fresh = sums::recompute(&*self.engine, &self.key, (bucket, bucket), others)?;
-            let mut digest = fresh.get(&bucket).copied().unwrap_or_default();
-            for (place, staged) in overlay.iter().filter(|(place, _)| bucket_of(place) == bucket) {
-                digest.add(self.key.hash(place, &staged.record));
-            }
-            digests.insert(bucket, digest);
-        }
-        Ok(digests)
-    }
-
     /// The first failed commit is the last: after it a flush may say that all is well while nothing was written.
     pub(super) fn poison(&mut self, cause: &(dyn std::error::Error + Send + Sync)) {
         error!(%cause, "a commit failed: the store takes no more writes until the control plane is restarted");
@@ -382,6 +253,8 @@ impl Worker {
         let usage = self.engine.usage();
         self.stats.map_bytes.store(usage.map_bytes, Relaxed);
         self.stats.used_bytes.store(usage.used_bytes, Relaxed);
+        self.stats.graves.store(self.graves.total() as u64, Relaxed);
+        self.stats.siblings.store(self.siblings.len() as u64, Relaxed);
     }
 }
 
@@ -420,10 +293,11 @@ pub const GROUP_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine::Row;
     use super::super::memory::Memory;
-    use super::super::record::Hlc;
+    use super::super::record::{Hlc, Value, place};
     use super::*;
-    use crate::replica::hashtree::BUCKETS;
+    use crate::replica::hashtree::{BUCKETS, Digest};
     use tokio::sync::oneshot::error::TryRecvError;
 
     type Answer = oneshot::Receiver<Result<Vec<Object>, StoreError>>;
@@ -435,7 +309,7 @@ mod tests {
         let identity = Identity { actor: ACTOR, inode: 0, versions_reserved: 0 };
         disk.disk().meta.insert(Row::Identity, identity.encode());
         let day = Duration::from_secs(86_400);
-        let settings = Settings { secret: vec![], scrub_timer: day, scrub_ttl: day };
+        let settings = Settings { secret: vec![], scrub_timer: day, scrub_ttl: day, grace: day };
         let mut drawn = 1;
         let random = move || {
             drawn += 1;
@@ -449,7 +323,7 @@ mod tests {
 
     /// The sums in memory and those stored are those of the records.
     fn assert_sums(worker: &Worker) {
-        let fresh = sums::recompute(&*worker.engine, &worker.key, (0, u16::MAX), |_| true).unwrap();
+        let fresh = sums::recompute(&*worker.engine, &worker.key, (0, u16::MAX), |_, _| true).unwrap();
         let fresh = |bucket: u16| fresh.get(&bucket).copied().unwrap_or_default();
         assert!((0..=u16::MAX).all(|bucket| worker.tree.bucket(bucket) == fresh(bucket)));
         let mut rows = vec![];
@@ -492,7 +366,7 @@ mod tests {
         let (request, mut answer) = put("a", None);
         assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
         worker.work(vec![request]);
-        assert_eq!(stored(&engine, "a").winner().unwrap().bytes, None);
+        assert_eq!(stored(&engine, "a").resolved().unwrap().bytes, None);
     }
 
     #[test]
@@ -514,7 +388,7 @@ mod tests {
         assert_eq!(answer.try_recv().unwrap(), Err(StoreError::Poisoned));
         assert_eq!(engine.disk().commits.len(), commits);
         assert!(engine.disk().marked_broken && worker.stats.poisoned.load(Relaxed));
-        assert_eq!(stored(&engine, "a").winner().unwrap().bytes.as_deref(), Some(&b"1"[..]));
+        assert_eq!(stored(&engine, "a").resolved().unwrap().bytes.as_deref(), Some(&b"1"[..]));
     }
 
     #[test]
@@ -587,7 +461,7 @@ mod tests {
         let other = Actor { node: [2; 16], epoch: 1 };
         let mut merge = |wall_ms: u64| {
             let mut theirs = Object::new(Kind::Realm, "a");
-            theirs.put(other, Value { hlc: Hlc::at(wall_ms), bytes: Some(b"theirs".to_vec()) }).unwrap();
+            theirs.put(other, 0, Value { hlc: Hlc::at(wall_ms), bytes: Some(b"theirs".to_vec()) }).unwrap();
             let (reply, mut answer) = oneshot::channel();
             worker.work(vec![Request { change: Change::Merge(theirs), reply }]);
             assert_sums(&worker);

@@ -5,6 +5,7 @@
 //! A failing seed is printed. `REPLICA_SIM_SEED=7 cargo test -p controlplane --test replica_sim` runs one seed,
 //! `REPLICA_SIM_SEEDS=10000` many.
 
+mod floor;
 mod world;
 
 use world::{Bug, Tally, World};

@@ -193,7 +193,7 @@ impl World {
         let put = at.worker.put(Kind::Realm, &name(key), value.clone());
         let object = put.expect("a small value fits");
         let actor = at.worker.actor();
-        assert_eq!(object.winner().unwrap().bytes, value, "a session reads its own write");
+        assert_eq!(object.resolved().unwrap().bytes, value, "a session reads its own write");
         let counter = history(&object)[&actor];
         self.writes.push(Write { key, actor, counter, seen, value, lost: false });
         self.tally.writes += 1;
@@ -354,7 +354,7 @@ impl World {
             }
             Body::Ask(bytes) => {
                 let message = Message::decode(&bytes).expect("our own bytes");
-                let answered = at.worker.exchange_answer(id, message).expect("a disk in memory is readable");
+                let answered = at.worker.exchange_answer(id, message);
                 if let Some(reply) = answered.reply {
                     self.send(to, from, Body::Answer(reply.encode()));
                 }
@@ -362,7 +362,7 @@ impl World {
             Body::Answer(bytes) => {
                 let message = Message::decode(&bytes).expect("our own bytes");
                 let Some((_, exchange)) = at.asks.as_mut().filter(|(peer, _)| *peer == from) else { return };
-                match at.worker.exchange_step(exchange, message, now).next {
+                match at.worker.exchange_step(id, exchange, message, now).next {
                     Ok(None) => {}
                     Ok(Some(Next::Send(next))) => self.send(to, from, Body::Ask(next.encode())),
                     Ok(Some(Next::Done(tally))) => {
@@ -462,15 +462,20 @@ fn keep_winner(worker: &mut Worker, theirs: &Object) {
     let record = worker.record(&place(theirs.kind, &theirs.key)).expect("a disk in memory is readable");
     let Some(ours) = record.map(|record| Object::decode(&record).expect("a sound record")) else { return };
     if ours.values().count() > 1 {
-        let value = ours.winner().and_then(|value| value.bytes.clone());
+        let value = ours.resolved().and_then(|value| value.bytes);
         worker.put(ours.kind, &ours.key, value).expect("a small value fits");
     }
 }
 
-/// Starts a worker from a disk.
+/// Starts a worker from a disk; deletions are kept for ever.
 fn open(disk: &Memory, wall_ms: &Arc<AtomicU64>, seed: u64) -> Worker {
+    open_with(disk, wall_ms, seed, Duration::from_secs(365 * 86_400))
+}
+
+/// Starts a worker from a disk.
+pub fn open_with(disk: &Memory, wall_ms: &Arc<AtomicU64>, seed: u64, grace: Duration) -> Worker {
     let day = Duration::from_secs(86_400);
-    let settings = Settings { secret: b"simulated".to_vec(), scrub_timer: day, scrub_ttl: day };
+    let settings = Settings { secret: b"simulated".to_vec(), scrub_timer: day, scrub_ttl: day, grace };
     let (wall_ms, mut rng) = (Arc::clone(wall_ms), fastrand::Rng::with_seed(seed));
     let sources =
         Sources { wall_ms: Box::new(move || wall_ms.load(Relaxed)), random: Box::new(move || rng.u64(..)) };

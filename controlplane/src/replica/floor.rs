@@ -1,0 +1,402 @@
+//! When deletions may be forgotten: the collection floor of each shard. Sans-IO.
+//!
+//! A node's *mark* of a shard is a stamp up to which it holds every write of the shard that any member made: an exchange
+//! in which the roots were equal proves it for one peer, up to the stamp the peer *promised* never to go below again;
+//! the mark is the least over all peers. The *floor* is the least of all members' marks, whether they live or not, less
+//! an allowance for clocks and for messages that are under way, and never younger than the grace. All members hold a
+//! deletion below it, and so none holds what it deleted: it leaves the hash tree when the floor is adopted, and the disk
+//! later. A floor that one member has worked out is right for all, so nodes take over the higher one.
+//!
+//! Who has a mark below another's floor was away for too long, was forgotten, or had its disk put back: it may hold what
+//! all others have deleted and forgotten. It is *stale*, gives up what it holds and pulls everything anew. A node that
+//! never met another is *fresh*: nothing it holds can have been deleted elsewhere, so it joins as it is.
+//!
+//! Whoever takes a member off the list lets the floor go on without it. The writes of that member may still be on their way
+//! from one node to the next, so the floor stands still until every mark was made after that.
+//!
+//! Invariants: floors never fall; a mark is announced, and a promise made, only when it is on disk; a floor is worked out
+//! only from the marks of all members.
+
+use super::hashtree::SHARDS;
+use super::hlc::Hlc;
+use crate::store::record::{Reader, RecordError, checksum, require};
+use common::ids::{NODES_MAX, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// One stamp a shard.
+pub type Stamps = [Hlc; SHARDS];
+
+#[derive(Clone, Debug)]
+pub struct Floor {
+    own: NodeId,
+    pace: Pace,
+    kept: Kept,
+    /// Promises of a peer up to which we hold what it holds.
+    synced: BTreeMap<NodeId, Stamps>,
+    /// Marks that members announced.
+    heard: BTreeMap<NodeId, Stamps>,
+    /// `kept` is to be stored.
+    dirty: bool,
+    /// The marks or floors are to be announced, once stored.
+    announce: bool,
+}
+
+/// Times that belong together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// Deletions are remembered for at least this long, milliseconds.
+    pub grace_ms: u64,
+    /// By how much clocks may be wrong and messages late.
+    pub allowance_ms: u64,
+    /// Promises, marks and floors are multiples of this, so that nodes agree on them and store them rarely.
+    pub quantum_ms: u64,
+}
+
+/// What is stored: see [`Kept::encode`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Kept {
+    promise: Hlc,
+    marks: Stamps,
+    floors: Stamps,
+    /// The floors stand still until all marks have passed this.
+    held_until: Hlc,
+    fresh: bool,
+    /// The greatest counter of this node in a history that was forgotten.
+    counter: u64,
+    /// Every other node that was met and not forgotten.
+    members: BTreeSet<NodeId>,
+}
+
+/// This node was away for too long: see the top of this file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "shard {shard} is synced up to {mark_ms} ms, but deletions before {floor_ms} ms are forgotten elsewhere"
+)]
+pub struct Stale {
+    pub shard: usize,
+    pub mark_ms: u64,
+    pub floor_ms: u64,
+}
+
+/// What a node tells the others of its floor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announcement {
+    pub marks: Stamps,
+    pub floors: Stamps,
+}
+
+impl Pace {
+    pub fn of(grace: Duration) -> Self {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2).max(1);
+        Self {
+            grace_ms,
+            allowance_ms: grace_ms.min(ALLOWANCE_MS_MAX),
+            quantum_ms: (grace_ms / QUANTA).clamp(1, QUANTUM_MS_MAX),
+        }
+    }
+}
+
+impl Floor {
+    /// `kept`: what [`Floor::row`] gave in an earlier life; none: the node has not met anybody. `restored`: the disk is a
+    /// copy of an earlier one.
+    pub fn new(own: NodeId, pace: Pace, kept: Option<&[u8]>, restored: bool) -> Result<Self, RecordError> {
+        let mut kept = kept.map_or_else(|| Ok(Kept::default()), Kept::decode)?;
+        let dirty = restored && kept.fresh;
+        // Whom the original has met since is not known.
+        kept.fresh &= !restored;
+        Ok(Self { own, pace, kept, synced: BTreeMap::new(), heard: BTreeMap::new(), dirty, announce: true })
+    }
+
+    /// Of a store whose row is damaged: it may have met anybody.
+    pub fn unknown(own: NodeId, pace: Pace) -> Self {
+        let kept = Kept { fresh: false, ..Kept::default() };
+        let (synced, heard) = (BTreeMap::new(), BTreeMap::new());
+        Self { own, pace, kept, synced, heard, dirty: true, announce: true }
+    }
+
+    pub fn floors(&self) -> &Stamps {
+        &self.kept.floors
+    }
+
+    pub fn marks(&self) -> &Stamps {
+        &self.kept.marks
+    }
+
+    /// Every stamp this node gives from now on, in later lives too, is greater.
+    pub fn promise(&self) -> Hlc {
+        self.kept.promise
+    }
+
+    /// No other node was ever met.
+    pub fn is_fresh(&self) -> bool {
+        self.kept.fresh
+    }
+
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.kept.members.contains(&node)
+    }
+
+    pub fn grace_ms(&self) -> u64 {
+        self.pace.grace_ms
+    }
+
+    /// Other nodes whose marks count.
+    pub fn members(&self) -> usize {
+        self.kept.members.len()
+    }
+
+    /// What a first dot of this node follows: see [`Object::put`](crate::store::record::Object::put).
+    pub fn counter(&self) -> u64 {
+        self.kept.counter
+    }
+
+    /// A history in which this node counted up to `counter` is about to be forgotten.
+    pub fn forgot_counter(&mut self, counter: u64) {
+        if counter > self.kept.counter {
+            self.kept.counter = counter;
+            self.dirty = true;
+        }
+    }
+
+    /// A node is there.
+    pub fn met(&mut self, node: NodeId) {
+        let is_other = node != self.own && self.kept.members.len() < NODES_MAX;
+        if is_other && self.kept.members.insert(node) {
+            self.dirty = true;
+        }
+    }
+
+    /// The floors of another node were adopted: what is held here may be deleted there from now on.
+    pub fn joined(&mut self) {
+        if std::mem::take(&mut self.kept.fresh) {
+            (self.dirty, self.announce) = (true, true);
+        }
+    }
+
+    /// A node will not come back; `last` is the greatest stamp known. False: it was not a member.
+    pub fn forget(&mut self, node: NodeId, last: Hlc, wall_ms: u64) -> bool {
+        self.synced.remove(&node);
+        self.heard.remove(&node);
+        let was_member = self.kept.members.remove(&node);
+        if was_member {
+            let now = last.max(Hlc::at(wall_ms));
+            let until = Hlc::at(now.wall_ms().saturating_add(self.pace.allowance_ms));
+            self.kept.held_until = self.kept.held_until.max(until);
+            self.dirty = true;
+        }
+        was_member
+    }
+
+    /// We hold all that `peer` held in a shard when it promised `promise`.
+    pub fn synced(&mut self, peer: NodeId, shard: usize, promise: Hlc) {
+        if self.kept.members.contains(&peer) {
+            let stamps = self.synced.entry(peer).or_insert([Hlc::default(); SHARDS]);
+            stamps[shard] = stamps[shard].max(promise);
+        }
+    }
+
+    /// `peer` says how far it is. Its floors are to be adopted.
+    pub fn heard(&mut self, peer: NodeId, announcement: &Announcement) {
+        self.met(peer);
+        if self.kept.members.contains(&peer) {
+            self.heard.insert(peer, announcement.marks);
+        }
+    }
+
+    /// Moves the promise and the marks on. `last`: the greatest stamp given or seen.
+    pub fn tick(&mut self, last: Hlc, wall_ms: u64) {
+        let promise = self.quantized(last.max(Hlc::at(wall_ms)));
+        if promise > self.kept.promise {
+            self.kept.promise = promise;
+            self.dirty = true;
+        }
+        if self.kept.fresh {
+            return;
+        }
+        for shard in 0..SHARDS {
+            let peers = self.kept.members.iter();
+            let synced =
+                peers.map(|peer| self.synced.get(peer).map_or(Hlc::default(), |stamps| stamps[shard]));
+            let mark = self.quantized(synced.min().unwrap_or(self.kept.promise));
+            if mark > self.kept.marks[shard] {
+                self.kept.marks[shard] = mark;
+                (self.dirty, self.announce) = (true, true);
+            }
+        }
+    }
+
+    /// The floors this node works out: those of all shards that may rise.
+    pub fn worked_out(&self, wall_ms: u64) -> Stamps {
+        let youngest = Hlc::at(wall_ms.saturating_sub(self.pace.grace_ms));
+        std::array::from_fn(|shard| {
+            let members = self.kept.members.iter();
+            let heard = members.map(|peer| self.heard.get(peer).map_or(Hlc::default(), |marks| marks[shard]));
+            let mark = heard.fold(self.kept.marks[shard], Hlc::min);
+            if mark < self.kept.held_until {
+                return self.kept.floors[shard];
+            }
+            let safe = Hlc::at(mark.wall_ms().saturating_sub(self.pace.allowance_ms));
+            self.quantized(safe.min(youngest)).max(self.kept.floors[shard])
+        })
+    }
+
+    /// The shards whose floor rises to that of another node, or to what this one worked out. `is_empty`: the store holds
+    /// nothing.
+    pub fn rises(&self, floors: &Stamps, wall_ms: u64, is_empty: bool) -> Result<Vec<usize>, Stale> {
+        let mut rising = Vec::new();
+        for (shard, floor) in floors.iter().enumerate() {
+            // One from the future is a broken clock's.
+            if *floor <= self.kept.floors[shard] || floor.check(wall_ms).is_err() {
+                continue;
+            }
+            let mark = self.kept.marks[shard];
+            if *floor > mark && !self.kept.fresh && !is_empty {
+                return Err(Stale { shard, mark_ms: mark.wall_ms(), floor_ms: floor.wall_ms() });
+            }
+            rising.push(shard);
+        }
+        Ok(rising)
+    }
+
+    /// Adopts the floor of a shard: see [`Floor::rises`].
+    pub fn adopt(&mut self, shard: usize, floor: Hlc) {
+        self.kept.floors[shard] = self.kept.floors[shard].max(floor);
+        // True of a node that holds nothing, or nothing of others; of all others it is true already.
+        self.kept.marks[shard] = self.kept.marks[shard].max(floor);
+        (self.dirty, self.announce) = (true, true);
+    }
+
+    /// The node gave up all it held and has these floors.
+    pub fn begin_anew(&mut self, floors: &Stamps) {
+        self.synced.clear();
+        self.kept.fresh = false;
+        self.kept.floors = std::array::from_fn(|shard| self.kept.floors[shard].max(floors[shard]));
+        self.kept.marks = self.kept.floors;
+        (self.dirty, self.announce) = (true, true);
+    }
+
+    /// What is to be stored, if it has changed: in one transaction with the changes that belong to it. [`Floor::stored`]
+    /// is to follow.
+    pub fn row(&self) -> Option<Vec<u8>> {
+        self.dirty.then(|| self.kept.encode())
+    }
+
+    pub fn stored(&mut self) {
+        self.dirty = false;
+    }
+
+    /// What all members are to be told; none: nothing new, or nothing that is stored.
+    pub fn announcement(&mut self) -> Option<Announcement> {
+        if !std::mem::take(&mut self.announce) {
+            return None;
+        }
+        if self.dirty {
+            self.announce = true;
+            return None;
+        }
+        Some(self.state())
+    }
+
+    /// For a node that was not connected when it was announced last.
+    pub fn state(&self) -> Announcement {
+        Announcement { marks: self.kept.marks, floors: self.kept.floors }
+    }
+
+    fn quantized(&self, stamp: Hlc) -> Hlc {
+        Hlc::at(stamp.wall_ms() / self.pace.quantum_ms * self.pace.quantum_ms)
+    }
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            promise: Hlc::default(),
+            marks: [Hlc::default(); SHARDS],
+            floors: [Hlc::default(); SHARDS],
+            held_until: Hlc::default(),
+            fresh: true,
+            counter: 0,
+            members: BTreeSet::new(),
+        }
+    }
+}
+
+impl Kept {
+    /// `"SBF" version u8 │ fresh u8 │ promise u64 │ held until u64 │ counter u64 │ 64 × mark u64 │ 64 × floor u64 │ members
+    /// u16 │ members × node [16] │ checksum [16]`, little-endian.
+    fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.push(self.fresh.into());
+        for number in [self.promise.0, self.held_until.0, self.counter] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        put_stamps(&mut out, &self.marks);
+        put_stamps(&mut out, &self.floors);
+        out.extend_from_slice(&(self.members.len() as u16).to_le_bytes());
+        self.members.iter().for_each(|node| out.extend_from_slice(&node.0));
+        let sum = checksum(&out);
+        out.extend_from_slice(&sum);
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (body, sum) = bytes.split_last_chunk().ok_or(RecordError::Checksum)?;
+        if checksum(body) != *sum {
+            return Err(RecordError::Checksum);
+        }
+        let mut reader = Reader(body);
+        if reader.array()? != MAGIC {
+            return Err(RecordError::Version);
+        }
+        let fresh = reader.byte()? == 1;
+        let (promise, held_until, counter) = (Hlc(reader.u64()?), Hlc(reader.u64()?), reader.u64()?);
+        let (marks, floors) = (read_stamps(&mut reader)?, read_stamps(&mut reader)?);
+        let count = usize::from(reader.u16()?);
+        require(count <= NODES_MAX, "too many members")?;
+        let members = (0..count).map(|_| reader.array().map(NodeId)).collect::<Result<_, _>>()?;
+        require(reader.0.is_empty(), "bytes after the end")?;
+        Ok(Self { promise, marks, floors, held_until, fresh, counter, members })
+    }
+}
+
+impl Announcement {
+    /// `version u8 = 1 │ 64 × mark u64 │ 64 × floor u64`, little-endian.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![ANNOUNCEMENT_VERSION];
+        put_stamps(&mut out, &self.marks);
+        put_stamps(&mut out, &self.floors);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let mut reader = Reader(bytes);
+        if reader.byte()? != ANNOUNCEMENT_VERSION {
+            return Err(RecordError::Version);
+        }
+        let announcement = Self { marks: read_stamps(&mut reader)?, floors: read_stamps(&mut reader)? };
+        require(reader.0.is_empty(), "bytes after the end")?;
+        Ok(announcement)
+    }
+}
+
+pub(super) fn put_stamps(out: &mut Vec<u8>, stamps: &Stamps) {
+    stamps.iter().for_each(|stamp| out.extend_from_slice(&stamp.0.to_le_bytes()));
+}
+
+pub(super) fn read_stamps(reader: &mut Reader<'_>) -> Result<Stamps, RecordError> {
+    let mut stamps = [Hlc::default(); SHARDS];
+    for stamp in &mut stamps {
+        *stamp = Hlc(reader.u64()?);
+    }
+    Ok(stamps)
+}
+
+/// "SBF" and the version of the form.
+const MAGIC: [u8; 4] = *b"SBF\x01";
+const ANNOUNCEMENT_VERSION: u8 = 1;
+/// How wrong clocks may be, and how late a message, at most.
+const ALLOWANCE_MS_MAX: u64 = 600_000;
+/// Quanta of one grace, and the longest one.
+const QUANTA: u64 = 24;
+const QUANTUM_MS_MAX: u64 = 3_600_000;
