@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use support::{Node, Setup, eventually, http};
@@ -18,10 +18,17 @@ fn key_file(folder: &Path) -> PathBuf {
     path
 }
 
-/// Ports nobody else has just now.
+/// Ports nobody else has just now, for UDP and TCP.
 fn free_ports(count: usize) -> Vec<u16> {
-    let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket")).collect();
-    sockets.iter().map(|socket| socket.local_addr().expect("its address").port()).collect()
+    let mut held = vec![];
+    while held.len() < count {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let address = socket.local_addr().expect("its address");
+        if let Ok(listener) = TcpListener::bind(address) {
+            held.push((socket, listener, address.port()));
+        }
+    }
+    held.into_iter().map(|(.., port)| port).collect()
 }
 
 fn setup(keys: &Path, env: &str, port: u16, seed: u16) -> Setup {
@@ -47,6 +54,10 @@ fn states(node: &Node) -> BTreeMap<u16, String> {
     nodes.iter().map(|node| (port(node), node["state"].as_str().expect("a state").to_owned())).collect()
 }
 
+fn await_links(node: &Node, expected: f64) {
+    node.await_metric("signalbox_cluster_links", |links| links == expected);
+}
+
 fn await_states(node: &Node, expected: &[(u16, &str)]) {
     let expected: BTreeMap<u16, String> =
         expected.iter().map(|(port, state)| (*port, (*state).to_owned())).collect();
@@ -62,6 +73,7 @@ fn three_nodes_find_each_other_and_notice_a_death_a_return_and_a_goodbye() {
         ports.iter().map(|port| Node::with(setup(&keys, "test", *port, ports[0]))).collect();
     let alive: Vec<_> = ports.iter().map(|port| (*port, "alive")).collect();
     nodes.iter().for_each(|node| await_states(node, &alive));
+    nodes.iter().for_each(|node| await_links(node, 2.0));
 
     let before = cluster(&nodes[2]);
     assert_eq!((&before["env"], &before["configured"]), (&Value::from("test"), &Value::from(true)));
@@ -74,9 +86,11 @@ fn three_nodes_find_each_other_and_notice_a_death_a_return_and_a_goodbye() {
     let dead = [(ports[0], "alive"), (ports[1], "alive"), (ports[2], "down")];
     nodes[..2].iter().for_each(|node| await_states(node, &dead));
     assert_eq!(nodes[0].metric("signalbox_cluster_members"), 2.0);
+    nodes[..2].iter().for_each(|node| await_links(node, 1.0));
 
     nodes[2].start_control();
     nodes.iter().for_each(|node| await_states(node, &alive));
+    nodes.iter().for_each(|node| await_links(node, 2.0));
     let after = cluster(&nodes[2]);
     assert_eq!(after["local"], before["local"]);
 

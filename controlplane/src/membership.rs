@@ -62,7 +62,6 @@ pub struct Membership {
     pub peers: Peers,
     /// To be taken: while nobody does, links are not read.
     pub events: mpsc::Receiver<PeerEvent>,
-    pub discovered: Arc<DiscoveryCounts>,
 }
 
 /// Opens the cluster port, UDP and TCP, unless `cluster.discovery` is none. `epoch` is greater than at any earlier start.
@@ -122,11 +121,11 @@ pub async fn start(
     let (members, members_seen) = watch::channel(Members::default());
     let (linked_sender, linked) = mpsc::channel(LINKED_PACKETS_MAX);
     let (peers, events) = peers::start(listener, link, members_seen, linked_sender);
-    let ports = Ports { socket, seeds, peers: peers.clone(), linked, members };
+    let ports = Ports { socket, seeds, peers: peers.clone(), linked, members, discovered };
     let cluster = udp::start(Swim::new(Instant::now(), settings), config.env.clone(), ports);
     info!(%address, %advertised, env = config.env, "membership started");
     warn!("membership only: nodes know of each other, but nothing is replicated or relayed between them yet");
-    Ok(Some(Membership { cluster, peers, events, discovered }))
+    Ok(Some(Membership { cluster, peers, events }))
 }
 
 /// Where other nodes are looked for. The configuration has been checked.

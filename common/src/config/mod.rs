@@ -210,7 +210,7 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// Nodes of another env are refused.
     pub env: String,
-    /// UDP address of the membership port.
+    /// Of membership (UDP) and the links between control planes (TCP).
     pub address: SocketAddr,
     /// `advertise`: where others reach the port; none: at `address`.
     pub advertise: Option<SocketAddr>,

@@ -1,5 +1,7 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4.
 
+mod links;
+
 use super::Facts;
 use crate::io::driver::View;
 use crate::io::proc;
@@ -22,6 +24,7 @@ pub fn render(view: &View<'_>, store: &Store, facts: &Facts, cluster: Option<&Cl
     stored(&mut text, store);
     if let Some(view) = cluster {
         membership(&mut text, view);
+        links::render(&mut text, view);
     }
     if let Some(data) = view.node.data_plane() {
         let names = Counter::ALL.iter().enumerate();
@@ -175,6 +178,8 @@ fn membership(text: &mut Text, view: &ClusterView) {
         "Times others suspected this node.",
         counts.refuted,
     );
+    let name = "signalbox_cluster_fallback_packets_total";
+    text.counter(name, "Membership packets for links, because UDP brought no answer.", counts.fallbacks);
     text.counter("signalbox_cluster_stalls_total", "Times this process stood still.", counts.stalls);
     text.counter("signalbox_cluster_rejoins_total", "Times others took this node for dead.", counts.rejoins);
 }

@@ -3,6 +3,7 @@
 
 use super::complaints::Complaints;
 use super::peers::{Members, Peers, SwimPacket};
+use crate::discovery::DiscoveryCounts;
 use crate::peers::Channel;
 use crate::swim::changes::{News, View, changes};
 use crate::swim::identity::{Identity, is_reachable};
@@ -52,7 +53,7 @@ pub enum JoinError {
 }
 
 /// What is known of the cluster at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClusterView {
     pub env: String,
     pub local: Identity,
@@ -61,9 +62,10 @@ pub struct ClusterView {
     pub health_score: u32,
     pub left: bool,
     pub now: Instant,
+    pub peers: Peers,
+    pub discovered: Arc<DiscoveryCounts>,
 }
 
-#[derive(Debug)]
 enum Command {
     View(oneshot::Sender<ClusterView>),
     Leave(oneshot::Sender<()>),
@@ -82,6 +84,7 @@ pub struct Ports {
     pub linked: mpsc::Receiver<SwimPacket>,
     /// Is told the members.
     pub members: watch::Sender<Members>,
+    pub discovered: Arc<DiscoveryCounts>,
 }
 
 struct Task {
@@ -206,6 +209,8 @@ impl Task {
                     health_score: self.swim.health_score(),
                     left: self.swim.has_left(),
                     now: Instant::now(),
+                    peers: self.ports.peers.clone(),
+                    discovered: Arc::clone(&self.ports.discovered),
                 };
                 let _ = reply.send(view);
             }
