@@ -14,6 +14,7 @@ pub mod banner;
 pub mod boot;
 pub mod broadcast;
 pub mod catalog;
+pub mod claims;
 pub mod discovery;
 pub mod fold;
 pub mod io;
