@@ -1,5 +1,6 @@
 //! What a node prints when it serves: where to connect, what is pinned, what is open. Pure.
 
+use crate::cluster::RELAY;
 use crate::node::{DataPlane, Node};
 use crate::placement::show;
 use common::snapshot::Anonymous;
@@ -26,7 +27,9 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let mut line = |name: &str, text: &str| _ = writeln!(out, "  {name:<9} {text}");
-    for (index, (transport, address)) in data.listeners.iter().enumerate() {
+    let relay = data.listeners.iter().find(|(transport, _)| transport == RELAY).map(|(_, address)| address);
+    let clients = data.listeners.iter().filter(|(transport, _)| transport != RELAY);
+    for (index, (transport, address)) in clients.enumerate() {
         let path = around.listeners.get(index).filter(|listener| listener.0 == *transport);
         let url = match transport.as_str() {
             "websocket" => format!("ws://{address}{}", path.map_or("/ws", |listener| &listener.2)),
@@ -42,10 +45,8 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
     line("open", &open);
     line("closed", &closed);
     if let Some((env, address)) = &around.cluster {
-        line(
-            "cluster",
-            &format!("{env} on udp {address}; membership only, nothing is replicated or relayed yet"),
-        );
+        let relay = relay.map_or_else(|| "no relay".to_owned(), |relay| format!("relay on tcp {relay}"));
+        line("cluster", &format!("{env} on udp and tcp {address}, {relay}"));
     }
     line("data", &shown_path(&around.data_dir));
     line("pids", &format!("control plane {}, data plane {}", around.pid, data.pid));
@@ -137,7 +138,8 @@ mod tests {
         };
         node.frame(now, LinkId(1), hello);
         let listeners =
-            vec![("websocket".into(), "127.0.0.1:80".into()), ("rawsocket".into(), "127.0.0.1:81".into())];
+            [("websocket", "127.0.0.1:80"), ("rawsocket", "127.0.0.1:81"), (RELAY, "127.0.0.1:84")];
+        let listeners = listeners.map(|(name, address)| (name.to_owned(), address.to_owned())).to_vec();
         node.frame(now, LinkId(1), Up::Listening { listeners });
         let around = Surroundings {
             shard_cpus: vec![2, 3],
@@ -158,7 +160,7 @@ mod tests {
   control   CPUs 0-1
   open      realm1: anonymous from loopback, compatible
   closed    b (no anonymous sessions); every other realm
-  cluster   e on udp 127.0.0.1:83; membership only, nothing is replicated or relayed yet
+  cluster   e on udp and tcp 127.0.0.1:83, relay on tcp 127.0.0.1:84
   data      /d
   pids      control plane 6, data plane 7
 ",

@@ -7,11 +7,13 @@
 use crate::admin::{Admin, Facts};
 use crate::banner::{Surroundings, banner};
 use crate::catalog::{Catalog, RealmError};
+use crate::cluster::{self, Machine, Plane, RelayAddress};
 use crate::io::child::{DataCommand, Keeper, KeeperEnd, Stop, own_program};
+use crate::io::cluster::Links;
 use crate::io::driver::{Driver, wall_us};
 use crate::io::lock::{CONTROL_LOCK, DATA_LOCK, Lock};
 use crate::io::packet::Listener;
-use crate::io::peers::PeerEvent;
+use crate::io::udp::Cluster;
 use crate::io::{link, lock};
 use crate::membership::{self, Membership, MembershipError};
 use crate::node::{Node, NodeConfig};
@@ -20,7 +22,7 @@ use crate::publish::Policy;
 use crate::store::record::Kind;
 use crate::store::{self, Loaded, OpenError, Opened, Store};
 use common::config::{Config, Cores, Discovery};
-use common::ids::SnapshotVersion;
+use common::ids::{NodeId, SnapshotVersion};
 use std::ffi::OsString;
 use std::io;
 use std::io::Write;
@@ -30,8 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 /// Why the control plane does not start, or has ended by itself.
@@ -169,10 +170,6 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
 
     let version_last = reserve_versions(&store, plan.versions_reserved).await;
     let membership = membership::start(&config.cluster, store.actor(), version_last.0).await?;
-    let cluster = membership.map(|Membership { cluster, events, .. }| {
-        tokio::spawn(pass_over(events));
-        cluster
-    });
     let node = Node::new(NodeConfig {
         pid: std::process::id(),
         catalog: plan.catalog,
@@ -182,8 +179,30 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
         },
         version_last,
     });
+    let settings = cluster::Settings {
+        node: NodeId(store.actor().node),
+        epoch: version_last.0,
+        env: config.cluster.env.clone(),
+        clustered: membership.is_some(),
+        join_wait: config.cluster.join_wait,
+        lazy_tick: config.cluster.lazy_tick_period,
+        edge_tick: config.cluster.exchange_tick_period,
+        aae: config.aae.clone(),
+        seed: uuid::Uuid::new_v4().as_u64_pair().0,
+    };
+    let relay = RelayAddress { advertise: config.relay.advertise, ip: config.cluster.advertised().ip() };
+    let machine = Machine::new(Instant::now(), settings);
+    let (cluster, links) = match membership {
+        Some(Membership { cluster, peers, events }) => {
+            let links = Links::new(peers, events, cluster.members());
+            (Some(cluster), Some(links))
+        }
+        None => (None, None),
+    };
     let around = surroundings(&config, &plan.shards, &plan.own, address);
-    let (driver, handle, link_state) = Driver::new(node, Box::new(move |node| print_banner(node, &around)));
+    let on_serving = Box::new(move |node: &Node| print_banner(node, &around));
+    let plane = Plane::new(node, machine, relay);
+    let (driver, handle, link_state) = Driver::new(plane, store.clone(), links, on_serving);
     let facts = Facts {
         pid: std::process::id(),
         started: plan.started,
@@ -203,18 +222,10 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     });
     info!(%address, "control plane started");
 
-    // The others hear of the end before clients do.
-    let farewell = cluster.map(|cluster| {
-        let mut stop = stop.clone();
-        tokio::spawn(async move {
-            let _ = stop.wait_for(|stop| *stop >= Stop::Drain).await;
-            cluster.leave().await
-        })
-    });
     let Some(launch) = data else {
+        // The data plane goes on, and so do its routes: the others take this for a crash that a restart soon ends.
         let mut stop = stop;
         let _ = stop.wait_for(|stop| *stop >= Stop::Drain).await;
-        said(farewell).await;
         return Ok(());
     };
     let command = DataCommand {
@@ -226,22 +237,17 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     };
     match Keeper::new(command, link_state, stop, handle).run().await {
         KeeperEnd::Stopped => {
-            said(farewell).await;
+            say_good_bye(cluster).await;
             Ok(())
         }
         KeeperEnd::GaveUp => Err(BootError::GaveUp),
     }
 }
 
-/// No part of the control plane takes frames of other nodes yet; their links are kept for membership.
-async fn pass_over(mut events: mpsc::Receiver<PeerEvent>) {
-    while events.recv().await.is_some() {}
-}
-
-/// Waits until the good-bye is said.
-async fn said(farewell: Option<JoinHandle<Option<()>>>) {
-    if let Some(farewell) = farewell {
-        let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
+/// Tells the others that this node is gone. While the data plane drained its routes went with its sessions.
+async fn say_good_bye(cluster: Option<Cluster>) {
+    if let Some(cluster) = cluster {
+        let _ = tokio::time::timeout(FAREWELL_MAX, cluster.leave()).await;
     }
 }
 

@@ -63,10 +63,16 @@ impl Catalog {
 
     /// A realm found in the store at start. Refused like a put, except that the limit is not asked.
     pub fn load(&mut self, config: RealmConfig) -> Result<(), RealmError> {
-        self.check_change(&config.name)?;
-        self.check_name(&config.name)?;
+        self.check_load(&config)?;
         self.insert(config, Origin::Store);
         Ok(())
+    }
+
+    /// Whether a realm that is stored, here or on another node, can be used. The limit is not asked: it was by the node
+    /// that took it.
+    pub fn check_load(&self, config: &RealmConfig) -> Result<(), RealmError> {
+        self.check_change(&config.name)?;
+        self.check_name(&config.name)
     }
 
     /// Whether [`Catalog::put`] may follow.

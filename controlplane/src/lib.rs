@@ -15,6 +15,7 @@ pub mod boot;
 pub mod broadcast;
 pub mod catalog;
 pub mod claims;
+pub mod cluster;
 pub mod discovery;
 pub mod fold;
 pub mod io;

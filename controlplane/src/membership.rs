@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::info;
 use uuid::Uuid;
 
 /// Why there is no membership although it is configured.
@@ -77,6 +77,8 @@ pub async fn start(
     let address = config.address;
     let failed = |protocol| move |source| MembershipError::Listen { protocol, address, source };
     let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
+    // Until it is known to take packets the first ones to the seeds would be lost.
+    socket.writable().await.map_err(failed("UDP"))?;
     let listener = TcpListener::bind(address).await.map_err(failed("TCP"))?;
     let link = LinkConfig {
         terms: Terms { keys: keys.clone(), env: config.env.as_str().into(), purpose: Purpose::Control },
@@ -124,7 +126,6 @@ pub async fn start(
     let ports = Ports { socket, seeds, peers: peers.clone(), linked, members, discovered };
     let cluster = udp::start(Swim::new(Instant::now(), settings), config.env.clone(), ports);
     info!(%address, %advertised, env = config.env, "membership started");
-    warn!("membership only: nodes know of each other, but nothing is replicated or relayed between them yet");
     Ok(Some(Membership { cluster, peers, events }))
 }
 

@@ -44,7 +44,7 @@ pub fn render(view: &View<'_>, store: &Store, facts: &Facts, cluster: Option<&Cl
 }
 
 fn process(text: &mut Text, view: &View<'_>, facts: &Facts) {
-    text.gauge("signalbox_ready", "1 while clients are served.", u8::from(view.node.ready().is_ok()));
+    text.gauge("signalbox_ready", "1 while clients are served.", u8::from(view.plane.ready().is_ok()));
     let uptime = view.now.saturating_duration_since(facts.started).as_secs_f64();
     text.gauge("signalbox_uptime_seconds", "Seconds since the control plane started.", uptime);
     let pids = [("control", Some(facts.pid)), ("data", view.node.data_plane().map(|data| data.pid))];

@@ -32,7 +32,7 @@ pub async fn not_found() -> Response {
 
 /// 200 while clients are served, 503 with the reason while they are not.
 pub async fn ready(State(admin): State<Admin>) -> Response {
-    match admin.handle.view(|view| view.node.ready()).await {
+    match admin.handle.view(|view| view.plane.ready()).await {
         Some(Ok(())) => "ready\n".into_response(),
         Some(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
         None => stopping(),
@@ -76,8 +76,8 @@ fn render(view: &View<'_>, store: &Store, facts: &Facts) -> Value {
     let counts = publisher.counts();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "ready": node.ready().is_ok(),
-        "not_ready_because": node.ready().err().map(|reason| reason.to_string()),
+        "ready": view.plane.ready().is_ok(),
+        "not_ready_because": view.plane.ready().err().map(|reason| reason.to_string()),
         "uptime_seconds": view.now.saturating_duration_since(facts.started).as_secs(),
         "data_dir": facts.data_dir,
         "control_plane": {

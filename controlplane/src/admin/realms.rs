@@ -6,10 +6,8 @@
 use super::pages::{fail, stopping};
 use super::{Admin, BODY_BYTES_MAX, BODY_MAX, Peer, guard};
 use crate::catalog::{Entry, RealmError};
-use crate::io::driver::Change;
+use crate::io::driver::{Change, ChangeError};
 use crate::store::StoreError;
-use crate::store::realm::encode;
-use crate::store::record::Kind;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -88,15 +86,6 @@ pub async fn put(
     };
     let config = wanted.realm(name);
     let changing = admin.changes.lock().await;
-    let checked = config.clone();
-    match admin.handle.view(move |view| view.node.catalog().check_put(&checked)).await {
-        Some(Ok(())) => {}
-        Some(Err(error)) => return refused(&error),
-        None => return stopping(),
-    }
-    if let Err(error) = admin.store.put(Kind::Realm, &config.name, encode(&config)).await {
-        return not_stored(&error);
-    }
     let name = config.name.clone();
     let change = admin.handle.realm_put(config).await;
     drop(changing);
@@ -113,15 +102,6 @@ pub async fn remove(
         return fail(StatusCode::FORBIDDEN, &refusal.to_string());
     }
     let changing = admin.changes.lock().await;
-    let checked = name.clone();
-    match admin.handle.view(move |view| view.node.catalog().check_remove(&checked)).await {
-        Some(Ok(())) => {}
-        Some(Err(error)) => return refused(&error),
-        None => return stopping(),
-    }
-    if let Err(error) = admin.store.delete(Kind::Realm, &name).await {
-        return not_stored(&error);
-    }
     let change = admin.handle.realm_remove(name.clone()).await;
     drop(changing);
     in_force(&name, change).await
@@ -176,8 +156,13 @@ async fn read(body: Body) -> Result<Wanted, Response> {
 }
 
 /// Waits until all shards use the change, for a while.
-async fn in_force(name: &str, change: Option<Change>) -> Response {
-    let Some(change) = change else { return stopping() };
+async fn in_force(name: &str, change: Option<Result<Change, ChangeError>>) -> Response {
+    let change = match change {
+        Some(Ok(change)) => change,
+        Some(Err(ChangeError::Realm(error))) => return refused(&error),
+        Some(Err(ChangeError::Store(error))) => return not_stored(&error),
+        None => return stopping(),
+    };
     let note = match change.taken {
         None => Some("stored; no data plane is linked, the next one will use it"),
         Some(taken) => match timeout(TAKEN_MAX, taken).await {

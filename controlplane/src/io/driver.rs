@@ -1,19 +1,27 @@
-//! The one task that owns the [`Node`]: it feeds it events one at a time and does what it asks. Everything else speaks to
+//! The one task that owns the [`Plane`]: it feeds it events one at a time and does what it asks. Everything else speaks to
 //! it through a [`Handle`].
 
 use super::builder;
+use super::cluster::{Links, News};
 use super::link::{Connection, Packet};
+use super::notices;
+use super::peers::PeerEvent;
+use super::storing::{self, Work};
+use crate::catalog::RealmError;
+use crate::cluster::{ClusterStatus, ObjectsStatus, Output, Plane, StoreDone, Token};
 use crate::fold::Fold;
-use crate::node::{LinkId, Node, Notice, Output};
+use crate::node::{self, LinkId, Node};
+use crate::store::{Store, StoreError};
 use common::config::RealmConfig;
 use common::ids::SnapshotVersion;
 use common::link::{Down, Up};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error};
 
 /// What reaches the driver.
 pub enum Event {
@@ -24,8 +32,10 @@ pub enum Event {
     Closed(LinkId),
     Built(Box<Built>),
     View(Box<dyn FnOnce(&View<'_>) + Send>),
-    RealmPut(RealmConfig, oneshot::Sender<Change>),
-    RealmRemove(String, oneshot::Sender<Change>),
+    RealmPut(RealmConfig, oneshot::Sender<Result<Change, ChangeError>>),
+    RealmRemove(String, oneshot::Sender<Result<Change, ChangeError>>),
+    /// The store has done a piece of work.
+    Stored(Token, Box<StoreDone>),
     Drain(oneshot::Sender<bool>),
 }
 
@@ -38,11 +48,22 @@ pub struct Built {
 }
 
 /// What is known at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct View<'a> {
+    pub plane: &'a Plane,
     pub node: &'a Node,
+    pub store: &'a Store,
     pub builds: Builds,
     pub now: Instant,
+}
+
+impl View<'_> {
+    /// Everything there is to know of this node's part in the cluster.
+    pub fn cluster(&self) -> ClusterStatus {
+        let stats = self.store.stats();
+        let (digest, records) = (stats.digest.load(Relaxed), stats.records.load(Relaxed));
+        self.plane.status(self.now, ObjectsStatus { digest, records })
+    }
 }
 
 /// Measurements of snapshot building.
@@ -54,7 +75,16 @@ pub struct Builds {
     pub bytes_last: u64,
 }
 
-/// A change of realms that is in force in the control plane.
+/// Why a change of realms is not in force.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A change of realms that is stored and in force in the control plane.
 #[derive(Debug)]
 pub struct Change {
     /// Resolves when all shards use it; none when no data plane is linked.
@@ -78,10 +108,16 @@ pub struct Handle {
 
 /// The driver before it runs.
 pub struct Driver {
-    node: Node,
+    plane: Plane,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
+    /// None: the node is in no cluster.
+    links: Option<Links>,
+    store: Store,
+    work: mpsc::Sender<Work>,
     connections: HashMap<LinkId, Connection>,
+    /// Who waits for a change of realms to be stored, and for it to be in use.
+    changes: HashMap<Token, oneshot::Sender<Result<Change, ChangeError>>>,
     waiters: Vec<(u64, oneshot::Sender<()>)>,
     builds: Builds,
     state: watch::Sender<LinkState>,
@@ -102,14 +138,15 @@ impl Handle {
         answer.await.ok()
     }
 
-    /// Puts a realm that the catalog accepts and the store holds.
-    pub async fn realm_put(&self, config: RealmConfig) -> Option<Change> {
+    /// Stores a realm, puts it in force and tells the other nodes.
+    pub async fn realm_put(&self, config: RealmConfig) -> Option<Result<Change, ChangeError>> {
         let (reply, answer) = oneshot::channel();
         self.events.send(Event::RealmPut(config, reply)).await.ok()?;
         answer.await.ok()
     }
 
-    pub async fn realm_remove(&self, name: String) -> Option<Change> {
+    /// As [`Handle::realm_put`], for a removal.
+    pub async fn realm_remove(&self, name: String) -> Option<Result<Change, ChangeError>> {
         let (reply, answer) = oneshot::channel();
         self.events.send(Event::RealmRemove(name, reply)).await.ok()?;
         answer.await.ok()
@@ -131,17 +168,23 @@ impl Handle {
 impl Driver {
     /// `on_serving` is called whenever a data plane has come to serve.
     pub fn new(
-        node: Node,
+        plane: Plane,
+        store: Store,
+        links: Option<Links>,
         on_serving: Box<dyn FnMut(&Node) + Send>,
     ) -> (Self, Handle, watch::Receiver<LinkState>) {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (state, link) = watch::channel(LinkState::default());
         let handle = Handle { events: sender.clone() };
         let driver = Self {
-            node,
+            plane,
             events,
+            work: storing::start(store.clone(), sender.clone()),
+            store,
             sender,
+            links,
             connections: HashMap::new(),
+            changes: HashMap::new(),
             waiters: Vec::new(),
             builds: Builds::default(),
             state,
@@ -155,19 +198,20 @@ impl Driver {
         loop {
             self.drain_outputs();
             self.publish_state();
-            let deadline = self.node.deadline();
+            let deadline = self.plane.deadline();
             tokio::select! {
                 event = self.events.recv() => match event {
                     Some(event) => self.handle(event),
                     None => return,
                 },
-                () = sleep_until(deadline) => {}
+                news = news(&mut self.links) => self.on_news(news),
+                () = sleep_until(deadline) => self.plane.timeout(Instant::now()),
             }
         }
     }
 
     fn handle(&mut self, event: Event) {
-        let now = Instant::now();
+        let (now, wall_ms) = (Instant::now(), wall_us() / 1_000);
         match event {
             Event::Accepted(link, connection) => {
                 self.connections.insert(link, connection);
@@ -176,86 +220,149 @@ impl Driver {
                 if matches!(frame, Up::Hello { .. }) {
                     self.bury_predecessor(now, link);
                 }
-                self.node.frame(now, link, frame);
+                self.plane.frame(now, wall_ms, link, frame);
             }
-            Event::Garbage(link, reason) => self.node.violation(now, link, reason),
+            Event::Garbage(link, reason) => self.plane.violation(now, wall_ms, link, reason),
             Event::Closed(link) => {
                 self.connections.remove(&link);
-                self.node.closed(now, link);
+                self.plane.closed(now, wall_ms, link);
             }
             Event::Built(built) => self.built(now, *built),
-            Event::View(look) => look(&View { node: &self.node, builds: self.builds, now }),
+            Event::View(look) => {
+                let (plane, store) = (&self.plane, &self.store);
+                look(&View { plane, node: plane.node(), store, builds: self.builds, now });
+            }
             Event::RealmPut(config, reply) => {
-                let seq = self.node.realm_put(now, config);
-                self.answer(Some(seq), reply);
+                let asked = self.plane.realm_put(&config);
+                self.asked(asked, reply);
             }
             Event::RealmRemove(name, reply) => {
-                let seq = self.node.realm_remove(now, &name);
-                self.answer(seq, reply);
+                let asked = self.plane.realm_remove(&name);
+                self.asked(asked, reply);
             }
+            Event::Stored(token, done) => self.plane.stored(now, token, *done),
             Event::Drain(reply) => {
-                let _ = reply.send(self.node.drain());
+                let _ = reply.send(self.plane.drain());
             }
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        let now = Instant::now();
+        match news {
+            News::Members(members) => self.plane.members(now, &members.members),
+            News::Peer(PeerEvent::Up { node, .. }) => self.plane.peer_up(now, node),
+            News::Peer(PeerEvent::Down { node, .. }) => self.plane.peer_down(now, node),
+            News::Peer(PeerEvent::Frame { node, channel, body }) => {
+                self.plane.peer_frame(now, node, channel, &body);
+            }
+            News::Links(links) => {
+                let measured = links.into_iter().filter_map(|link| Some((link.node, link.rtt?)));
+                measured.for_each(|(node, rtt)| self.plane.rtt(node, rtt));
+            }
+        }
+    }
+
+    /// A change of realms is on its way to the store, or cannot be.
+    fn asked(
+        &mut self,
+        asked: Result<Token, RealmError>,
+        reply: oneshot::Sender<Result<Change, ChangeError>>,
+    ) {
+        match asked {
+            Ok(token) => _ = self.changes.insert(token, reply),
+            Err(error) => _ = reply.send(Err(error.into())),
         }
     }
 
     /// A data plane that died may not have been noticed when its successor says hello.
     fn bury_predecessor(&mut self, now: Instant, link: LinkId) {
-        let Some(old) = self.node.data_plane().map(|data| data.link).filter(|old| *old != link) else {
+        let Some(old) = self.plane.node().data_plane().map(|data| data.link).filter(|old| *old != link)
+        else {
             return;
         };
         if self.connections.get(&old).is_none_or(|connection| connection.packets.is_hung_up()) {
             self.connections.remove(&old);
-            self.node.closed(now, old);
+            self.plane.closed(now, wall_us() / 1_000, old);
         }
     }
 
-    fn answer(&mut self, seq: Option<u64>, reply: oneshot::Sender<Change>) {
-        let taken = seq.filter(|_| self.node.data_plane().is_some()).map(|seq| {
-            let (done, taken) = oneshot::channel();
-            self.waiters.retain(|(_, waiter)| !waiter.is_closed());
-            self.waiters.push((seq, done));
-            taken
+    /// A change of realms is stored and in force here with this number, or it is not stored.
+    fn changed(&mut self, token: Token, result: Result<u64, StoreError>) {
+        let Some(reply) = self.changes.remove(&token) else { return };
+        let change = result.map(|seq| {
+            let taken = self.plane.node().data_plane().map(|_| {
+                let (done, taken) = oneshot::channel();
+                self.waiters.retain(|(_, waiter)| !waiter.is_closed());
+                self.waiters.push((seq, done));
+                taken
+            });
+            Change { taken }
         });
-        let _ = reply.send(Change { taken });
+        let _ = reply.send(change.map_err(ChangeError::from));
     }
 
     fn drain_outputs(&mut self) {
         loop {
             self.measure_room();
-            let Some(output) = self.node.poll(Instant::now(), wall_us()) else { break };
+            let Some(output) = self.plane.poll(Instant::now(), wall_us()) else { break };
             match output {
-                Output::Send { link, frame } => self.send(link, &frame, None),
-                Output::Close { link } => {
-                    self.connections.remove(&link);
-                }
-                Output::Build { link, version, fold } => self.build(link, version, fold),
-                Output::RealmsTaken { realm_seq } => {
-                    let (done, wait) =
-                        std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= realm_seq);
-                    self.waiters = wait;
-                    for (_, waiter) in done {
-                        let _ = waiter.send(());
+                Output::Node(output) => self.on_node(output),
+                Output::Send { to, channel, bytes } => {
+                    if let Some(links) = &self.links {
+                        // What finds no room is announced, asked for or compared again.
+                        links.peers.send(to, channel, bytes);
                     }
                 }
-                Output::Serving => {
-                    self.state.send_modify(|state| state.served += 1);
-                    (self.on_serving)(&self.node);
+                Output::Close { peer } => {
+                    if let Some(links) = &self.links {
+                        links.peers.close(peer);
+                    }
                 }
-                Output::Notice(notice) => log(&notice),
+                Output::Store { token, task } => {
+                    if let Err(error) = self.work.try_send((token, task)) {
+                        // The machine keeps below the bound of this queue.
+                        error!(%error, "work for the store is lost");
+                    }
+                }
+                Output::Realm { token, result } => self.changed(token, result),
+                Output::Notice(notice) => notices::cluster(&notice),
             }
+        }
+    }
+
+    fn on_node(&mut self, output: node::Output) {
+        match output {
+            node::Output::Send { link, frame } => self.send(link, &frame, None),
+            node::Output::Close { link } => {
+                self.connections.remove(&link);
+            }
+            node::Output::Build { link, version, fold } => self.build(link, version, fold),
+            node::Output::RealmsTaken { realm_seq } => {
+                let (done, wait) =
+                    std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= realm_seq);
+                self.waiters = wait;
+                for (_, waiter) in done {
+                    let _ = waiter.send(());
+                }
+            }
+            node::Output::Serving => {
+                self.state.send_modify(|state| state.served += 1);
+                (self.on_serving)(self.plane.node());
+            }
+            node::Output::Notice(notice) => notices::node(&notice),
         }
     }
 
     /// Tells the node how many frames the link's queue takes.
     fn measure_room(&mut self) {
-        let link = self.node.data_plane().map(|data| data.link);
+        let link = self.plane.node().data_plane().map(|data| data.link);
         let room = link.and_then(|link| self.connections.get(&link)).map_or(0, |link| link.queue.capacity());
-        self.node.link_room(room);
+        self.plane.link_room(room);
     }
 
     fn publish_state(&mut self) {
-        let pid = self.node.data_plane().map(|data| data.pid);
+        let pid = self.plane.node().data_plane().map(|data| data.pid);
         self.state.send_if_modified(|state| std::mem::replace(&mut state.pid, pid) != pid);
     }
 
@@ -266,7 +373,7 @@ impl Driver {
             self.connections.get(&link).is_some_and(|connection| connection.queue.try_send(packet).is_ok());
         if !sent {
             self.connections.remove(&link);
-            self.node.closed(Instant::now(), link);
+            self.plane.closed(Instant::now(), wall_us() / 1_000, link);
         }
     }
 
@@ -297,31 +404,22 @@ impl Driver {
                 self.builds.bytes_last = bytes;
                 debug!(version = version.0, bytes, ?took, "snapshot built");
                 self.send(link, &Down::Snapshot { version, bytes }, Some(fd));
-                self.node.built(now, version, Some(took));
+                self.plane.built(now, version, Some(took));
             }
             Err(error) => {
                 self.builds.failed += 1;
                 error!(version = version.0, %error, "could not build a snapshot");
-                self.node.built(now, version, None);
+                self.plane.built(now, version, None);
             }
         }
     }
 }
 
-fn log(notice: &Notice) {
-    match notice {
-        Notice::Linked { pid, epoch, known } => {
-            info!(pid, epoch = format!("{:016x}", epoch.0), claims_known = known, "data plane linked");
-        }
-        Notice::Lost { pid, expected: true } => info!(pid, "the data plane has left"),
-        Notice::Lost { pid, expected: false } => warn!(pid, "the link to the data plane is gone"),
-        Notice::Refused { link, reason } => warn!(link = link.0, reason, "refused a link"),
-        Notice::Violation { link, reason } => error!(link = link.0, reason, "closed a link"),
-        Notice::SnapshotRefused { version, reason } => {
-            error!(version = version.0, reason, "the data plane refused a snapshot");
-        }
-        Notice::Resynced { shard, seq } => debug!(shard = shard.0, seq, "claims are whole"),
-        Notice::Draining { pid } => info!(pid, "the data plane is draining"),
+/// News of other nodes; for ever none without a cluster.
+async fn news(links: &mut Option<Links>) -> News {
+    match links {
+        Some(links) => links.next().await,
+        None => std::future::pending().await,
     }
 }
 

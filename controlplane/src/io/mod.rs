@@ -2,12 +2,15 @@
 
 pub mod builder;
 pub mod child;
+pub mod cluster;
 pub mod complaints;
 pub mod driver;
 pub mod link;
 pub mod lock;
 pub mod memfd;
+mod notices;
 pub mod packet;
 pub mod peers;
 pub mod proc;
+mod storing;
 pub mod udp;

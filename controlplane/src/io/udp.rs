@@ -134,6 +134,11 @@ impl Cluster {
         Ok(found)
     }
 
+    /// All members, now and whenever they change.
+    pub fn members(&self) -> watch::Receiver<Members> {
+        self.members.clone()
+    }
+
     /// The members from now on; those known already come first.
     pub fn changes(&self) -> Changes {
         Changes { members: self.members.clone(), seen: Members::default(), fresh: true }

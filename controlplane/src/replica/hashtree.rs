@@ -92,6 +92,21 @@ impl HashTree {
         &self.roots
     }
 
+    /// One number over all records, and how many there are: equal on nodes that hold equal records; 0: none.
+    pub fn digest(&self) -> (u64, u64) {
+        let records = self.roots.iter().map(|root| u64::from(root.count)).sum();
+        if records == 0 {
+            return (0, 0);
+        }
+        let mut hasher = blake3::Hasher::new();
+        for root in &self.roots {
+            hasher.update(&root.encode());
+        }
+        let mut digest = [0; 8];
+        hasher.finalize_xof().fill(&mut digest);
+        (u64::from_le_bytes(digest), records)
+    }
+
     /// The buckets in which two trees differ.
     pub fn differences(&self, other: &Self) -> impl Iterator<Item = u16> {
         let pairs = self.buckets.iter().zip(&other.buckets).enumerate();
@@ -238,6 +253,21 @@ mod tests {
         }
         assert_eq!(read, tree);
         assert_eq!(Digest::decode(&[0; DIGEST_BYTES - 1]), None);
+    }
+
+    #[test]
+    fn a_digest_is_that_of_the_records() {
+        let (mut one, mut other) = (HashTree::default(), HashTree::default());
+        assert_eq!(one.digest(), (0, 0));
+        one.add(5, sum(1, 0));
+        one.add(9, sum(2, 0));
+        other.add(9, sum(2, 0));
+        assert_ne!(one.digest(), other.digest());
+        other.add(5, sum(1, 0));
+        assert_eq!((one.digest(), one.digest().1), (other.digest(), 2));
+        one.remove(5, sum(1, 0));
+        one.remove(9, sum(2, 0));
+        assert_eq!(one.digest(), (0, 0));
     }
 
     fn sum_of_nothing_known() -> Digest {

@@ -153,6 +153,9 @@ pub struct Stats {
     /// Buckets of the hash tree that disagreed with their records, and buckets proven.
     pub sum_differences: AtomicU64,
     pub scrubbed: AtomicU64,
+    /// Over all records, and how many there are: see [`HashTree::digest`](crate::replica::hashtree::HashTree::digest).
+    pub digest: AtomicU64,
+    pub records: AtomicU64,
     /// Of the actor that writes now.
     pub epoch: AtomicU64,
     /// Objects of other nodes with stamps from the future.

@@ -255,6 +255,9 @@ impl Worker {
         self.stats.used_bytes.store(usage.used_bytes, Relaxed);
         self.stats.graves.store(self.graves.total() as u64, Relaxed);
         self.stats.siblings.store(self.siblings.len() as u64, Relaxed);
+        let (digest, records) = self.tree.digest();
+        self.stats.digest.store(digest, Relaxed);
+        self.stats.records.store(records, Relaxed);
     }
 }
 

@@ -1,0 +1,149 @@
+//! Real nodes on loopback act as one router: a realm made on one is usable on all, events and calls cross, and state survives a
+//! restart of either process.
+
+mod support;
+
+use common::wire::Serializer;
+use serde_json::{Value, json};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::{Client, Node, Setup, Wire, eventually, http};
+
+const WIRE: Wire = Wire::raw(Serializer::MsgPack);
+const KEY: &str = "6b1f0c6c0f3d0a8f2b7f6a5e4d3c2b1a00112233445566778899aabbccddeeff";
+
+fn key_file(folder: &Path) -> PathBuf {
+    let path = folder.join("keys");
+    std::fs::write(&path, format!("{KEY}\n")).expect("the key file");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+    path
+}
+
+/// Ports nobody else has just now, UDP and TCP.
+fn free_ports(count: usize) -> Vec<u16> {
+    let mut held = vec![];
+    while held.len() < count {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let address = socket.local_addr().expect("its address");
+        if let Ok(listener) = TcpListener::bind(address) {
+            held.push((address.port(), socket, listener));
+        }
+    }
+    held.iter().map(|(port, ..)| *port).collect()
+}
+
+/// Nodes that know of each other, all ready.
+fn cluster(keys: &Path, count: usize) -> Vec<Node> {
+    let ports = free_ports(count);
+    let seeds: Vec<_> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    let setup = |port: &u16| {
+        Setup::tables(&format!(
+            "[cluster]\ndiscovery = \"static\"\nkey_file = {keys:?}\naddress = \"127.0.0.1:{port}\"\nseeds = [{}]\n\
+             join_wait = \"500ms\"\n[relay]\naddress = \"127.0.0.1:0\"\n",
+            seeds.join(", ")
+        ))
+    };
+    let nodes: Vec<Node> = ports.iter().map(|port| Node::with(setup(port))).collect();
+    for node in &nodes {
+        eventually("a node sees all others", || {
+            let page = get(node, "/cluster");
+            let alive = page["nodes"].as_array()?.iter().filter(|node| node["state"] == "alive").count();
+            (alive == count).then_some(())
+        });
+    }
+    nodes
+}
+
+fn get(node: &Node, path: &str) -> Value {
+    let answer = http::get(node.admin().expect("the admin address"), path).expect(path);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    serde_json::from_str(&answer.body).expect("JSON")
+}
+
+fn put_realm(node: &Node, name: &str) {
+    let admin = node.admin().expect("the admin address");
+    let answer = http::request(admin, "PUT", &format!("/realms/{name}"), "").expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer: Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(answer["in_force"], true, "{answer}");
+}
+
+/// Joins the realm, as soon as the node knows it.
+fn join(node: &Node, realm: &str) -> Client {
+    eventually(&format!("{realm} can be joined"), || {
+        let mut client = Client::connect(node, WIRE);
+        client.send(&json!([1, realm, {"roles": {"subscriber": {}}}]));
+        (client.recv()[0] == 2).then_some(client)
+    })
+}
+
+#[test]
+fn a_realm_made_on_one_node_is_usable_on_the_others_at_once_and_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = key_file(folder.path());
+    let mut nodes = cluster(&keys, 3);
+    let mut times = vec![];
+    for number in 0..10 {
+        let realm = format!("com.example.realm{number}");
+        put_realm(&nodes[number % 3], &realm);
+        let began = Instant::now();
+        for node in &nodes {
+            drop(join(node, &realm));
+        }
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("from in force on one node to joined on all three, once each: {times:?}");
+    assert!(times[5] < Duration::from_secs(2), "{times:?}");
+
+    let names = |node: &Node| -> Vec<String> {
+        let realms = get(node, "/realms")["realms"].as_array().expect("realms").clone();
+        realms.iter().map(|realm| realm["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    nodes[1].kill_control();
+    put_realm(&nodes[0], "com.example.meanwhile");
+    nodes[1].start_control();
+    assert!(names(&nodes[1]).contains(&"com.example.meanwhile".to_owned()), "ready means that it has all");
+    let admin = nodes[1].admin().expect("the admin address");
+    let removed = http::request(admin, "DELETE", "/realms/com.example.realm0", "").expect("an answer");
+    assert_eq!(removed.status, 200, "{}", removed.body);
+    for node in &nodes {
+        eventually("the removal is everywhere", || {
+            (!names(node).contains(&"com.example.realm0".to_owned())).then_some(())
+        });
+    }
+}
+
+#[test]
+fn events_and_calls_cross_nodes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = key_file(folder.path());
+    let mut nodes = cluster(&keys, 2);
+    let mut subscriber = Client::join(&nodes[1], WIRE);
+    subscriber.subscribe("com.example.topic");
+    subscriber.register("com.example.procedure");
+    let mut publisher = Client::join(&nodes[0], WIRE);
+    let began = Instant::now();
+    let event = eventually("an event crosses", || {
+        publisher.publish("com.example.topic", &json!([1]));
+        subscriber.wait_for(Instant::now() + Duration::from_millis(20), |message| message[0] == 36)
+    });
+    println!("from subscribed to an event from the other node: {:?}", began.elapsed());
+    assert_eq!(event[4], json!([1]));
+    let call = |caller: &mut Client, callee: &mut Client| {
+        let request = caller.request(json!([48, 0, {}, "com.example.procedure", [5]]));
+        let invocation = callee.invocation();
+        callee.send(&json!([70, invocation[1], {}, [6]]));
+        assert_eq!(caller.reply(request), json!([50, request, {}, [6]]));
+    };
+    call(&mut publisher, &mut subscriber);
+
+    // Control planes come and go; clients notice nothing.
+    for node in &mut nodes {
+        node.kill_control();
+        node.start_control();
+        call(&mut publisher, &mut subscriber);
+    }
+}
