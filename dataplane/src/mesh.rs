@@ -116,6 +116,8 @@ pub(crate) enum Item {
         topic: Span,
         publication: u64,
         payload: PayloadSpan,
+        /// The whole message for subscribers of exactly this topic, as another node encoded it.
+        event: Option<Span>,
     },
     Call {
         realm: RealmId,
@@ -191,6 +193,23 @@ impl Batch {
         PayloadSpan { serializer, args, kwargs }
     }
 
+    /// Puts a message with its payload in it.
+    pub(crate) fn put_event(
+        &mut self,
+        serializer: Serializer,
+        event: &[u8],
+        payload: Payload<'_>,
+    ) -> (Span, PayloadSpan) {
+        let whole = self.put(event);
+        let part = |part: &[u8]| {
+            let at = part.as_ptr().addr() - event.as_ptr().addr();
+            debug_assert!(at + part.len() <= event.len(), "a payload is in its event");
+            Span { start: whole.start + at as u32, len: part.len() as u32 }
+        };
+        let (args, kwargs) = (payload.args.map(part), payload.kwargs.map(part));
+        (whole, PayloadSpan { serializer, args, kwargs })
+    }
+
     pub(crate) fn put_route(
         &mut self,
         realm: RealmId,
@@ -232,9 +251,13 @@ mod tests {
         let payload = Payload { args: Some(b"\x91\x01"), kwargs: None };
         let topic = batch.put(b"a.b");
         let span = batch.put_payload(Serializer::MsgPack, payload);
-        batch.push(Item::Publish { realm: RealmId(1), topic, publication: 9, payload: span });
+        batch.push(Item::Publish { realm: RealmId(1), topic, publication: 9, payload: span, event: None });
         assert_eq!(batch.text(topic), "a.b");
         assert_eq!(batch.payload(span), payload);
+        let event = b"..\x91\x01..";
+        let inside = Payload { args: Some(&event[2..4]), kwargs: Some(&event[4..4]) };
+        let (whole, span) = batch.put_event(Serializer::MsgPack, event, inside);
+        assert_eq!((batch.bytes(whole), batch.payload(span)), (&event[..], inside));
         assert_eq!(batch.len(), 1);
         batch.clear();
         assert!(batch.is_empty() && batch.bytes_len() == 0);

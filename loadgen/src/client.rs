@@ -14,6 +14,7 @@ use common::transport::{
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{Message, OwnedValue, Serializer, WireError, decode};
+use std::net::SocketAddr;
 
 /// What a session does before it counts as ready.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +42,8 @@ pub enum Opening {
 /// Everything needed to open a connection, again and again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientPlan {
+    /// Another node than the target's.
+    pub address: Option<SocketAddr>,
     pub framing: Framing,
     pub serializer: Serializer,
     pub opening: Opening,
@@ -400,7 +403,7 @@ mod tests {
             path: "/ws".into(),
             setup,
         };
-        ClientPlan { framing, serializer, opening }
+        ClientPlan { address: None, framing, serializer, opening }
     }
 
     /// A router's side of a connection, just enough to script it.
@@ -557,7 +560,8 @@ mod tests {
     #[test]
     fn a_relay_connection_is_established_by_its_preamble() {
         let opening = Opening::Relay { preamble: *b"RLY1\x01\0\x05\0" };
-        let plan = ClientPlan { framing: Framing::RawSocket, serializer: Serializer::MsgPack, opening };
+        let (framing, serializer) = (Framing::RawSocket, Serializer::MsgPack);
+        let plan = ClientPlan { address: None, framing, serializer, opening };
         let mut out = Vec::new();
         let mut client = Client::open(&plan, 4, &mut out);
         assert!(client.is_established());

@@ -229,7 +229,7 @@ impl Driver {
     }
 
     fn connect(&self, index: usize) -> Result<OwnedFd, IoError> {
-        let address = self.target.address;
+        let address = self.plans[index].address.unwrap_or(self.target.address);
         let failed = |error: Errno| IoError::Connect { address, source: error.into() };
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

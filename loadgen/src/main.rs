@@ -151,7 +151,11 @@ fn execute_parts<W: Workload>(
         warmup: common.warmup,
         duration: common.duration,
         patience: common.patience,
-        settle: if relay { RELAY_SETTLE } else { Duration::ZERO },
+        settle: match common.far_address {
+            Some(_) => FAR_SETTLE,
+            None if relay => RELAY_SETTLE,
+            None => Duration::ZERO,
+        },
         cpus: common.pin.clone(),
         spin: common.spin,
         progress: !common.quiet,
@@ -180,7 +184,7 @@ fn find_router(common: &Common, relay: bool) -> Result<Option<RouterProcess>, Fa
             }
         },
     };
-    Ok(pid.map(|pid| RouterProcess { pid }))
+    Ok(pid.map(|pid| RouterProcess { pid, far: common.far_router_pid }))
 }
 
 /// Writes the JSON where it was asked for; true when that was the standard output.
@@ -212,5 +216,7 @@ fn describe_transport(common: &Common, endpoint: &Endpoint) -> String {
     format!("{transport} {:?}", common.serializer)
 }
 
+/// The other node learns a little later what is subscribed to and registered.
+const FAR_SETTLE: Duration = Duration::from_secs(1);
 /// A relay acknowledges nothing: time for it to take in who is who.
 const RELAY_SETTLE: Duration = Duration::from_millis(200);

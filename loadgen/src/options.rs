@@ -116,6 +116,12 @@ pub struct Common {
     /// Where to connect: host:port [default: 127.0.0.1:18082 for RawSocket, 127.0.0.1:18080 for WebSocket].
     #[arg(long)]
     pub address: Option<String>,
+    /// Where subscribers and callees connect when that is another node of the cluster: host:port.
+    #[arg(long)]
+    pub far_address: Option<String>,
+    /// The data plane of that node, whose CPU is added to that of --router-pid.
+    #[arg(long, requires = "far_address")]
+    pub far_router_pid: Option<u32>,
     #[arg(long, default_value = "realm1")]
     pub realm: String,
     /// Measured time, for example 10s or 500ms.
@@ -206,12 +212,24 @@ impl Common {
                 (framing, self.address.clone().unwrap_or_else(|| standard.into()), "/ws".into())
             }
         };
-        let resolved = host.to_socket_addrs().map_err(|error| OptionsError(format!("{host}: {error}")))?;
-        let mut resolved: Vec<_> = resolved.collect();
-        resolved.sort_by_key(|address| !address.is_ipv4());
-        let address = *resolved.first().ok_or_else(|| OptionsError(format!("{host} has no address")))?;
+        let address = resolve(&host)?;
         Ok(Endpoint { framing, address, host, path })
     }
+
+    /// Resolves the address of the other node.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn far(&self) -> Result<Option<SocketAddr>, OptionsError> {
+        self.far_address.as_deref().map(resolve).transpose()
+    }
+}
+
+fn resolve(host: &str) -> Result<SocketAddr, OptionsError> {
+    let resolved = host.to_socket_addrs().map_err(|error| OptionsError(format!("{host}: {error}")))?;
+    let mut resolved: Vec<_> = resolved.collect();
+    resolved.sort_by_key(|address| !address.is_ipv4());
+    resolved.first().copied().ok_or_else(|| OptionsError(format!("{host} has no address")))
 }
 
 fn parse_url(url: &str) -> Result<(Framing, String, String), OptionsError> {

@@ -9,6 +9,8 @@ use std::io;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouterProcess {
     pub pid: u32,
+    /// Another node's process, whose use is added.
+    pub far: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +44,21 @@ impl RouterProcess {
     /// # Errors
     /// When the process is gone or not ours to look at.
     pub fn cpu(self) -> Result<CpuUse, ProcessError> {
-        let folder = format!("/proc/{}/task", self.pid);
+        let mut used = Self::cpu_of(self.pid)?;
+        if let Some(far) = self.far {
+            let more = Self::cpu_of(far)?;
+            used.seconds += more.seconds;
+            used.threads.extend(more.threads);
+        }
+        Ok(used)
+    }
+
+    fn cpu_of(pid: u32) -> Result<CpuUse, ProcessError> {
+        let folder = format!("/proc/{pid}/task");
         let entries =
             fs::read_dir(&folder).map_err(|source| ProcessError::Read { path: folder.clone(), source })?;
         let tids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        let exact = fs::metadata(format!("/proc/{}/schedstat", self.pid)).is_ok();
+        let exact = fs::metadata(format!("/proc/{pid}/schedstat")).is_ok();
         let mut threads: Vec<ThreadUse> = Vec::new();
         for tid in tids {
             let read = if exact { thread_schedstat(&folder, tid) } else { thread_stat(&folder, tid) };
@@ -149,7 +161,7 @@ mod tests {
 
     #[test]
     fn our_own_process_can_be_looked_at() {
-        let this = RouterProcess { pid: std::process::id() };
+        let this = RouterProcess { pid: std::process::id(), far: None };
         let before = this.cpu().unwrap();
         assert!(before.threads.len() > 1, "the test's own thread at least");
         assert!(this.memory_bytes().unwrap() > 4_096);

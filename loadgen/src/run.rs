@@ -353,7 +353,7 @@ impl<'a> Observer<'a> {
         let end_ns = measure_ns + timing.duration.as_nanos() as u64;
         let mut line = Progress::new(timing.progress, start_ns);
         line.until(measure_ns, "warm up", shared);
-        let own = RouterProcess { pid: std::process::id() };
+        let own = RouterProcess { pid: std::process::id(), far: None };
         let own_before = own.cpu().ok();
         let (before, cpu_before) = (Counts::read(shared), self.cpu());
         line.until(end_ns, "measure", shared);
@@ -484,7 +484,7 @@ mod tests {
             spin: false,
             progress: false,
         };
-        let this = RouterProcess { pid: std::process::id() };
+        let this = RouterProcess { pid: std::process::id(), far: None };
         match scenario {
             Scenario::Pubsub(options) => {
                 run(scenario::pubsub(&options, &endpoint).unwrap(), &target, &timing, Some(&this))

@@ -10,7 +10,7 @@ use crate::rpc::{self, Rpc};
 use crate::run::Part;
 use common::transport::Framing;
 use common::wire::Serializer;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// What a bare relay's connection is.
 #[derive(Clone, Copy)]
@@ -31,6 +31,8 @@ struct Connections<'a> {
     endpoint: &'a Endpoint,
     realm: &'a str,
     relay: bool,
+    /// Where those connect that subscribe or register, if that is another node.
+    far: Option<SocketAddr>,
 }
 
 impl Connections<'_> {
@@ -45,7 +47,12 @@ impl Connections<'_> {
                 setup,
             }
         };
-        ClientPlan { framing: self.endpoint.framing, serializer, opening }
+        let serves = matches!(
+            opening,
+            Opening::Session { setup: Setup::Subscribe { .. } | Setup::Register { .. }, .. }
+        );
+        let address = self.far.filter(|_| serves);
+        ClientPlan { address, framing: self.endpoint.framing, serializer, opening }
     }
 }
 
@@ -70,7 +77,12 @@ pub fn pubsub(options: &PubSubOptions, endpoint: &Endpoint) -> Result<Vec<Part<P
     let subscriber_serializer = options.common.serializer.into();
     let publisher_serializer = options.publisher_serializer.unwrap_or(options.common.serializer).into();
     let coding = Coding::for_serializers([subscriber_serializer, publisher_serializer]);
-    let connections = Connections { endpoint, realm: &options.common.realm, relay: options.load.relay };
+    let connections = Connections {
+        endpoint,
+        realm: &options.common.realm,
+        relay: options.load.relay,
+        far: options.common.far()?,
+    };
     let threads = options.common.threads.clamp(1, topics);
     let part = |thread: u32| {
         let mine = |count: u32| (0..count).filter(move |index| index % topics % threads == thread);
@@ -123,7 +135,12 @@ pub fn rpc(options: &RpcOptions, endpoint: &Endpoint) -> Result<Vec<Part<Rpc>>, 
     let caller_serializer: Serializer = options.common.serializer.into();
     let callee_serializer = options.callee_serializer.unwrap_or(options.common.serializer).into();
     let coding = Coding::for_serializers([caller_serializer, callee_serializer]);
-    let connections = Connections { endpoint, realm: &options.common.realm, relay: options.load.relay };
+    let connections = Connections {
+        endpoint,
+        realm: &options.common.realm,
+        relay: options.load.relay,
+        far: options.common.far()?,
+    };
     let threads = options.common.threads.clamp(1, callees);
     let part = |thread: u32| {
         let mine: Vec<u32> =
@@ -165,7 +182,7 @@ pub fn connect(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Vec<Part
         return refuse("--churn must be zero or a number of sessions per second");
     }
     let serializer = options.common.serializer.into();
-    let connections = Connections { endpoint, realm: &options.common.realm, relay: false };
+    let connections = Connections { endpoint, realm: &options.common.realm, relay: false, far: None };
     let threads = options.common.threads.clamp(1, options.sessions);
     let part = |thread: u32| {
         let mine: Vec<u32> = (thread..options.sessions).step_by(threads as usize).collect();

@@ -98,6 +98,8 @@ struct Event<'a> {
     topic: Option<&'a str>,
     from: Serializer,
     payload: Payload<'a>,
+    /// The whole message in `from`, as another node encoded it.
+    encoded: Option<&'a [u8]>,
     /// Subscribers here; for few, encoding in place is cheaper than encoding once and copying.
     receivers: usize,
 }
@@ -120,6 +122,9 @@ impl Scratch {
     #[inline]
     fn event(&mut self, event: &Event<'_>, to: Serializer) -> Option<&[u8]> {
         let at = to.index();
+        if let Some(encoded) = event.encoded.filter(|_| to == event.from && self.events[at].is_empty()) {
+            self.events[at].extend_from_slice(encoded);
+        }
         if self.events[at].is_empty() {
             let payload = if to == event.from {
                 event.payload
@@ -196,21 +201,23 @@ impl Shard {
         self.metrics.count(Counter::Publishes);
         let publication = self.global_id();
         let resolved = self.cache.get(at);
-        let (shards, nodes) = (resolved.shards, resolved.nodes);
+        let (shards, nodes, subscription) = (resolved.shards, resolved.nodes, resolved.subscription);
         let topics = std::mem::take(&mut resolved.topics);
         let except = if options.exclude_me { slot } else { u32::MAX };
-        self.deliver(&topics, publication, topic, from, payload, except);
+        self.deliver(&topics, publication, topic, from, payload, None, except);
         self.cache.get(at).topics = topics;
         for shard in shards.iter() {
             let realm = self.realms[realm as usize].id;
             let batch = self.mesh(shard);
             let topic = batch.put(topic.as_bytes());
             let payload = batch.put_payload(from, payload);
-            batch.push(Item::Publish { realm, topic, publication, payload });
+            batch.push(Item::Publish { realm, topic, publication, payload, event: None });
         }
         let acknowledge = options.acknowledge.then_some(request);
         let answered = !nodes.is_empty() && {
-            let event = Publication { realm, topic, publication, serializer: from, payload, acknowledge };
+            let serializer = from;
+            let event =
+                Publication { realm, topic, subscription, publication, serializer, payload, acknowledge };
             self.relay_publish(slot, nodes, &event)
         };
         if options.acknowledge && !answered {
@@ -228,10 +235,11 @@ impl Shard {
         publication: u64,
         from: Serializer,
         payload: Payload<'_>,
+        event: Option<&[u8]>,
     ) {
         let Some(at) = self.topic_route(realm, topic) else { return };
         let topics = std::mem::take(&mut self.cache.get(at).topics);
-        self.deliver(&topics, publication, topic, from, payload, u32::MAX);
+        self.deliver(&topics, publication, topic, from, payload, event, u32::MAX);
         self.cache.get(at).topics = topics;
     }
 
@@ -242,13 +250,19 @@ impl Shard {
         let resolved = self.cache.get(at);
         let shards = resolved.shards;
         let topics = std::mem::take(&mut resolved.topics);
-        self.deliver(&topics, frame.id, topic, from, payload, u32::MAX);
+        self.deliver(&topics, frame.id, topic, from, payload, frame.event, u32::MAX);
         self.cache.get(at).topics = topics;
         for shard in shards.iter() {
             let batch = self.mesh(shard);
             let topic = batch.put(topic.as_bytes());
-            let payload = batch.put_payload(from, payload);
-            batch.push(Item::Publish { realm: frame.realm, topic, publication: frame.id, payload });
+            let (event, payload) = match frame.event {
+                Some(event) => {
+                    let (event, payload) = batch.put_event(from, event, payload);
+                    (Some(event), payload)
+                }
+                None => (None, batch.put_payload(from, payload)),
+            };
+            batch.push(Item::Publish { realm: frame.realm, topic, publication: frame.id, payload, event });
         }
     }
 
@@ -282,7 +296,8 @@ impl Shard {
         Some(self.cache.put(realm, RouteKind::Topic, topic, version, resolved))
     }
 
-    /// Queues an event to every subscriber here of `topics`, except the connection in slot `except`.
+    /// Queues an event to every subscriber here of `topics`, except the connection in slot `except`. `encoded`: the
+    /// message for subscribers of exactly this topic, if it came as one.
     fn deliver(
         &mut self,
         topics: &[u32],
@@ -290,6 +305,7 @@ impl Shard {
         topic: &str,
         from: Serializer,
         payload: Payload<'_>,
+        encoded: Option<&[u8]>,
         except: u32,
     ) {
         let scratch = &mut self.scratch;
@@ -303,6 +319,7 @@ impl Shard {
                 topic: (subscription.policy != Match::Exact).then_some(topic),
                 from,
                 payload,
+                encoded: encoded.filter(|_| subscription.policy == Match::Exact),
                 receivers: subscription.subscribers.len(),
             };
             let conns = &mut self.conns;
@@ -498,6 +515,12 @@ fn queue_event(
 ) -> Queued {
     if conn.dropped > 0 {
         return queue_event_after_loss(queues, scratch, event, slot, conn);
+    }
+    if let Some(message) = event.encoded
+        && conn.serializer == event.from
+        && message.len() < SHARE_BYTES_MIN
+    {
+        return queues.push(slot, conn, Class::Event, message);
     }
     if event.receivers <= 2 && conn.serializer == event.from {
         return queues.push_with(slot, conn, Class::Event, |to, out| event.write(to, out, event.payload));

@@ -150,7 +150,7 @@ mod tests {
         for node in 0..=255 {
             nodes.index(NodeId([node; 16]));
         }
-        assert_eq!(nodes.index(NodeId([7; 16])).is_some(), true);
+        assert!(nodes.index(NodeId([7; 16])).is_some());
         let mut other = [9; 16];
         other[0] = 1;
         assert_eq!(nodes.index(NodeId(other)), None, "the table is full");

@@ -25,10 +25,11 @@ impl Shard {
     #[inline]
     fn mesh_item(&mut self, from: ShardId, batch: &Batch, item: &Item) {
         match *item {
-            Item::Publish { realm, topic, publication, payload } => {
+            Item::Publish { realm, topic, publication, payload, event } => {
                 let realm = self.realm_of(realm);
                 let (topic, bytes) = (batch.text(topic), batch.payload(payload));
-                self.publish_from_mesh(realm, topic, publication, payload.serializer, bytes);
+                let event = event.map(|event| batch.bytes(event));
+                self.publish_from_mesh(realm, topic, publication, payload.serializer, bytes, event);
             }
             Item::Call { realm, procedure, caller, payload, forwarded } => {
                 let realm = self.realm_of(realm);

@@ -13,7 +13,7 @@ use super::nodes::{NodeSet, Nodes};
 use super::overlay::{Source, Sources, Words};
 use super::realm::Realm;
 use crate::feed::SharedSnapshot;
-use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet};
+use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet, route_id};
 use common::snapshot::RouteView;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -157,6 +157,8 @@ pub(super) struct Resolved {
     pub shards: ShardSet,
     /// Other nodes that want the event, live ones only.
     pub nodes: NodeSet,
+    /// When there are such nodes: the id of subscriptions to exactly this topic, on all nodes.
+    pub subscription: u64,
     pub callee: Callee,
 }
 
@@ -271,10 +273,13 @@ pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &s
     folded.for_each_match(realm.id, RouteKind::Topic, uri, |policy, pattern, held| {
         add(still_wanted(held, overlay.get(policy, pattern), folded));
     });
+    let nodes = nodes.intersection(folded.live);
+    let exact = || route_id(realm.id, RouteKind::Topic, Match::Exact, uri);
     Resolved {
         topics,
         shards: shards.without(me),
-        nodes: nodes.intersection(folded.live),
+        nodes,
+        subscription: if nodes.is_empty() { 0 } else { exact() },
         callee: Callee::Nobody,
     }
 }
@@ -321,6 +326,7 @@ pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri
         topics: Vec::new(),
         shards: ShardSet::EMPTY,
         nodes: NodeSet::EMPTY,
+        subscription: 0,
         callee: best.map_or(Callee::Nobody, |(_, callee)| callee),
     }
 }
@@ -598,6 +604,7 @@ mod tests {
             topics: vec![1],
             shards: ShardSet::EMPTY,
             nodes: NodeSet::EMPTY,
+            subscription: 0,
             callee: Callee::Nobody,
         };
         let at = cache.put(0, RouteKind::Topic, "a", 1, resolved());

@@ -5,7 +5,6 @@ use super::super::nodes::NodeSet;
 use super::SCRATCH_KEEP_BYTES_MAX;
 use super::lanes::{Outgoing, Passed};
 use bytes::Bytes;
-use common::ids::{Match, RouteKind, route_id};
 use common::metrics::Counter;
 use common::relay::{Frame, Kind, Publish, put_bare};
 use common::wire::{Payload, Serializer};
@@ -18,6 +17,8 @@ const SHARE_BYTES_MIN: usize = 4_096;
 pub(in crate::shard) struct Publication<'a> {
     pub realm: u32,
     pub topic: &'a str,
+    /// Of exactly this topic.
+    pub subscription: u64,
     pub publication: u64,
     pub serializer: Serializer,
     pub payload: Payload<'a>,
@@ -40,7 +41,7 @@ impl Shard {
         let frame = Publish {
             realm,
             topic: event.topic,
-            subscription: route_id(realm, RouteKind::Topic, Match::Exact, event.topic),
+            subscription: event.subscription,
             publication: event.publication,
             wants_ack: event.acknowledge.is_some(),
             serializer: event.serializer,
