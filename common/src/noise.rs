@@ -112,6 +112,8 @@ pub enum Progress {
 /// One end of a handshake.
 pub struct Handshake {
     terms: Terms,
+    /// The channel around it; empty for none.
+    binding: Box<[u8]>,
     entropy: [u8; 32],
     state: State,
     /// The message that is coming in.
@@ -136,20 +138,37 @@ impl Handshake {
     /// Begins a handshake and appends the first message to `out`. `entropy` is secret and random, and used for one
     /// handshake only. `hello` has at most [`HELLO_BYTES_MAX`] bytes.
     pub fn initiator(terms: Terms, entropy: [u8; 32], hello: &[u8], out: &mut Vec<u8>) -> Self {
+        Self::initiator_in(terms, &[], entropy, hello, out)
+    }
+
+    /// As [`Handshake::initiator`], inside of an encrypted channel that `binding` names: both ends must be ends of the same
+    /// one, so nobody can pass a handshake on from one channel to another.
+    pub fn initiator_in(
+        terms: Terms,
+        binding: &[u8],
+        entropy: [u8; 32],
+        hello: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Self {
         assert!(hello.len() <= HELLO_BYTES_MAX, "a hello of {} bytes", hello.len());
         let key = terms.keys.first();
         let head = head(&terms, key.id());
-        let prologue = [&head, terms.env.as_bytes()].concat();
+        let prologue = [&head, terms.env.as_bytes(), binding].concat();
         let builder = builder(entropy, key.bytes(), &prologue);
         let mut state = Box::new(builder.build_initiator().expect("the pattern needs a key only"));
         out.extend_from_slice(&head);
         write_noise(out, |buffer| state.write_message(hello, buffer));
-        Self { terms, entropy, state: State::Second(state), input: Vec::new() }
+        Self { terms, binding: binding.into(), entropy, state: State::Second(state), input: Vec::new() }
     }
 
     /// Waits for a first message. `entropy` as for [`Handshake::initiator`].
     pub fn responder(terms: Terms, entropy: [u8; 32]) -> Self {
-        Self { terms, entropy, state: State::First, input: Vec::new() }
+        Self::responder_in(terms, &[], entropy)
+    }
+
+    /// As [`Handshake::responder`], inside of an encrypted channel that `binding` names.
+    pub fn responder_in(terms: Terms, binding: &[u8], entropy: [u8; 32]) -> Self {
+        Self { terms, binding: binding.into(), entropy, state: State::First, input: Vec::new() }
     }
 
     /// Takes bytes from the front of `bytes`, as many as the message at hand still needs. After [`Progress::Done`], what
@@ -213,7 +232,7 @@ impl Handshake {
                 let (head, noise) = message.split_at(HEAD_BYTES);
                 let id = KeyId(*head.last_chunk().expect("a head ends with the id"));
                 let key = self.terms.keys.by_id(id).ok_or(NoiseError::UnknownKey)?;
-                let prologue = [head, self.terms.env.as_bytes()].concat();
+                let prologue = [head, self.terms.env.as_bytes(), &self.binding].concat();
                 let builder = builder(self.entropy, key.bytes(), &prologue);
                 let mut state = Box::new(builder.build_responder().expect("the pattern needs a key only"));
                 let hello = read_noise(&noise[2..], |noise, buffer| state.read_message(noise, buffer))?;
@@ -594,6 +613,21 @@ mod tests {
         };
         assert_ne!(opening(first), opening(second));
         assert!(!format!("{entropy:?}").contains('['));
+    }
+
+    #[test]
+    fn ends_of_different_channels_do_not_meet() {
+        let first = |binding: &[u8]| {
+            let mut out = Vec::new();
+            Handshake::initiator_in(terms(&[1], "e"), binding, [1; 32], b"a", &mut out);
+            out
+        };
+        let mut same = Handshake::responder_in(terms(&[1], "e"), b"one", [2; 32]);
+        assert!(matches!(same.receive(&mut &first(b"one")[..]), Ok(Progress::Hello(_))));
+        for other in [&b"two"[..], b""] {
+            let mut responder = Handshake::responder_in(terms(&[1], "e"), b"one", [2; 32]);
+            assert_eq!(responder.receive(&mut &first(other)[..]).err(), Some(NoiseError::Authentic));
+        }
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use crate::cpus::{self, CpuError, Placement};
 use crate::io::link::{LinkEnd, LinkPlan, ShardPort};
 use crate::io::{Features, LinkWaker, Plan, ProbeError, Running, SpawnError};
 use crate::link::Identity;
-use crate::shard::RelayConfig;
+use crate::shard::{RelayConfig, TlsConfig, TlsError};
 use common::config::{Config, Discovery, Transport};
 use common::ids::BootEpoch;
 use common::keys::{ClusterKeys, KeyError};
@@ -87,6 +87,14 @@ pub enum BootError {
         #[source]
         source: KeyError,
     },
+    #[error("could not read {} for relay.tls", path.display())]
+    TlsFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("relay.tls cannot be used")]
+    Tls(#[from] TlsError),
     #[error("a shard failed: {reason}")]
     ShardFailed { reason: String },
 }
@@ -177,6 +185,7 @@ fn relays(config: &Config, shards: usize) -> Result<Vec<RelayConfig>, BootError>
     let keys = read_keys(&config.cluster.key_file)?;
     let env: Box<str> = config.cluster.env.as_str().into();
     let terms = Terms { keys, env, purpose: Purpose::Relay };
+    let tls = read_tls(config)?;
     (0..shards)
         .map(|_| {
             let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
@@ -188,10 +197,24 @@ fn relays(config: &Config, shards: usize) -> Result<Vec<RelayConfig>, BootError>
                 terms: terms.clone(),
                 connections: config.relay.connections as usize,
                 queue_max: config.relay.queue_max as usize,
+                tls: tls.clone(),
                 entropy: Entropy::new(seed),
             })
         })
         .collect()
+}
+
+fn read_tls(config: &Config) -> Result<Option<TlsConfig>, BootError> {
+    let relay = &config.relay;
+    if !relay.tls {
+        return Ok(None);
+    }
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| BootError::TlsFile { path: path.to_owned(), source })
+    };
+    let (certificate, key, authorities) =
+        (read(&relay.tls_certificate)?, read(&relay.tls_key)?, read(&relay.tls_authorities)?);
+    Ok(Some(TlsConfig::new(&certificate, &key, &authorities)?))
 }
 
 fn read_keys(path: &Path) -> Result<ClusterKeys, BootError> {

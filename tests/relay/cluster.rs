@@ -1,4 +1,5 @@
 //! Real data planes in this process, on loopback, and a control plane reduced to telling each what the others want.
+#![allow(dead_code, reason = "each user needs its own part")]
 
 use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, SnapshotVersion};
@@ -9,7 +10,7 @@ use common::noise::{Entropy, Purpose, Terms};
 use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp};
 use dataplane::io::{Features, Plan, ShardHandle, spawn_shards};
-use dataplane::shard::RelayConfig;
+use dataplane::shard::{RelayConfig, TlsConfig};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +58,11 @@ pub fn terms(key: u8) -> Terms {
 impl Cluster {
     /// Nodes that know of each other.
     pub fn start(nodes: usize, shards: usize, change: impl Fn(&mut Config)) -> Self {
+        Self::start_each(nodes, shards, |_, config| change(config))
+    }
+
+    /// As `start`, with a configuration for each node.
+    pub fn start_each(nodes: usize, shards: usize, change: impl Fn(usize, &mut Config)) -> Self {
         let mut states = Vec::new();
         let mut started = Vec::new();
         for index in 0..nodes {
@@ -146,7 +152,7 @@ impl Drop for Cluster {
     }
 }
 
-fn start(index: usize, shards: usize, change: &impl Fn(&mut Config)) -> (Node, State) {
+fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (Node, State) {
     let listener = |transport, path: &str| Listener {
         transport,
         address: "127.0.0.1:0".parse().expect("an address"),
@@ -160,7 +166,7 @@ fn start(index: usize, shards: usize, change: &impl Fn(&mut Config)) -> (Node, S
         ..Config::default()
     };
     config.relay.address = Some("127.0.0.1:0".parse().expect("an address"));
-    change(&mut config);
+    change(index, &mut config);
     let epoch = BootEpoch(1_000 + index as u64);
     let relay = |shard: usize| {
         let mut seed = [index as u8 + 1; 32];
@@ -169,6 +175,7 @@ fn start(index: usize, shards: usize, change: &impl Fn(&mut Config)) -> (Node, S
             terms: terms(7),
             connections: config.relay.connections as usize,
             queue_max: config.relay.queue_max as usize,
+            tls: config.relay.tls.then(|| tls(&config)),
             entropy: Entropy::new(seed),
         }
     };
@@ -203,6 +210,24 @@ fn start(index: usize, shards: usize, change: &impl Fn(&mut Config)) -> (Node, S
     feed(&state, &FeedDown::Snapshot(Arc::new(snapshot(epoch, shards))));
     (node, state)
 }
+
+/// Keys and certificates made for these tests, good for a hundred years.
+fn tls(config: &Config) -> TlsConfig {
+    let other = config.relay.tls_authorities.ends_with("other");
+    let (certificate, key, authority) = if other {
+        (OTHER_CERTIFICATE, OTHER_KEY, OTHER_AUTHORITY)
+    } else {
+        (OWN_CERTIFICATE, OWN_KEY, OWN_AUTHORITY)
+    };
+    TlsConfig::new(certificate, key, authority).expect("good files")
+}
+
+pub const OWN_CERTIFICATE: &[u8] = include_bytes!("tls/own-node.pem");
+pub const OWN_KEY: &[u8] = include_bytes!("tls/own-node.key");
+pub const OWN_AUTHORITY: &[u8] = include_bytes!("tls/own-authority.pem");
+pub const OTHER_CERTIFICATE: &[u8] = include_bytes!("tls/other-node.pem");
+pub const OTHER_KEY: &[u8] = include_bytes!("tls/other-node.key");
+pub const OTHER_AUTHORITY: &[u8] = include_bytes!("tls/other-authority.pem");
 
 fn snapshot(epoch: BootEpoch, shards: usize) -> Snapshot<bytes::Bytes> {
     let source = Source {

@@ -330,6 +330,75 @@ fn a_silent_node_is_noticed_and_its_calls_end() {
 }
 
 #[test]
+fn calls_and_events_cross_in_tls() {
+    let cluster = Cluster::start(2, 2, |config| config.relay.tls = true);
+    cluster.wait_connected(&[0, 1]);
+    let [here, there] = &cluster.nodes[..] else { unreachable!() };
+    let mut callee = join(there, Wire::PLAIN);
+    callee.register("com.example.p");
+    callee.subscribe("com.example.p");
+    let mut caller = join(here, Wire::raw(Serializer::Json));
+    let result = call_until_known(&mut caller, "com.example.p", &mut callee, &json!(["é"]));
+    assert_eq!(result[3], json!(["é"]));
+    publish_until_known(&mut caller, "com.example.p", &mut callee);
+    // Longer than any record of TLS, and than what one operation sends.
+    for size in [20_000, 900_000] {
+        let text = "x".repeat(size);
+        caller.publish("com.example.p", &json!([text]));
+        assert_eq!(callee.event()[4], json!([text]));
+    }
+    for number in 0..200 {
+        caller.publish("com.example.p", &json!([number]));
+    }
+    for number in 0..200 {
+        assert_eq!(callee.event()[4], json!([number]), "in order");
+    }
+    // What crosses is not in the clear: whoever speaks without TLS is not even answered.
+    let mut stream = TcpStream::connect(there.relay).expect("connected");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let mut first = Vec::new();
+    Handshake::initiator(terms(7), [8; 32], &hello(&cluster, 1).bytes(), &mut first);
+    stream.write_all(&first).expect("written");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.len() < 10 && answer.first().is_none_or(|first| *first == 21), "an alert: {answer:?}");
+}
+
+#[test]
+fn a_certificate_of_another_authority_makes_no_node() {
+    let cluster = Cluster::start_each(2, 1, |node, config| {
+        config.relay.tls = true;
+        if node == 1 {
+            config.relay.tls_authorities = "other".into();
+        }
+    });
+    for node in 0..2 {
+        eventually("connections are refused", || {
+            (cluster.counter(node, Counter::RelayHandshakesFailed) > 2).then_some(())
+        });
+        assert_eq!(cluster.counter(node, Counter::RelayHandshakes), 0);
+    }
+}
+
+#[test]
+fn pem_files_that_do_not_fit_are_refused() {
+    use cluster::{OTHER_KEY, OWN_AUTHORITY, OWN_CERTIFICATE, OWN_KEY};
+    let refused = |certificate, key, authority| {
+        dataplane::shard::TlsConfig::new(certificate, key, authority).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(OWN_CERTIFICATE, OWN_KEY, OWN_AUTHORITY), None);
+    for (certificate, key, authority) in [
+        (OWN_CERTIFICATE, OTHER_KEY, OWN_AUTHORITY),
+        (OWN_KEY, OWN_KEY, OWN_AUTHORITY),
+        (OWN_CERTIFICATE, OWN_CERTIFICATE, OWN_AUTHORITY),
+        (OWN_CERTIFICATE, OWN_KEY, b"".as_slice()),
+        (b"-----BEGIN CERTIFICATE-----\n!!".as_slice(), OWN_KEY, OWN_AUTHORITY),
+    ] {
+        assert!(refused(certificate, key, authority).is_some());
+    }
+}
+
+#[test]
 fn a_drained_node_ends_its_sessions_first_and_then_its_relay() {
     let cluster = Cluster::start(2, 1, |_| {});
     cluster.wait_connected(&[0, 1]);

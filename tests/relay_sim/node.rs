@@ -216,6 +216,7 @@ fn config(
             terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
             connections,
             queue_max: 64 << 20,
+            tls: None,
             entropy: Entropy::new(entropy),
         }),
         memory_max: 1 << 30,

@@ -44,7 +44,7 @@ use nodes::Nodes;
 use outbound::Pool;
 use realm::{Procedure, Realm, Topic};
 use relay::Relay;
-pub use relay::RelayConfig;
+pub use relay::{RelayConfig, TlsConfig, TlsError};
 use routes::{Cache, Folded};
 use slab::Slab;
 use std::collections::VecDeque;

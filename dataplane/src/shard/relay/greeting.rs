@@ -2,6 +2,7 @@
 
 use super::super::Shard;
 use super::link::{Phase, Role};
+use super::tls::Tls;
 use super::{FINISH_TIME, PING_INTERVAL};
 use common::ids::BootEpoch;
 use common::metrics::Counter;
@@ -18,6 +19,75 @@ enum Greeted {
 }
 
 impl Shard {
+    /// Begins the handshake of a new link, or that of TLS before it. False, and the link is forgotten: neither can begin.
+    pub(super) fn relay_begin(&mut self, slot: u32) -> bool {
+        let Some(link) = self.relay.links.get_mut(&slot) else { return false };
+        let Some(config) = &self.relay.config else { return false };
+        let Some(tls) = &config.tls else {
+            self.relay_first(slot, &[]);
+            return true;
+        };
+        let tls = if link.role == Role::Guest { Tls::server(tls) } else { Tls::client(tls) };
+        match tls {
+            Ok(tls) => {
+                link.tls = Some(Box::new(tls));
+                self.relay.mark_dirty(slot);
+            }
+            Err(error) => {
+                tracing::error!(%error, "TLS cannot begin");
+                let deadline = self.now;
+                self.relay_close(slot, deadline);
+            }
+        }
+        true
+    }
+
+    /// Bytes of a link with TLS.
+    pub(super) fn relay_unseal(&mut self, slot: u32, bytes: &[u8]) {
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(tls) = &mut link.tls else { return };
+        let mut plain = Vec::new();
+        let opened = tls.open(bytes, &mut plain);
+        let binding = match link.phase {
+            Phase::Securing if !tls.is_greeting() => tls.binding().ok(),
+            _ => None,
+        };
+        if let Err(error) = opened {
+            let role = link.role;
+            tracing::debug!(%error, ?role, "TLS of a relay connection failed");
+            // The other end is told by the alert that waits to be sent.
+            let deadline = self.now + FINISH_TIME;
+            return self.relay_close(slot, deadline);
+        }
+        if let Some(binding) = binding {
+            self.relay_first(slot, &binding);
+        }
+        if !plain.is_empty() {
+            self.relay_input(slot, &plain);
+        }
+        self.relay.mark_dirty(slot);
+    }
+
+    /// Begins the handshake, in a channel that `binding` names.
+    fn relay_first(&mut self, slot: u32, binding: &[u8]) {
+        let Some(config) = &mut self.relay.config else { return };
+        let (connections, terms, entropy) = (config.connections, config.terms.clone(), config.entropy.draw());
+        let Some(role) = self.relay.links.get(&slot).map(|link| link.role) else { return };
+        let mut first = Vec::new();
+        let handshake = match role {
+            Role::Guest => Handshake::responder_in(terms, binding, entropy),
+            Role::Lane(at) => {
+                let Some(lane) = self.relay.lanes[at].as_ref() else { return };
+                let hello = self.relay_hello(lane.epoch, at % connections, lane.attempt);
+                Handshake::initiator_in(terms, binding, entropy, &hello.bytes(), &mut first)
+            }
+        };
+        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        link.phase = Phase::Greeting(Box::new(handshake));
+        self.relay.queued_bytes += link.out.append(&mut self.pool, |out| out.extend_from_slice(&first));
+        self.relay.mark_dirty(slot);
+    }
+
     /// Bytes of a link that is not open yet.
     pub(super) fn relay_greet(&mut self, slot: u32, bytes: &[u8]) {
         let Some(link) = self.relay.links.get_mut(&slot) else { return };

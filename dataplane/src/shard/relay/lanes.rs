@@ -10,7 +10,6 @@ use crate::shard::Dial;
 use bytes::Bytes;
 use common::ids::BootEpoch;
 use common::metrics::Counter;
-use common::noise::Handshake;
 use common::uri::wamp;
 use hashbrown::HashMap;
 use std::net::SocketAddr;
@@ -38,6 +37,8 @@ pub(super) struct Lane {
     pub address: SocketAddr,
     pub epoch: BootEpoch,
     pub state: LaneState,
+    /// Number of the last attempt that was answered.
+    pub attempt: u64,
     /// Attempts since a link was open.
     failures: u32,
     /// Since when no link has been open.
@@ -130,6 +131,7 @@ impl Shard {
             address,
             epoch,
             state: LaneState::Waiting { until: self.now },
+            attempt: 0,
             failures: 0,
             down_since: self.now,
             held: Outbound::default(),
@@ -158,21 +160,14 @@ impl Shard {
     pub(super) fn lane_connected(&mut self, dial: Dial, conn: ConnId) -> bool {
         let Some(at) = self.dialing(dial) else { return false };
         let Some(lane) = self.relay.lanes[at].as_mut() else { return false };
-        let epoch = lane.epoch;
         lane.state = LaneState::Linked { slot: conn.slot, open: false };
-        let Some(config) = &mut self.relay.config else { return false };
-        let (connections, terms, entropy) = (config.connections, config.terms.clone(), config.entropy.draw());
-        let hello = self.relay_hello(epoch, at % connections, dial.0).bytes();
-        let mut first = Vec::new();
-        let handshake = Handshake::initiator(terms, entropy, &hello, &mut first);
+        lane.attempt = dial.0;
         let deadline = self.now + GREETING_MAX;
         let (id, role) = (self.relay.link_id(), Role::Lane(at));
-        let mut link = Link::new(conn.generation, id, role, handshake, self.now, deadline, &self.hasher);
-        self.relay.queued_bytes += link.out.append(&mut self.pool, |out| out.extend_from_slice(&first));
+        let link = Link::new(conn.generation, id, role, self.now, deadline, &self.hasher);
         self.relay.links.insert(conn.slot, Box::new(link));
         self.relay.look_at(deadline);
-        self.relay.mark_dirty(conn.slot);
-        true
+        self.relay_begin(conn.slot)
     }
 
     pub(super) fn lane_dial_failed(&mut self, dial: Dial) {

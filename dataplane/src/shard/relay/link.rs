@@ -2,6 +2,7 @@
 
 use super::super::conn::IdMap;
 use super::super::outbound::Outbound;
+use super::tls::Tls;
 use crate::mesh::LaneName;
 use common::noise::Handshake;
 use foldhash::fast::RandomState;
@@ -20,6 +21,8 @@ pub(super) enum Role {
 /// Where a link is in its life.
 #[derive(Debug)]
 pub(super) enum Phase {
+    /// The handshake of TLS, before ours.
+    Securing,
     /// The handshake.
     Greeting(Box<Handshake>),
     /// Frames.
@@ -30,6 +33,7 @@ pub(super) enum Phase {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PhaseName {
+    Securing,
     Greeting,
     Open,
     Closing,
@@ -42,6 +46,7 @@ pub(super) struct Link {
     pub id: u64,
     pub role: Role,
     pub phase: Phase,
+    pub tls: Option<Box<Tls>>,
     /// A guest's lane at the other end, and the number of this attempt.
     pub lane: Option<(LaneName, u64)>,
     /// The other end has proved who it is.
@@ -75,7 +80,6 @@ impl Link {
         generation: u32,
         id: u64,
         role: Role,
-        handshake: Handshake,
         now: Instant,
         deadline: Instant,
         hasher: &RandomState,
@@ -84,7 +88,8 @@ impl Link {
             generation,
             id,
             role,
-            phase: Phase::Greeting(Box::new(handshake)),
+            phase: Phase::Securing,
+            tls: None,
             lane: None,
             greeted: false,
             dirty: false,
@@ -106,10 +111,17 @@ impl Link {
     #[inline]
     pub fn phase_name(&self) -> PhaseName {
         match self.phase {
+            Phase::Securing => PhaseName::Securing,
             Phase::Greeting(_) => PhaseName::Greeting,
             Phase::Open => PhaseName::Open,
             Phase::Closing => PhaseName::Closing,
         }
+    }
+
+    /// There is something to send.
+    #[inline]
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_send())
     }
 
     /// Bytes that wait for the other end.

@@ -20,9 +20,10 @@ mod lanes;
 mod link;
 mod succession;
 mod timers;
+mod tls;
 
 use super::conn::IdMap;
-use super::{ConnId, Flow, Output, SendBuf, Shard};
+use super::{ConnId, Flow, Output, Segment, SendBuf, Shard};
 use crate::shard::Dial;
 use acks::Ack;
 use common::ids::ID_MAX;
@@ -35,6 +36,7 @@ use lanes::Lane;
 use link::{Link, Phase, Role};
 use std::time::{Duration, Instant};
 use succession::Succession;
+pub use tls::{TlsConfig, TlsError};
 
 /// What a shard of a cluster is made from.
 #[derive(Clone, Debug)]
@@ -45,6 +47,8 @@ pub struct RelayConfig {
     pub connections: usize,
     /// Bytes that may be queued for one other node.
     pub queue_max: usize,
+    /// None: links are not encrypted.
+    pub tls: Option<TlsConfig>,
     /// Of this shard alone.
     pub entropy: Entropy,
 }
@@ -184,19 +188,18 @@ impl Shard {
             self.config.limits.logins_pending_max.div_ceil(self.config.shards as u32) as usize;
         let relay = &mut self.relay;
         let full = relay.strangers >= strangers_max || relay.guests >= GUESTS_MAX;
-        let Some(config) = relay.config.as_mut().filter(|_| !full && !self.draining) else {
+        if relay.config.is_none() || full || self.draining {
             self.metrics.count(Counter::ConnectionsRefused);
             return false;
-        };
-        let handshake = common::noise::Handshake::responder(config.terms.clone(), config.entropy.draw());
+        }
         let deadline = self.now + self.config.timeouts.login;
         let id = relay.link_id();
-        let link = Link::new(conn.generation, id, Role::Guest, handshake, self.now, deadline, &self.hasher);
+        let link = Link::new(conn.generation, id, Role::Guest, self.now, deadline, &self.hasher);
         relay.links.insert(conn.slot, Box::new(link));
         relay.strangers += 1;
         relay.guests += 1;
         relay.look_at(deadline);
-        true
+        self.relay_begin(conn.slot)
     }
 
     /// Bytes came on a connection that is no client's.
@@ -205,17 +208,27 @@ impl Shard {
         let now = self.now;
         let Some(link) = self.relay.link_mut(conn) else { return Flow::Continue };
         link.heard = now;
-        let phase = link.phase_name();
         self.metrics.add(Counter::RelayBytesReceived, bytes.len() as u64);
         self.fed = common::ids::ShardSet::EMPTY;
-        match phase {
-            link::PhaseName::Greeting => self.relay_greet(conn.slot, bytes),
-            link::PhaseName::Open => self.relay_frames(conn.slot, bytes),
-            link::PhaseName::Closing => {}
+        if link.tls.is_some() {
+            self.relay_unseal(conn.slot, bytes);
+        } else {
+            self.relay_input(conn.slot, bytes);
         }
         self.hold_relay_partial(conn);
         self.bury();
         self.flow(conn)
+    }
+
+    /// Bytes of the other end's shard.
+    #[inline]
+    fn relay_input(&mut self, slot: u32, bytes: &[u8]) {
+        let Some(link) = self.relay.links.get(&slot) else { return };
+        match link.phase_name() {
+            link::PhaseName::Greeting => self.relay_greet(slot, bytes),
+            link::PhaseName::Open => self.relay_frames(slot, bytes),
+            link::PhaseName::Securing | link::PhaseName::Closing => {}
+        }
     }
 
     /// Counts what a link has sent of an incomplete frame; as for clients.
@@ -250,15 +263,22 @@ impl Shard {
         let Some(link) = self.relay.link_mut(conn) else { return SendBuf::default() };
         link.sending_bytes = link.out.bytes();
         link.events_queued = 0;
-        self.metrics.add(Counter::RelayBytesSent, link.sending_bytes as u64);
-        link.out.take(&mut self.pool)
+        let mut buf = link.out.take(&mut self.pool);
+        if let Some(tls) = &mut link.tls {
+            buf.segments.iter().for_each(|segment| tls.write(segment.as_slice()));
+            self.pool.recycle(buf);
+            buf = SendBuf { segments: vec![Segment::Owned(tls.take())] };
+        }
+        let bytes: usize = buf.segments.iter().map(|segment| segment.as_slice().len()).sum();
+        self.metrics.add(Counter::RelayBytesSent, bytes as u64);
+        buf
     }
 
     pub(super) fn relay_sent(&mut self, conn: ConnId, ok: bool) {
         let Some(link) = self.relay.link_mut(conn) else { return };
         link.sending = false;
         let sent = std::mem::take(&mut link.sending_bytes);
-        let more = !link.out.is_empty() || matches!(link.phase, Phase::Closing);
+        let more = link.has_output() || matches!(link.phase, Phase::Closing);
         self.relay.queued_bytes -= sent;
         if !ok {
             self.relay_drop(conn.slot);
@@ -278,7 +298,7 @@ impl Shard {
             if link.sending {
                 continue;
             }
-            if !link.out.is_empty() {
+            if link.has_output() {
                 link.sending = true;
                 return Some(Output::Send(ConnId { slot, generation: link.generation }));
             }

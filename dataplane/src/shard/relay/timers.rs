@@ -46,7 +46,7 @@ impl Shard {
         let link = self.relay.links.get_mut(&slot)?;
         let silent_at = if link.paused { now + SILENCE_MAX } else { link.heard + SILENCE_MAX };
         let ends_at = match link.phase_name() {
-            PhaseName::Greeting | PhaseName::Closing => link.deadline,
+            PhaseName::Securing | PhaseName::Greeting | PhaseName::Closing => link.deadline,
             PhaseName::Open => silent_at,
         };
         if ends_at <= now {
