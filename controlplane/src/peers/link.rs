@@ -86,6 +86,8 @@ struct Pings {
     next_at: Instant,
     /// When the peer was heard, or we stood still.
     heard_at: Instant,
+    /// We do not read, so we cannot hear.
+    deaf: bool,
     rtt: Option<Duration>,
 }
 
@@ -127,6 +129,7 @@ impl Link {
                 asked_at: None,
                 next_at: now,
                 heard_at: now,
+                deaf: false,
                 rtt: None,
             },
             began: now,
@@ -242,6 +245,12 @@ impl Link {
     fn violation(&mut self, what: &'static str) -> End {
         self.stage = Stage::Over;
         End::Down(DownReason::Violation(what))
+    }
+
+    /// The driver stops reading, because nobody takes what has come, or goes on: meanwhile the peer's silence is ours.
+    pub fn set_deaf(&mut self, now: Instant, deaf: bool) {
+        self.pings.deaf = deaf;
+        self.pings.heard_at = now;
     }
 
     /// The next event, none when more bytes are needed.
@@ -390,9 +399,10 @@ impl Pings {
         }
         if self.next_at <= now {
             self.next_at = now + PING_PERIOD;
+            // Also when one is under way: a peer that cannot answer, because it is busy or we do not read, hears us.
+            self.ping = true;
             if self.asked_at.is_none() {
                 self.number += 1;
-                self.ping = true;
                 self.asked_at = Some(now);
             }
         }
@@ -400,7 +410,8 @@ impl Pings {
     }
 
     fn silent_at(&self) -> Option<Instant> {
-        self.asked_at.map(|asked_at| asked_at.max(self.heard_at) + SILENCE_MAX)
+        let asked_at = self.asked_at.filter(|_| !self.deaf)?;
+        Some(asked_at.max(self.heard_at) + SILENCE_MAX)
     }
 
     fn deadline(&self) -> Instant {

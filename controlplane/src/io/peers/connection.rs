@@ -4,7 +4,7 @@ use super::{PeerEvent, Report, Shared, SwimPacket, lock};
 use crate::io::driver::sleep_until;
 use crate::peers::link::{End, Event};
 use crate::peers::table::ConnectionId;
-use crate::peers::{Channel, DownReason, Link, READ_BYTES, Refusal};
+use crate::peers::{Channel, DownReason, Link, Refusal};
 use bytes::Bytes;
 use common::ids::NodeId;
 use std::net::SocketAddr;
@@ -84,10 +84,12 @@ impl Connection {
     }
 
     async fn read(&self, reader: &mut ReadHalf<'_>) -> End {
-        let mut buffer = vec![0; READ_BYTES];
+        let mut buffer = vec![];
         let mut peer = None;
         loop {
+            // Short until the peer has proved that it holds a key.
             let bytes_max = lock(&self.cell.link).read_bytes_max();
+            buffer.resize(bytes_max.max(buffer.len()), 0);
             let bytes = match reader.read(&mut buffer[..bytes_max]).await {
                 Ok(0) => return End::Down(DownReason::Closed),
                 Ok(bytes) => bytes,
@@ -125,7 +127,7 @@ impl Connection {
                 let report = Report::Hello { connection: self.id, hello };
                 self.report.send(report).await.map_err(|_| gone())?;
                 let mut order = self.order.clone();
-                let go = order.wait_for(|order| *order == Order::Go).await.is_ok();
+                let go = self.deaf(order.wait_for(|order| *order == Order::Go)).await.is_ok();
                 if go { Ok(()) } else { Err(gone()) }
             }
             Event::Frame(channel, body) => {
@@ -145,13 +147,25 @@ impl Connection {
         counts.frames_in.fetch_add(1, Relaxed);
         counts.bytes_in.fetch_add(body.len() as u64, Relaxed);
         if channel != Channel::Swim {
-            return self.events.send(PeerEvent::Frame { node, channel, body }).await;
+            return match self.events.try_send(PeerEvent::Frame { node, channel, body }) {
+                Ok(()) => Ok(()),
+                Err(mpsc::error::TrySendError::Full(event)) => self.deaf(self.events.send(event)).await,
+                Err(mpsc::error::TrySendError::Closed(event)) => Err(mpsc::error::SendError(event)),
+            };
         }
         // As in a socket whose buffer is full.
         if self.swim.try_send(SwimPacket { node, from: self.address, packet: body }).is_err() {
             counts.full_in.fetch_add(1, Relaxed);
         }
         Ok(())
+    }
+
+    /// Waits, and does not read meanwhile.
+    async fn deaf<T>(&self, wait: impl Future<Output = T>) -> T {
+        lock(&self.cell.link).set_deaf(Instant::now(), true);
+        let result = wait.await;
+        lock(&self.cell.link).set_deaf(Instant::now(), false);
+        result
     }
 
     async fn write(&self, writer: &mut WriteHalf<'_>) -> End {

@@ -260,6 +260,31 @@ fn a_dead_path_is_noticed_and_a_pause_of_our_own_is_not_one() {
     assert_eq!(pair.over, [None, None]);
 }
 
+/// One end does not read, because nobody takes what it got; both go on.
+#[test]
+fn an_end_that_is_busy_is_not_a_dead_path() {
+    let mut pair = Pair::open();
+    let now = pair.now;
+    pair.ends[1].set_deaf(now, true);
+    let mut unread = vec![];
+    for _ in 0..60 {
+        pair.now += Duration::from_secs(1);
+        let now = pair.now;
+        for index in [0, 1] {
+            assert_eq!(pair.ends[index].timeout(now), Ok(()));
+        }
+        pair.ends[0].transmit(&mut unread);
+        pair.carry(1);
+    }
+    let now = pair.now;
+    pair.ends[1].set_deaf(now, false);
+    pair.give(1, &unread);
+    pair.wait(SILENCE_MAX / 2, &[0, 1]);
+    assert_eq!(pair.over, [None, None]);
+    pair.wait(3 * SILENCE_MAX, &[1]);
+    assert_eq!(pair.over[1], Some(End::Down(DownReason::Silent)));
+}
+
 #[test]
 fn a_full_queue_takes_no_more_and_keeps_what_it_has() {
     let mut pair = Pair::open();
