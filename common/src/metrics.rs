@@ -40,6 +40,7 @@ table! {
     Events "signalbox_events_total" "" "EVENT messages queued to subscribers.";
     Calls "signalbox_calls_total" "" "CALL messages accepted.";
     Results "signalbox_results_total" "" "RESULT and ERROR answers of callees sent to callers.";
+    CallsTimedOut "signalbox_calls_timed_out_total" "" "Calls that took longer than they may.";
     CallsFailed "signalbox_calls_failed_total" "" "Calls answered with an error by the router.";
     DroppedSlow "signalbox_events_dropped_total" "reason=\"slow_receiver\"" "Events not delivered, by reason.";
     DroppedTooLarge "signalbox_events_dropped_total" "reason=\"too_large_for_receiver\"" "Events not delivered, by reason.";

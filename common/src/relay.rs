@@ -1,4 +1,4 @@
-//! Frames between the data planes of a cluster: `len u32 │ header │ URI │ data`, little-endian.
+//! Frames between the data planes of a cluster: `len u32 │ header │ URI │ extra │ data`, little-endian.
 //!
 //! The header is an archive of bytes and unaligned integers, so it is read where it was received, after one check
 //! ([`Frame::check`]) that covers every length in the frame. A publication's data is the whole EVENT message that
@@ -36,6 +36,10 @@ pub enum Kind {
     /// To be answered with a pong of the same id.
     Ping = 6,
     Pong = 7,
+    /// A call of this connection is given up; the extra says how.
+    Cancel = 8,
+    /// A further part of a call of this connection.
+    CallMore = 9,
 }
 
 /// The fixed part of a frame.
@@ -48,7 +52,7 @@ struct Header {
     flags: u8,
     reserved: u8,
     uri_bytes: u16_ule,
-    reserved_too: u16_ule,
+    extra_bytes: u16_ule,
     realm: u64_ule,
     id: u64_ule,
     /// Places in the data.
@@ -64,14 +68,18 @@ const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>(
 /// Bytes of a frame's length.
 pub const LENGTH_BYTES: usize = 4;
 /// Longest frame without its length: the largest message, its topic, and what an EVENT has beside its payload.
-pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + URI_BYTES_MAX + MESSAGE_BYTES_MAX + 1_024;
+pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + URI_BYTES_MAX + EXTRA_BYTES_MAX + MESSAGE_BYTES_MAX + 1_024;
 
 const HAS_ARGS: u8 = 1;
 const HAS_KWARGS: u8 = 2;
 const WANTS_ACK: u8 = 4;
 /// The data is a whole EVENT message.
 const IS_EVENT: u8 = 8;
-const FLAGS: u8 = HAS_ARGS | HAS_KWARGS | WANTS_ACK | IS_EVENT;
+/// A result that others follow.
+const PROGRESS: u8 = 16;
+const FLAGS: u8 = HAS_ARGS | HAS_KWARGS | WANTS_ACK | IS_EVENT | PROGRESS;
+/// Longest extra: what a call asks for, and the attributes of payload passthru mode.
+pub const EXTRA_BYTES_MAX: usize = 8_192;
 
 /// Why a frame is refused; the connection is of no use any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -97,6 +105,10 @@ pub struct Frame<'a> {
     pub id: u64,
     /// Topic, procedure or error; empty for the other kinds.
     pub uri: &'a str,
+    /// What the ends know of the content beside its payload; its form is theirs.
+    pub extra: &'a [u8],
+    /// A result that others follow.
+    pub progress: bool,
     pub payload: Payload<'a>,
     /// The whole EVENT message for subscribers of exactly this topic, which has the payload in it.
     pub event: Option<&'a [u8]>,
@@ -131,7 +143,10 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Header);
         }
         let uri_bytes = usize::from(header.uri_bytes.to_native());
-        let (uri, data) = body.split_at_checked(uri_bytes).ok_or(FrameError::Uri)?;
+        let (uri, rest) = body.split_at_checked(uri_bytes).ok_or(FrameError::Uri)?;
+        let extra_bytes = usize::from(header.extra_bytes.to_native());
+        let fits = extra_bytes <= EXTRA_BYTES_MAX;
+        let (extra, data) = rest.split_at_checked(extra_bytes).filter(|_| fits).ok_or(FrameError::Header)?;
         let has_uri = matches!(header.kind, Kind::Publish | Kind::Call | Kind::Error);
         if uri.is_empty() == has_uri || uri_bytes > URI_BYTES_MAX {
             return Err(FrameError::Uri);
@@ -157,6 +172,8 @@ impl<'a> Frame<'a> {
             realm: RealmId(header.realm.to_native()),
             id: header.id.to_native(),
             uri,
+            extra,
+            progress: header.flags & PROGRESS != 0,
             payload: Payload { args, kwargs },
             event: is_event.then_some(data),
         })
@@ -196,6 +213,7 @@ impl Publish<'_> {
             serializer: self.serializer,
             flags: IS_EVENT | ack,
             uri_bytes: self.topic.len(),
+            extra_bytes: 0,
             realm: self.realm,
             id: self.publication,
         };
@@ -203,52 +221,58 @@ impl Publish<'_> {
     }
 }
 
-/// Appends a call. `id` names it on its connection.
-pub fn put_call(
-    out: &mut Vec<u8>,
-    realm: RealmId,
-    id: u64,
-    procedure: &str,
-    from: Serializer,
-    payload: Payload<'_>,
-) {
-    put(out, Kind::Call, realm, id, procedure, from, payload);
+/// A frame with a payload that is no publication.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    pub kind: Kind,
+    pub realm: RealmId,
+    /// Names a call on its connection.
+    pub id: u64,
+    /// Procedure or error; empty for the other kinds.
+    pub uri: &'a str,
+    /// At most [`EXTRA_BYTES_MAX`] bytes.
+    pub extra: &'a [u8],
+    pub progress: bool,
+    pub serializer: Serializer,
+    pub payload: Payload<'a>,
 }
 
-/// Appends the result of call `id`.
-pub fn put_result(out: &mut Vec<u8>, id: u64, from: Serializer, payload: Payload<'_>) {
-    put(out, Kind::Result, RealmId(0), id, "", from, payload);
-}
-
-/// Appends the error that call `id` ended with.
-pub fn put_error(out: &mut Vec<u8>, id: u64, uri: &str, from: Serializer, payload: Payload<'_>) {
-    put(out, Kind::Error, RealmId(0), id, uri, from, payload);
+impl Content<'_> {
+    /// Appends the frame.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        let args = self.payload.args.unwrap_or_default();
+        let kwargs = self.payload.kwargs.unwrap_or_default();
+        debug_assert!(self.extra.len() <= EXTRA_BYTES_MAX, "what is packed into it is bounded");
+        let beside = self.uri.len() + self.extra.len();
+        out.reserve(LENGTH_BYTES + HEADER_BYTES + beside + args.len() + kwargs.len());
+        out.extend_from_slice(&[0; LENGTH_BYTES + HEADER_BYTES]);
+        out.extend_from_slice(self.uri.as_bytes());
+        out.extend_from_slice(self.extra);
+        out.extend_from_slice(args);
+        out.extend_from_slice(kwargs);
+        let head = Head {
+            kind: self.kind,
+            serializer: self.serializer,
+            flags: if self.progress { PROGRESS } else { 0 },
+            uri_bytes: self.uri.len(),
+            extra_bytes: self.extra.len(),
+            realm: self.realm,
+            id: self.id,
+        };
+        head.fill(out, start, (0, args.len()), self.payload);
+    }
 }
 
 /// Appends a frame that is an id only: [`Kind::PublishAck`], [`Kind::Ping`], [`Kind::Pong`].
 pub fn put_bare(out: &mut Vec<u8>, kind: Kind, id: u64) {
-    put(out, kind, RealmId(0), id, "", Serializer::Json, Payload::default());
+    put_with_extra(out, kind, id, &[]);
 }
 
-fn put(
-    out: &mut Vec<u8>,
-    kind: Kind,
-    realm: RealmId,
-    id: u64,
-    uri: &str,
-    serializer: Serializer,
-    payload: Payload<'_>,
-) {
-    let start = out.len();
-    let args = payload.args.unwrap_or_default();
-    let kwargs = payload.kwargs.unwrap_or_default();
-    out.reserve(LENGTH_BYTES + HEADER_BYTES + uri.len() + args.len() + kwargs.len());
-    out.extend_from_slice(&[0; LENGTH_BYTES + HEADER_BYTES]);
-    out.extend_from_slice(uri.as_bytes());
-    out.extend_from_slice(args);
-    out.extend_from_slice(kwargs);
-    let head = Head { kind, serializer, flags: 0, uri_bytes: uri.len(), realm, id };
-    head.fill(out, start, (0, args.len()), payload);
+/// Appends a frame that is an id and an extra: [`Kind::Cancel`].
+pub fn put_with_extra(out: &mut Vec<u8>, kind: Kind, id: u64, extra: &[u8]) {
+    let (realm, serializer, payload) = (RealmId(0), Serializer::Json, Payload::default());
+    Content { kind, realm, id, uri: "", extra, progress: false, serializer, payload }.put(out);
 }
 
 /// A header to write.
@@ -257,6 +281,7 @@ struct Head {
     serializer: Serializer,
     flags: u8,
     uri_bytes: usize,
+    extra_bytes: usize,
     realm: RealmId,
     id: u64,
 }
@@ -274,6 +299,7 @@ impl Head {
         frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
         frame[4..8].copy_from_slice(&[self.kind as u8, self.serializer.index() as u8, flags, 0]);
         frame[8..10].copy_from_slice(&(self.uri_bytes as u16).to_le_bytes());
+        frame[10..12].copy_from_slice(&(self.extra_bytes as u16).to_le_bytes());
         frame[12..20].copy_from_slice(&self.realm.0.to_le_bytes());
         frame[20..28].copy_from_slice(&self.id.to_le_bytes());
         frame[28..32].copy_from_slice(&(args_at as u32).to_le_bytes());
@@ -414,26 +440,26 @@ mod tests {
         for serializer in Serializer::ALL {
             for (args, kwargs) in payloads(serializer) {
                 let payload = Payload { args: args.as_deref(), kwargs: kwargs.as_deref() };
-                let mut bytes = Vec::new();
-                put_call(&mut bytes, RealmId(3), 5, "p.q", serializer, payload);
-                let frame = one(&bytes);
-                assert_eq!(
-                    (frame.kind, frame.realm, frame.id, frame.uri),
-                    (Kind::Call, RealmId(3), 5, "p.q")
-                );
-                assert_eq!((frame.payload, frame.serializer, frame.event), (payload, serializer, None));
-                bytes.clear();
-                put_result(&mut bytes, 6, serializer, payload);
-                assert_eq!(
-                    (one(&bytes).kind, one(&bytes).id, one(&bytes).payload),
-                    (Kind::Result, 6, payload)
-                );
-                bytes.clear();
-                put_error(&mut bytes, 7, "e.r", serializer, payload);
-                assert_eq!(
-                    (one(&bytes).kind, one(&bytes).uri, one(&bytes).payload),
-                    (Kind::Error, "e.r", payload)
-                );
+                let content = |kind, uri| Content {
+                    kind,
+                    realm: RealmId(3),
+                    id: 5,
+                    uri,
+                    extra: b"extra",
+                    progress: kind == Kind::Result,
+                    serializer,
+                    payload,
+                };
+                for (kind, uri) in
+                    [(Kind::Call, "p.q"), (Kind::Result, ""), (Kind::Error, "e.r"), (Kind::CallMore, "")]
+                {
+                    let mut bytes = Vec::new();
+                    content(kind, uri).put(&mut bytes);
+                    let frame = one(&bytes);
+                    assert_eq!((frame.kind, frame.realm, frame.id, frame.uri), (kind, RealmId(3), 5, uri));
+                    assert_eq!((frame.payload, frame.serializer, frame.event), (payload, serializer, None));
+                    assert_eq!((frame.extra, frame.progress), (&b"extra"[..], kind == Kind::Result));
+                }
             }
         }
         let mut bytes = Vec::new();
@@ -447,24 +473,28 @@ mod tests {
         assert_eq!(frame_bytes(&u32::MAX.to_le_bytes()), Err(FrameError::Length(u32::MAX as usize)));
         assert_eq!(frame_bytes(&[39, 0, 0, 0]), Err(FrameError::Length(39)));
         let mut bytes = Vec::new();
-        put_call(
-            &mut bytes,
-            RealmId(3),
-            5,
-            "p.q",
-            Serializer::Json,
-            Payload { args: Some(b"[1]"), kwargs: None },
-        );
+        let call = Content {
+            kind: Kind::Call,
+            realm: RealmId(3),
+            id: 5,
+            uri: "p.q",
+            extra: &[],
+            progress: false,
+            serializer: Serializer::Json,
+            payload: Payload { args: Some(b"[1]"), kwargs: None },
+        };
+        call.put(&mut bytes);
         let change = |at: usize, to: &[u8]| {
             let mut bad = bytes.clone();
             bad[at..at + to.len()].copy_from_slice(to);
             Frame::check(&bad[LENGTH_BYTES..]).err()
         };
         assert_eq!(change(4, &[0]), Some(FrameError::Header));
-        assert_eq!(change(4, &[8]), Some(FrameError::Header), "a kind to come");
+        assert_eq!(change(4, &[10]), Some(FrameError::Header), "a kind to come");
         assert_eq!(change(4, &[4]), Some(FrameError::Uri), "a result has none");
         assert_eq!(change(5, &[3]), Some(FrameError::Header));
-        assert_eq!(change(6, &[0x11]), Some(FrameError::Header));
+        assert_eq!(change(6, &[0x21]), Some(FrameError::Header));
+        assert_eq!(change(10, &[0xff, 0xff]), Some(FrameError::Header));
         assert_eq!(change(6, &[IS_EVENT]), Some(FrameError::Payload));
         assert_eq!(change(8, &[0xff, 0xff]), Some(FrameError::Uri));
         assert_eq!(change(8, &[0, 0]), Some(FrameError::Uri));
@@ -493,7 +523,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_frame_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..9) {
+        fn any_bytes_are_a_frame_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..11) {
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
             }

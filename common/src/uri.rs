@@ -192,6 +192,7 @@ pub mod wamp {
     pub const CLOSE_REALM: &str = "wamp.close.close_realm";
     pub const GOODBYE_AND_OUT: &str = "wamp.close.goodbye_and_out";
     pub const KILLED: &str = "wamp.close.killed";
+    pub const FEATURE_NOT_SUPPORTED: &str = "wamp.error.feature_not_supported";
     pub const TIMEOUT: &str = "wamp.error.timeout";
 }
 

@@ -3,6 +3,7 @@
 //! What a shard sends another in one turn is one [`Batch`]: typed items, and one arena that holds the text and payload
 //! bytes they point into. Batches of one pair of shards arrive whole and in order; nothing is dropped.
 
+use crate::shard::CancelMode;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
 use common::wire::{Payload, Serializer};
 
@@ -20,6 +21,36 @@ pub(crate) struct Owner {
 pub(crate) struct Caller {
     pub owner: Owner,
     pub request: u64,
+}
+
+/// What a call asks for besides its procedure and payload.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Terms {
+    /// The caller's session.
+    pub session: u64,
+    /// 0: none.
+    pub timeout_ms: u32,
+    pub flags: u8,
+}
+
+impl Terms {
+    /// The caller takes progressive results.
+    pub const RECEIVE_PROGRESS: u8 = 1;
+    /// More of the call follows.
+    pub const PROGRESS: u8 = 2;
+    /// The caller wants to be named to the callee.
+    pub const DISCLOSE: u8 = 4;
+
+    #[inline]
+    pub const fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Nothing has to be said to the callee.
+    #[inline]
+    pub const fn is_plain(&self) -> bool {
+        self.flags == 0 && self.timeout_ms == 0
+    }
 }
 
 /// A piece of the arena.
@@ -119,20 +150,40 @@ pub(crate) enum Item {
         /// The whole message for subscribers of exactly this topic, as another node encoded it.
         event: Option<Span>,
     },
+    /// `ppt`: attributes of payload passthru mode, packed.
     Call {
         realm: RealmId,
         procedure: Span,
         caller: Caller,
+        terms: Terms,
+        ppt: Span,
         payload: PayloadSpan,
         forwarded: bool,
     },
+    /// The call goes on.
+    CallMore {
+        caller: Caller,
+        terms: Terms,
+        ppt: Span,
+        payload: PayloadSpan,
+    },
+    /// The call is given up.
+    Cancel {
+        caller: Caller,
+        mode: CancelMode,
+        timeout: bool,
+    },
+    /// `progress`: more results follow.
     Result {
         caller: Caller,
+        progress: bool,
+        ppt: Span,
         payload: PayloadSpan,
     },
     Error {
         caller: Caller,
         uri: Span,
+        ppt: Span,
         payload: PayloadSpan,
     },
 }

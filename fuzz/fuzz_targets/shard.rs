@@ -92,8 +92,9 @@ enum Request {
     Register { request: u8, policy: u8, uri: u8 },
     Unregister { request: u8, uri: u8 },
     Publish { request: u8, acknowledge: bool, exclude_me: bool, uri: u8, size: u16 },
-    Call { request: u8, uri: u8, size: u16 },
-    Yield { request: u8, size: u16 },
+    Call { request: u8, flags: u8, timeout: u8, uri: u8, size: u16 },
+    Cancel { request: u8, mode: u8 },
+    Yield { request: u8, progress: bool, passthru: bool, size: u16 },
     Error { is_wrong: bool, request: u8 },
     Goodbye,
     Abort,
@@ -163,7 +164,14 @@ impl Request {
         let none = || dict(&[]);
         let elements = match *self {
             Self::Hello { strict } => {
-                let roles = dict(&[("publisher", none()), ("callee", none())]);
+                let on = |names: &[&str]| {
+                    let all: Vec<_> = names.iter().map(|name| (*name, OwnedValue::Bool(true))).collect();
+                    dict(&[("features", dict(&all))])
+                };
+                let callee =
+                    on(&["call_canceling", "progressive_call_results", "progressive_call_invocations"]);
+                let caller = on(&["progressive_call_invocations", "payload_passthru_mode"]);
+                let roles = dict(&[("publisher", none()), ("callee", callee), ("caller", caller)]);
                 vec![int(1), text(SESSIONS[usize::from(strict)]), dict(&[("roles", roles)])]
             }
             Self::Subscribe { request, policy: by, uri: at } => {
@@ -185,10 +193,29 @@ impl Request {
                 ];
                 vec![int(16), int(request), dict(&options), text(uri(at)), payload(size)]
             }
-            Self::Call { request, uri: at, size } => {
-                vec![int(48), int(request), none(), text(uri(at)), payload(size)]
+            Self::Call { request, flags, timeout, uri: at, size } => {
+                let flag = |bit: u8| OwnedValue::Bool(flags & bit != 0);
+                let mut options =
+                    vec![("progress", flag(1)), ("receive_progress", flag(2)), ("disclose_me", flag(4))];
+                options.push(("timeout", OwnedValue::UInt(u64::from(timeout) * 100)));
+                if flags & 8 != 0 {
+                    options.push(("ppt_scheme", text("x")));
+                }
+                // Few ids, so that calls go on and collide.
+                let options = if flags & 16 == 0 { dict(&options) } else { none() };
+                vec![int(48), int(request % 8 + 1), options, text(uri(at)), payload(size)]
             }
-            Self::Yield { request, size } => vec![int(70), int(request % 4), none(), payload(size)],
+            Self::Cancel { request, mode } => {
+                let mode = ["skip", "kill", "killnowait"][usize::from(mode) % 3];
+                vec![int(49), int(request % 8 + 1), dict(&[("mode", text(mode))])]
+            }
+            Self::Yield { request, progress, passthru, size } => {
+                let mut options = vec![("progress", OwnedValue::Bool(progress))];
+                if passthru {
+                    options.push(("ppt_scheme", text("x")));
+                }
+                vec![int(70), int(request % 4), dict(&options), payload(size)]
+            }
             Self::Error { is_wrong, request } => {
                 let kind = if is_wrong { 48 } else { 68 };
                 vec![int(8), int(kind), int(request % 4), none(), text("com.example.error")]

@@ -1,5 +1,6 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
+mod calls;
 mod rig;
 
 use common::metrics::Gauge;

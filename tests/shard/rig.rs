@@ -139,6 +139,15 @@ impl Rig {
         }
     }
 
+    /// The control plane says something to every shard.
+    pub fn feed(&mut self, down: &FeedDown) {
+        for shard in 0..self.shards.len() {
+            self.shards[shard].feed(self.now, down.clone());
+            self.act(shard);
+        }
+        self.run();
+    }
+
     /// Time passes, and every shard looks at its timers.
     pub fn pass(&mut self, time: Duration) {
         self.now += time;

@@ -24,6 +24,8 @@ impl Default for Config {
                 registrations_max: 10_000,
                 calls_pending_max: 8_192,
                 invocations_pending_max: 65_536,
+                call_timeout: Duration::ZERO,
+                call_timeout_max: Duration::from_secs(86_400),
                 logins_pending_max: 10_000,
                 realms_max: 10_000,
             },

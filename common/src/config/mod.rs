@@ -112,6 +112,10 @@ pub struct Limits {
     pub calls_pending_max: u32,
     /// Invocations waiting for an answer, as a callee; beyond it callers get an error.
     pub invocations_pending_max: u32,
+    /// How long a call may take that names no time; zero: any time.
+    pub call_timeout: Duration,
+    /// Longest time a call may ask for.
+    pub call_timeout_max: Duration,
     /// Unauthenticated connections of the node.
     pub logins_pending_max: u32,
     /// Realms of the node.

@@ -85,6 +85,8 @@ fn limits(source: &Source<'_>, default: Limits) -> Result<Limits, ConfigError> {
         registrations_max: section.u32("registrations_max", default.registrations_max)?,
         calls_pending_max: section.u32("calls_pending_max", default.calls_pending_max)?,
         invocations_pending_max: section.u32("invocations_pending_max", default.invocations_pending_max)?,
+        call_timeout: section.time("call_timeout", default.call_timeout)?,
+        call_timeout_max: section.time("call_timeout_max", default.call_timeout_max)?,
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
     })
@@ -353,6 +355,8 @@ mod tests {
             registrations_max = 2
             calls_pending_max = 3
             invocations_pending_max = 4
+            call_timeout = "20s"
+            call_timeout_max = "1h"
             logins_pending_max = 5
             realms_max = 6
             [timeouts]
@@ -441,6 +445,8 @@ mod tests {
             registrations_max: 2,
             calls_pending_max: 3,
             invocations_pending_max: 4,
+            call_timeout: Duration::from_secs(20),
+            call_timeout_max: Duration::from_secs(3_600),
             logins_pending_max: 5,
             realms_max: 6,
         };

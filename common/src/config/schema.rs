@@ -223,6 +223,8 @@ pub const SCHEMA: &[Key] = &[
     integer("limits", "registrations_max", 10_000_000),
     integer("limits", "calls_pending_max", 1 << 20),
     integer("limits", "invocations_pending_max", 1 << 20),
+    time("limits", "call_timeout", 0, DAY),
+    time("limits", "call_timeout_max", 1, Duration::from_secs(30 * 24 * 60 * 60)),
     integer("limits", "logins_pending_max", 1_000_000),
     integer("limits", "realms_max", 100_000),
     time("timeouts", "login", 10, HOUR),

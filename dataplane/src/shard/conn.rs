@@ -6,8 +6,11 @@ use common::transport::{Framer, Framing};
 use common::wire::Serializer;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use std::time::Instant;
 
-use crate::mesh::Caller;
+use super::features::Features;
+use crate::mesh::{Caller, Terms};
+use common::ids::ShardId;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,11 +86,81 @@ pub(super) struct Session {
     /// Registration id to procedure.
     pub registrations: IdMap<u32>,
     /// Calls of this session that wait for an answer.
-    pub calls: IdMap<()>,
+    pub calls: IdMap<Call>,
     /// Invocations this session has to answer.
-    pub invocations: IdMap<Caller>,
+    pub invocations: IdMap<Invocation>,
+    /// Calls in parts that ended before their last part came.
+    pub unfinished: Vec<u64>,
+    pub features: Features,
     /// SUBSCRIBE and REGISTER requests that wait for other shards.
     pub pending: u32,
+}
+
+/// A call that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub route: Route,
+    pub terms: Terms,
+    /// When it times out, and its number among calls that do.
+    pub deadline: Option<(Instant, u64)>,
+}
+
+impl Call {
+    pub const fn new(terms: Terms) -> Self {
+        Self { route: Route::Nowhere, terms, deadline: None }
+    }
+}
+
+/// Which way a call went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Route {
+    Nowhere,
+    /// To the session in this slot of this shard.
+    Here {
+        slot: u32,
+        invocation: u64,
+    },
+    /// It waits for the REGISTERED of this procedure.
+    Held(u32),
+    Shard(ShardId),
+    /// To another node, by this lane and under this id.
+    Lane {
+        at: usize,
+        id: u64,
+    },
+}
+
+/// An invocation that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Invocation {
+    pub caller: Caller,
+    pub registration: u64,
+    /// The callee was asked for progressive results.
+    pub progress: bool,
+}
+
+/// Most ids in [`Session::unfinished`]; beyond it the oldest is forgotten.
+const UNFINISHED_MAX: usize = 64;
+
+impl Session {
+    /// A call that came in parts has ended before its last part.
+    pub fn put_unfinished(&mut self, request: u64) {
+        if self.unfinished.len() >= UNFINISHED_MAX {
+            self.unfinished.remove(0);
+        }
+        self.unfinished.push(request);
+    }
+
+    /// True when a CALL continues such a call. `more`: it is not the last part.
+    pub fn take_unfinished(&mut self, request: u64, more: bool) -> bool {
+        let Some(at) = self.unfinished.iter().position(|unfinished| *unfinished == request) else {
+            return false;
+        };
+        if !more {
+            self.unfinished.remove(at);
+        }
+        true
+    }
 }
 
 /// A map keyed by ids that peers choose, so its hash is keyed.
@@ -100,7 +173,7 @@ pub(super) struct Subscribed {
 }
 
 impl Session {
-    pub fn new(id: u64, realm: u32, strict: bool, hasher: &RandomState) -> Self {
+    pub fn new(id: u64, realm: u32, strict: bool, features: Features, hasher: &RandomState) -> Self {
         Self {
             id,
             realm,
@@ -113,6 +186,8 @@ impl Session {
             registrations: HashMap::with_hasher(hasher.clone()),
             calls: HashMap::with_hasher(hasher.clone()),
             invocations: HashMap::with_hasher(hasher.clone()),
+            unfinished: Vec::new(),
+            features,
             pending: 0,
         }
     }

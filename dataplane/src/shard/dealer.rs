@@ -1,39 +1,60 @@
-//! Calls: CALL in, INVOCATION out, YIELD or ERROR back.
+//! Calls on their way to callees: CALL in, INVOCATION out. [`super::answers`] is the way back.
 //!
-//! The caller's shard knows that the call is open (`Session::calls`), the callee's shard knows whom to answer
-//! (`Session::invocations`). Whichever leaves first, the other side is told or the late answer is dropped.
+//! The caller's shard knows that the call is open and which way it went (`Session::calls`), the callee's shard knows whom
+//! to answer (`Session::invocations`). Whichever leaves first, the other side is told or the late answer is dropped.
+//! A call from another shard or node is found by its caller in `Shard::foreign` or in the relay's link.
 
 use super::Shard;
+use super::conn::{Call, Invocation, Route};
+use super::features::Features;
 use super::flow::{Class, Queued};
-use super::options::check_announced;
+use super::options::{BadOption, call_terms, passthru, unpacked};
 use super::routes::{Callee, resolve_procedure};
-use crate::mesh::{Caller, Item};
-use common::ids::{Match, RouteKind, ShardId};
+use crate::mesh::{Caller, Item, Terms};
+use common::ids::{ID_MAX, Match, RouteKind, ShardId};
 use common::metrics::Counter;
 use common::uri::{is_valid, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
-use common::wire::{Dict, OwnedValue, Payload, Serializer};
+use common::wire::{Dict, Payload, Serializer};
 
-/// A call that came before its callee's REGISTERED could be sent.
+/// A call on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Calling<'a> {
+    pub caller: Caller,
+    pub terms: Terms,
+    /// Attributes of payload passthru mode, packed.
+    pub ppt: &'a [u8],
+    pub from: Serializer,
+    pub payload: Payload<'a>,
+}
+
+/// A call, or the continuation of one, that came before its callee's REGISTERED could be sent.
 #[derive(Debug)]
 pub(super) struct HeldCall {
     pub caller: Caller,
+    pub terms: Terms,
     pub procedure: Box<str>,
     pub serializer: Serializer,
+    pub ppt: Vec<u8>,
     pub args: Option<Vec<u8>>,
     pub kwargs: Option<Vec<u8>>,
 }
 
+impl HeldCall {
+    pub fn calling(&self) -> Calling<'_> {
+        Calling {
+            caller: self.caller,
+            terms: self.terms,
+            ppt: &self.ppt,
+            from: self.serializer,
+            payload: Payload { args: self.args.as_deref(), kwargs: self.kwargs.as_deref() },
+        }
+    }
+}
+
 /// Calls held for one registration.
 const HELD_CALLS_MAX: usize = 256;
-
-/// An answer on its way to a caller.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Answer<'a> {
-    Result,
-    Error(&'a str),
-}
 
 impl Shard {
     /// CALL from a session of this shard.
@@ -46,44 +67,87 @@ impl Shard {
         procedure: &str,
         payload: Payload<'_>,
     ) {
-        let strict = self.session(slot).strict;
-        if let Err(bad) = check_announced(options, "CALL", strict) {
-            return self.bad_option(slot, &bad);
-        }
-        let calls_max = self.config.limits.calls_pending_max as usize;
-        let serializer = self.at(slot).serializer;
+        let from = self.at(slot).serializer;
         let session = self.session(slot);
         let (realm, guess) = (session.realm, session.last_procedure);
+        let (mut terms, ppt) = match self.what_call_asks(slot, options) {
+            Ok(asked) => asked,
+            Err(bad) => return self.bad_option(slot, &bad),
+        };
+        let caller = Caller { owner: self.owner(slot), request };
+        terms.session = caller.owner.session;
+        let calls_max = self.config.limits.calls_pending_max as usize;
+        let session = self.session(slot);
+        if !session.unfinished.is_empty() && session.take_unfinished(request, terms.is(Terms::PROGRESS)) {
+            // It continues a call that has ended; its caller is about to hear of that.
+            return;
+        }
+        if let Some(call) = session.calls.get(&request) {
+            if !call.terms.is(Terms::PROGRESS) {
+                let text = format!("CALL.Request {request} is the id of a call that is not yet answered");
+                return self.violation(slot, &text);
+            }
+            let calling = Calling { caller, terms, ppt: &ppt, from, payload };
+            return self.continue_call(slot, &calling);
+        }
         if session.calls.len() >= calls_max {
             self.metrics.count(Counter::LimitReached);
             let text = format!("{calls_max} calls of this session wait for an answer already");
             return self.refuse_call(slot, request, wamp::UNAVAILABLE, &text);
         }
-        if session.calls.insert(request, ()).is_some() {
-            let text = format!("CALL.Request {request} is the id of a call that is not yet answered");
-            return self.violation(slot, &text);
-        }
+        session.calls.insert(request, Call::new(terms));
         self.calls += 1;
         self.metrics.count(Counter::Calls);
-        let caller = Caller { owner: self.owner(slot), request };
-        match self.callee_from(slot, realm, procedure, guess) {
-            Some(Callee::Local(index)) => self.invoke(index, procedure, caller, serializer, payload),
-            Some(Callee::Remote(shard)) => {
-                self.pass_call(shard, realm, procedure, caller, serializer, payload, false);
-            }
-            Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, caller, serializer, payload),
+        self.set_call_deadline(slot, request, terms.timeout_ms);
+        let calling = Calling { caller, terms, ppt: &ppt, from, payload };
+        let route = match self.callee_from(slot, realm, procedure, guess) {
+            Some(Callee::Local(index)) => self.invoke(index, procedure, &calling),
+            Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, &calling, false)),
+            Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, &calling),
             Some(Callee::Nobody) => {
                 let text = format!("no callee has registered {procedure}");
                 self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, &text);
+                None
             }
             None => {
                 let text = format!("{:?} is not a valid procedure", super::login::shorten(procedure));
                 self.answer_error(caller, wamp::INVALID_URI, &text);
+                None
             }
+        };
+        if let Some(route) = route
+            && let Some(call) = self.session(slot).calls.get_mut(&request)
+        {
+            call.route = route;
         }
     }
 
-    fn refuse_call(&mut self, slot: u32, request: u64, uri: &str, message: &str) {
+    /// Reads a CALL's options. What only peers may ask for that announced it is a violation in a strict realm.
+    #[inline]
+    fn what_call_asks(&mut self, slot: u32, options: &Dict<'_>) -> Result<(Terms, Vec<u8>), BadOption> {
+        if options.is_empty() {
+            return Ok((Terms::default(), Vec::new()));
+        }
+        let session = self.session(slot);
+        let (strict, features) = (session.strict, session.features);
+        let terms = call_terms(options, strict)?;
+        let ppt = passthru(options, "CALL")?;
+        for (asked, feature, name) in [
+            (
+                terms.is(Terms::PROGRESS),
+                Features::CALLER_PROGRESSIVE_INVOCATIONS,
+                "progressive_call_invocations",
+            ),
+            (!ppt.is_empty(), Features::PASSTHRU, "payload_passthru_mode"),
+        ] {
+            if strict && asked && !features.has(feature) {
+                return Err(BadOption(format!("CALL asks for {name}, which this client did not announce")));
+            }
+        }
+        Ok((terms, ppt))
+    }
+
+    pub(super) fn refuse_call(&mut self, slot: u32, request: u64, uri: &str, message: &str) {
         self.metrics.count(Counter::CallsFailed);
         self.error(slot, code::CALL, request, uri, message);
     }
@@ -125,230 +189,276 @@ impl Shard {
         shard: ShardId,
         realm: u32,
         procedure: &str,
-        caller: Caller,
-        serializer: Serializer,
-        payload: Payload<'_>,
+        calling: &Calling<'_>,
         forwarded: bool,
-    ) {
+    ) -> Route {
+        let Calling { caller, terms, ppt, from, payload } = *calling;
         let realm = self.realms[realm as usize].id;
         let batch = self.mesh(shard);
         let procedure = batch.put(procedure.as_bytes());
-        let payload = batch.put_payload(serializer, payload);
-        batch.push(Item::Call { realm, procedure, caller, payload, forwarded });
+        let ppt = batch.put(ppt);
+        let payload = batch.put_payload(from, payload);
+        batch.push(Item::Call { realm, procedure, caller, terms, ppt, payload, forwarded });
+        Route::Shard(shard)
     }
 
-    /// A call that another shard routed here. When its callee has just moved to another shard it goes there, once.
-    pub(super) fn call_from_mesh(
+    /// A call that another shard or node routed here. When its callee has just moved to another shard it goes there, once.
+    /// The way it went, unless it was answered.
+    pub(super) fn call_from_elsewhere(
         &mut self,
         realm: u32,
         procedure: &str,
-        caller: Caller,
-        serializer: Serializer,
-        payload: Payload<'_>,
+        calling: &Calling<'_>,
         forwarded: bool,
-    ) {
+    ) -> Option<Route> {
         match self.callee(realm, procedure).map(|(callee, _)| callee) {
-            Some(Callee::Local(index)) => self.invoke(index, procedure, caller, serializer, payload),
+            Some(Callee::Local(index)) => self.invoke(index, procedure, calling),
             Some(Callee::Remote(shard)) if !forwarded => {
-                self.pass_call(shard, realm, procedure, caller, serializer, payload, true);
+                Some(self.pass_call(shard, realm, procedure, calling, true))
             }
-            _ => self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left"),
+            _ => {
+                self.answer_error(calling.caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
+                None
+            }
         }
     }
 
-    /// A call of a session of another node, which believes that the callee is here.
-    pub(super) fn call_from_node(
-        &mut self,
-        realm: u32,
-        procedure: &str,
-        caller: Caller,
-        serializer: Serializer,
-        payload: Payload<'_>,
-    ) {
-        self.call_from_mesh(realm, procedure, caller, serializer, payload, false);
-    }
-
-    /// Sends an INVOCATION to the callee of a procedure of this shard.
+    /// Sends an INVOCATION to the callee of a procedure of this shard. Nothing: the call was answered with an error.
     #[inline]
-    pub(super) fn invoke(
-        &mut self,
-        index: u32,
-        uri: &str,
-        caller: Caller,
-        from: Serializer,
-        payload: Payload<'_>,
-    ) {
-        let procedure = &mut self.procedures[index as usize];
+    pub(super) fn invoke(&mut self, index: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
+        let caller = calling.caller;
+        let procedure = &self.procedures[index as usize];
         if !procedure.spread.missing.is_empty() {
-            if procedure.held.len() >= HELD_CALLS_MAX {
-                return self.answer_error(caller, wamp::UNAVAILABLE, "the callee is still being registered");
-            }
-            let (args, kwargs) = (payload.args.map(<[u8]>::to_vec), payload.kwargs.map(<[u8]>::to_vec));
-            let call = HeldCall { caller, procedure: uri.into(), serializer: from, args, kwargs };
-            return procedure.held.push(call);
+            return self.hold_call(index, uri, calling);
         }
-        let (slot, registration, exact) = (procedure.callee, procedure.id, procedure.policy == Match::Exact);
+        let (slot, registration) = (procedure.callee, procedure.id);
+        let plain = procedure.policy == Match::Exact
+            && !procedure.options.disclose_caller
+            && calling.terms.is_plain()
+            && calling.ppt.is_empty();
         let pending_max = self.config.limits.invocations_pending_max as usize;
         let session = self.session(slot);
         if session.invocations.len() >= pending_max {
             self.metrics.count(Counter::LimitReached);
             let text = format!("the callee has {pending_max} invocations to answer already");
-            return self.answer_error(caller, wamp::UNAVAILABLE, &text);
+            self.answer_error(caller, wamp::UNAVAILABLE, &text);
+            return None;
         }
-        let request =
-            if session.last_invocation == common::ids::ID_MAX { 1 } else { session.last_invocation + 1 };
-        let details = [("procedure", Field::Str(uri))];
-        let details = if exact { &details[..0] } else { &details[..] };
-        let queued = self.pass_payload(slot, Class::Invocation, from, payload, |to, out, payload| {
-            encode::invocation(to, out, request, registration, details, payload);
+        let (features, strict) = (session.features, session.strict);
+        if !plain && !self.can_invoke(calling, features, strict) {
+            return None;
+        }
+        let session = self.session(slot);
+        let request = if session.last_invocation == ID_MAX { 1 } else { session.last_invocation + 1 };
+        let progress = calling.terms.is(Terms::RECEIVE_PROGRESS) && gives_progress(features, strict);
+        let queued = if plain {
+            self.send_invocation(slot, request, registration, &[], calling)
+        } else {
+            self.send_rich_invocation(slot, request, index, uri, progress, calling)
+        };
+        if !self.was_invoked(queued, caller) {
+            return None;
+        }
+        let session = self.session(slot);
+        session.last_invocation = request;
+        session.invocations.insert(request, Invocation { caller, registration, progress });
+        let route = Route::Here { slot, invocation: request };
+        if caller.owner.shard != self.me {
+            self.foreign.insert(caller, route);
+        }
+        Some(route)
+    }
+
+    /// Keeps a call until its callee's REGISTERED is sent.
+    #[cold]
+    fn hold_call(&mut self, index: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
+        let Calling { caller, terms, ppt, from, payload } = *calling;
+        let held = &mut self.procedures[index as usize].held;
+        if held.len() >= HELD_CALLS_MAX {
+            self.answer_error(caller, wamp::UNAVAILABLE, "the callee is still being registered");
+            return None;
+        }
+        held.push(HeldCall {
+            caller,
+            terms,
+            procedure: uri.into(),
+            serializer: from,
+            ppt: ppt.to_vec(),
+            args: payload.args.map(<[u8]>::to_vec),
+            kwargs: payload.kwargs.map(<[u8]>::to_vec),
         });
-        match queued {
-            Some(Queued::Yes) => {
-                let session = self.session(slot);
-                session.last_invocation = request;
-                session.invocations.insert(request, caller);
-            }
-            Some(Queued::TooLarge) => {
-                let text = "the call is longer than the callee accepts";
-                self.answer_error(caller, wamp::PAYLOAD_SIZE_EXCEEDED, text);
-            }
-            Some(Queued::Full | Queued::Doomed) => {
-                self.answer_error(caller, wamp::UNAVAILABLE, "the callee is too slow: its queue is full");
-            }
-            None => {
-                let text = "the payload cannot be said in the callee's serializer";
-                self.answer_error(caller, wamp::INVALID_ARGUMENT, text);
+        let route = Route::Held(index);
+        if caller.owner.shard != self.me {
+            self.foreign.insert(caller, route);
+        }
+        Some(route)
+    }
+
+    /// Sends what was held, in order. Calls whose callers gave them up are no longer among them.
+    pub(super) fn release_held(&mut self, index: u32, held: &[HeldCall]) {
+        for call in held {
+            let calling = call.calling();
+            match self.route_of(calling.caller) {
+                Some(Route::Here { slot, invocation }) => {
+                    self.invoke_more(slot, invocation, &calling);
+                }
+                Some(_) => {
+                    let route = self.invoke(index, &call.procedure, &calling);
+                    if let Some(route) = route {
+                        self.set_route(calling.caller, route);
+                    }
+                }
+                None => {}
             }
         }
     }
 
-    /// Queues a message with a payload that may have to be transcoded for the receiver. Nothing: it cannot be.
+    /// True when the callee can take what the call asks for; else the call was answered.
+    #[cold]
+    fn can_invoke(&mut self, calling: &Calling<'_>, features: Features, strict: bool) -> bool {
+        let lacks = if calling.terms.is(Terms::PROGRESS) && !takes_progress(features, strict) {
+            "progressive call invocations"
+        } else if !calling.ppt.is_empty() && strict && !features.has(Features::PASSTHRU) {
+            "payload passthru mode"
+        } else {
+            return true;
+        };
+        let text = format!("the callee did not announce {lacks}");
+        self.answer_error(calling.caller, wamp::FEATURE_NOT_SUPPORTED, &text);
+        false
+    }
+
     #[inline]
-    fn pass_payload(
+    fn send_invocation(
         &mut self,
         slot: u32,
-        class: Class,
-        from: Serializer,
-        payload: Payload<'_>,
-        write: impl FnOnce(Serializer, &mut Vec<u8>, Payload<'_>),
+        request: u64,
+        registration: u64,
+        details: &[(&str, Field<'_>)],
+        calling: &Calling<'_>,
     ) -> Option<Queued> {
-        let to = self.at(slot).serializer;
-        if to == from {
-            return Some(self.push(slot, class, |to, out| write(to, out, payload)));
-        }
-        let mut transcoded = std::mem::take(self.scratch.payload(to));
-        transcoded.reset();
-        let queued = transcoded
-            .fill(from, to, payload)
-            .map(|payload| self.push(slot, class, |to, out| write(to, out, payload)));
-        *self.scratch.payload(to) = transcoded;
-        queued
+        self.pass_payload(slot, Class::Invocation, calling.from, calling.payload, |to, out, payload| {
+            encode::invocation(to, out, request, registration, details, payload);
+        })
     }
 
-    /// YIELD.
-    #[inline]
-    pub(super) fn yielded(&mut self, slot: u32, request: u64, options: &Dict<'_>, payload: Payload<'_>) {
-        let strict = self.session(slot).strict;
-        if let Err(bad) = check_announced(options, "YIELD", strict) {
-            return self.bad_option(slot, &bad);
-        }
-        let from = self.at(slot).serializer;
-        if let Some(caller) = self.take_invocation(slot, "YIELD", request) {
-            self.answer(caller, Answer::Result, from, payload);
-        }
-    }
-
-    /// ERROR from a client: only an INVOCATION can be answered with one.
-    pub(super) fn failed(&mut self, slot: u32, kind: u64, request: u64, uri: &str, payload: Payload<'_>) {
-        if kind != code::INVOCATION {
-            let text = format!("ERROR.REQUEST.Type is {kind}; a client may only answer an INVOCATION (68)");
-            return self.violation(slot, &text);
-        }
-        let from = self.at(slot).serializer;
-        if let Some(caller) = self.take_invocation(slot, "ERROR", request) {
-            self.answer(caller, Answer::Error(uri), from, payload);
-        }
-    }
-
-    /// The caller of an invocation this session answers. Late answers are dropped; an id that was never sent is a
-    /// violation (WAMP, basic profile, "Protocol errors").
-    #[inline]
-    fn take_invocation(&mut self, slot: u32, message: &str, request: u64) -> Option<Caller> {
-        let session = self.session(slot);
-        if let Some(caller) = session.invocations.remove(&request) {
-            return Some(caller);
-        }
-        if request > session.last_invocation {
-            let text = format!("{message} for request {request}, which is no INVOCATION of this session");
-            self.violation(slot, &text);
-        }
-        None
-    }
-
-    /// CANCEL. Call cancelling is not announced: in a strict realm it is a violation, else it has no effect.
-    pub(super) fn cancel(&mut self, slot: u32, request: u64) {
-        if self.session(slot).strict {
-            let text = format!("CANCEL of call {request}, but the router does not announce call_canceling");
-            self.violation(slot, &text);
-        }
-    }
-
-    /// An ERROR of the router itself to a caller anywhere in the node.
-    pub(super) fn answer_error(&mut self, caller: Caller, uri: &str, message: &str) {
-        self.metrics.count(Counter::CallsFailed);
-        let mut args = Vec::new();
-        let serializer = Serializer::MsgPack;
-        OwnedValue::List(vec![OwnedValue::Str(message.to_owned())]).encode(serializer, &mut args);
-        self.answer(caller, Answer::Error(uri), serializer, Payload { args: Some(&args), kwargs: None });
-    }
-
-    /// Brings an answer to the caller's shard.
-    #[inline]
-    fn answer(&mut self, caller: Caller, answer: Answer<'_>, from: Serializer, payload: Payload<'_>) {
-        if caller.owner.shard == self.me {
-            return self.answer_here(caller, answer, from, payload);
-        }
-        let batch = self.mesh(caller.owner.shard);
-        let payload = batch.put_payload(from, payload);
-        let item = match answer {
-            Answer::Result => Item::Result { caller, payload },
-            Answer::Error(uri) => Item::Error { caller, uri: batch.put(uri.as_bytes()), payload },
-        };
-        batch.push(item);
-    }
-
-    /// Answers a call of this shard. A caller that has left is not looked for.
-    #[inline]
-    pub(super) fn answer_here(
+    /// An INVOCATION with details.
+    #[cold]
+    fn send_rich_invocation(
         &mut self,
-        caller: Caller,
-        answer: Answer<'_>,
-        from: Serializer,
-        payload: Payload<'_>,
-    ) {
-        let (slot, request) = (caller.owner.slot, caller.request);
-        let Some(session) = self.session_of(caller.owner) else {
-            return self.relay_answer(caller, answer, from, payload);
-        };
-        if session.calls.remove(&request).is_none() {
-            return;
+        slot: u32,
+        request: u64,
+        index: u32,
+        uri: &str,
+        progress: bool,
+        calling: &Calling<'_>,
+    ) -> Option<Queued> {
+        let timed = self.session(slot).features.has(Features::CALLEE_TIMEOUT);
+        let procedure = &self.procedures[index as usize];
+        let (registration, terms) = (procedure.id, calling.terms);
+        let mut details = Vec::new();
+        if procedure.policy != Match::Exact {
+            details.push(("procedure", Field::Str(uri)));
         }
-        self.calls -= 1;
-        self.metrics.count(Counter::Results);
-        let queued = self.pass_payload(slot, Class::Reply, from, payload, |to, out, payload| match answer {
-            Answer::Result => encode::result(to, out, request, &[], payload),
-            Answer::Error(uri) => encode::error(to, out, code::CALL, request, &[], uri, payload),
-        });
-        match queued {
+        if progress {
+            details.push(("receive_progress", Field::Bool(true)));
+        }
+        if terms.is(Terms::PROGRESS) {
+            details.push(("progress", Field::Bool(true)));
+        }
+        if terms.timeout_ms > 0 && (timed || procedure.options.forward_timeout) {
+            details.push(("timeout", Field::UInt(terms.timeout_ms.into())));
+        }
+        let authid = format!("{:x}", terms.session);
+        if procedure.options.disclose_caller || terms.is(Terms::DISCLOSE) {
+            details.push(("caller", Field::UInt(terms.session)));
+            details.push(("caller_authid", Field::Str(&authid)));
+            details.push(("caller_authrole", Field::Str("anonymous")));
+        }
+        details.extend(unpacked(calling.ppt).map(|(key, text)| (key, Field::Str(text))));
+        self.send_invocation(slot, request, registration, &details, calling)
+    }
+
+    /// True when an INVOCATION was queued; else the call was answered.
+    #[inline]
+    fn was_invoked(&mut self, queued: Option<Queued>, caller: Caller) -> bool {
+        let (uri, text) = match queued {
+            Some(Queued::Yes) => return true,
             Some(Queued::TooLarge) => {
-                let text = "the answer is longer than this client accepts";
-                self.refuse_call(slot, request, wamp::PAYLOAD_SIZE_EXCEEDED, text);
+                (wamp::PAYLOAD_SIZE_EXCEEDED, "the call is longer than the callee accepts")
             }
-            None => {
-                let text = "the answer's payload cannot be said in this client's serializer";
-                self.refuse_call(slot, request, wamp::INVALID_ARGUMENT, text);
+            Some(Queued::Full | Queued::Doomed) => {
+                (wamp::UNAVAILABLE, "the callee is too slow: its queue is full")
             }
-            Some(Queued::Yes | Queued::Full | Queued::Doomed) => {}
+            None => (wamp::INVALID_ARGUMENT, "the payload cannot be said in the callee's serializer"),
+        };
+        self.answer_error(caller, uri, text);
+        false
+    }
+
+    /// CALL that continues an open call (WAMP, advanced profile, "Progressive Call Invocations").
+    #[cold]
+    fn continue_call(&mut self, slot: u32, calling: &Calling<'_>) {
+        let Some(call) = self.session(slot).calls.get_mut(&calling.caller.request) else { return };
+        if !calling.terms.is(Terms::PROGRESS) {
+            call.terms.flags &= !Terms::PROGRESS;
+        }
+        let (route, wanted) = (call.route, call.terms);
+        // What the first CALL asked for holds for all of them.
+        let terms = Terms {
+            flags: wanted.flags & !Terms::PROGRESS | calling.terms.flags & Terms::PROGRESS,
+            ..wanted
+        };
+        self.pass_more(route, &Calling { terms, ..*calling });
+    }
+
+    /// Passes the continuation of a call the way the call went.
+    pub(super) fn pass_more(&mut self, route: Route, calling: &Calling<'_>) {
+        match route {
+            Route::Here { slot, invocation } => self.invoke_more(slot, invocation, calling),
+            Route::Held(index) => {
+                self.hold_call(index, "", calling);
+            }
+            Route::Shard(shard) => {
+                let Calling { caller, terms, ppt, from, payload } = *calling;
+                let batch = self.mesh(shard);
+                let ppt = batch.put(ppt);
+                let payload = batch.put_payload(from, payload);
+                batch.push(Item::CallMore { caller, terms, ppt, payload });
+            }
+            Route::Lane { at, id } => self.relay_more(at, id, calling),
+            Route::Nowhere => {}
         }
     }
+
+    /// Another INVOCATION of the same id. Without room for it the call cannot go on: it ends with an error.
+    fn invoke_more(&mut self, slot: u32, invocation: u64, calling: &Calling<'_>) {
+        let Some(open) = self.invocation_of(slot, invocation, calling.caller) else { return };
+        let mut details = Vec::new();
+        if calling.terms.is(Terms::PROGRESS) {
+            details.push(("progress", Field::Bool(true)));
+        }
+        if open.progress {
+            details.push(("receive_progress", Field::Bool(true)));
+        }
+        details.extend(unpacked(calling.ppt).map(|(key, text)| (key, Field::Str(text))));
+        let queued = self.send_invocation(slot, invocation, open.registration, &details, calling);
+        if queued != Some(Queued::Yes) {
+            self.drop_invocation(slot, invocation, Some(wamp::UNAVAILABLE));
+            self.was_invoked(queued, calling.caller);
+        }
+    }
+}
+
+/// Whether a callee can be asked for progressive results. The specification wants call cancelling as well, which not
+/// all clients announce that have it.
+fn gives_progress(features: Features, strict: bool) -> bool {
+    features.has(Features::CALLEE_PROGRESSIVE_RESULTS)
+        && (!strict || features.has(Features::CALLEE_CANCELING))
+}
+
+/// Whether a callee takes calls in parts.
+fn takes_progress(features: Features, strict: bool) -> bool {
+    features.has(Features::CALLEE_PROGRESSIVE_INVOCATIONS)
+        && (!strict || features.has(Features::CALLEE_CANCELING))
 }

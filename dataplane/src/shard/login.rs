@@ -1,6 +1,7 @@
 //! From accept to WELCOME: transport handshake, HELLO.
 
 use super::conn::{Phase, Session};
+use super::features::Features;
 use super::flow::Class;
 use super::realm::Settings;
 use super::{Shard, options};
@@ -30,7 +31,19 @@ pub(super) fn roles() -> OwnedValue {
     };
     OwnedValue::Dict(vec![
         ("broker".to_owned(), features(&["pattern_based_subscription", "publisher_exclusion"])),
-        ("dealer".to_owned(), features(&["pattern_based_registration"])),
+        (
+            "dealer".to_owned(),
+            features(&[
+                "call_canceling",
+                "call_timeout",
+                "caller_identification",
+                "pattern_based_registration",
+                "payload_passthru_mode",
+                "progressive_call_invocations",
+                "progressive_call_results",
+                "registration_revocation",
+            ]),
+        ),
     ])
 }
 
@@ -132,7 +145,7 @@ impl Shard {
             return self.refuse_login(slot, Refusal::new(wamp::SYSTEM_SHUTDOWN, "the node is shutting down"));
         }
         match self.admit(slot, realm, details) {
-            Ok(index) => self.welcome(slot, index, realm),
+            Ok(index) => self.welcome(slot, index, realm, Features::announced(details)),
             Err(refusal) => self.refuse_login(slot, refusal),
         }
     }
@@ -159,11 +172,11 @@ impl Shard {
         Ok(index)
     }
 
-    fn welcome(&mut self, slot: u32, realm: u32, name: &str) {
+    fn welcome(&mut self, slot: u32, realm: u32, name: &str, features: Features) {
         let id = self.global_id();
         debug_assert!(is_wamp_id(id));
         let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
-        let session = Box::new(Session::new(id, realm, strict, &self.hasher));
+        let session = Box::new(Session::new(id, realm, strict, features, &self.hasher));
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);

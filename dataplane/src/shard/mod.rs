@@ -11,10 +11,13 @@
 //! Invariants: a slot with a session is in phase `Open`; a subscriber's place in its topic and the topic in its
 //! session's table agree; what a peer sends changes only its own connection's phase.
 
+mod answers;
 mod broker;
+mod cancel;
 mod claims;
 mod conn;
 mod dealer;
+mod features;
 mod flow;
 mod login;
 mod nodes;
@@ -32,24 +35,25 @@ mod session;
 mod timers;
 
 use crate::feed::{FeedDown, FeedUp};
-use crate::mesh::{Batch, Owner};
+use crate::mesh::{Batch, Caller, Owner};
 use claims::Claims;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
 use common::ids::{BootEpoch, ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::{Counter, Gauge, Metrics};
-use conn::{Conn, IdMap, Phase, Session};
+use conn::{Conn, IdMap, Phase, Route, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nodes::Nodes;
+pub(crate) use options::CancelMode;
 use outbound::Pool;
 use realm::{Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
 use routes::{Cache, Folded};
 use slab::Slab;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use timers::{Tick, Timers};
 
 /// A connection of this shard. The driver chooses `slot` (dense, reused once every kernel operation of the old
@@ -156,6 +160,10 @@ pub struct Shard {
     procedures: Slab<Procedure>,
     subscriptions: u64,
     calls: u64,
+    /// Calls of other shards that are open or held here, and their way.
+    foreign: HashMap<Caller, Route, RandomState>,
+    /// Calls that time out: when, and a number of their own; whose, and how long each result prolongs them.
+    deadlines: BTreeMap<(Instant, u64), (Caller, Duration)>,
     folded: Folded,
     nodes: Nodes,
     relay: Relay,
@@ -228,6 +236,8 @@ impl Shard {
             procedures: Slab::new(),
             subscriptions: 0,
             calls: 0,
+            foreign: HashMap::with_hasher(hasher.clone()),
+            deadlines: BTreeMap::new(),
             folded: Folded::default(),
             nodes: Nodes::default(),
             relay: Relay::new(config.relay.clone(), &hasher),
@@ -431,7 +441,10 @@ impl Shard {
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let upkeep = self.has_upkeep().then_some(self.now);
-        [upkeep, self.timers.deadline(), self.relay.deadline()].into_iter().flatten().min()
+        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Time has passed; due timers act.
@@ -444,6 +457,7 @@ impl Shard {
             self.look_at(conn);
         }
         self.due = due;
+        self.calls_timeout();
         self.relay_timeout();
         self.bury();
     }

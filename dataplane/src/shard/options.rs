@@ -1,6 +1,7 @@
 //! Options and details of requests, read once. A known key with a value of the wrong type is a protocol violation in a
 //! strict realm and counts as absent in a compatible one (null counts as absent in both).
 
+use crate::mesh::Terms;
 use common::ids::Match;
 use common::wire::{Dict, Value};
 
@@ -12,38 +13,86 @@ pub(super) fn is_text(value: &Value<'_>, text: &str) -> bool {
     matches!(value, Value::Str(found) if **found == *text)
 }
 
-fn flag(
-    options: &Dict<'_>,
-    message: &str,
-    key: &str,
-    default: bool,
+/// The options of one message.
+#[derive(Clone, Copy)]
+struct Options<'a> {
+    message: &'static str,
+    dict: &'a Dict<'a>,
     strict: bool,
-) -> Result<bool, BadOption> {
-    match options.get(key) {
-        None => Ok(default),
-        Some(Value::Bool(value)) => Ok(value),
-        Some(_) if strict => Err(BadOption(format!("{message}.Options.{key} must be a boolean"))),
-        Some(_) => Ok(default),
+}
+
+impl Options<'_> {
+    fn bad<T>(self, key: &str, allowed: &str) -> Result<T, BadOption> {
+        Err(BadOption(format!("{}.Options.{key} must be {allowed}", self.message)))
+    }
+
+    fn flag(self, key: &str, default: bool) -> Result<bool, BadOption> {
+        match self.dict.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(value)) => Ok(value),
+            Some(_) if self.strict => self.bad(key, "a boolean"),
+            Some(_) => Ok(default),
+        }
+    }
+
+    /// A time in milliseconds; 0 when there is none.
+    fn milliseconds(self, key: &str) -> Result<u32, BadOption> {
+        match self.dict.get(key) {
+            None => Ok(0),
+            Some(Value::UInt(value)) => Ok(u32::try_from(value).unwrap_or(u32::MAX)),
+            Some(_) if self.strict => self.bad(key, "milliseconds"),
+            Some(_) => Ok(0),
+        }
     }
 }
 
-/// Refuses what only a router may be asked that announces it: progressive calls and results, payload passthru mode
-/// (WAMP, advanced profile). A compatible realm ignores the options.
-#[inline]
-pub(super) fn check_announced(options: &Dict<'_>, message: &str, strict: bool) -> Result<(), BadOption> {
-    if !strict || options.is_empty() {
-        return Ok(());
+/// The attributes of payload passthru mode, packed: of each key `length u16 │ text`, in the order of [`PASSTHRU`]. No
+/// bytes: the mode is not used (WAMP, advanced profile, "Payload Passthru Mode").
+pub(super) type Passthru = Vec<u8>;
+
+/// The keys of payload passthru mode; the first one must be there.
+const PASSTHRU: [&str; 4] = ["ppt_scheme", "ppt_serializer", "ppt_cipher", "ppt_keyid"];
+/// Longest value of such a key.
+const PASSTHRU_TEXT_MAX: usize = 1_024;
+const ABSENT: u16 = u16::MAX;
+/// Most bytes of packed attributes.
+pub(super) const PASSTHRU_BYTES_MAX: usize = PASSTHRU.len() * (2 + PASSTHRU_TEXT_MAX);
+
+/// Packs the attributes; their content is the peers' business.
+pub(super) fn passthru(dict: &Dict<'_>, message: &'static str) -> Result<Passthru, BadOption> {
+    let mut packed = Vec::new();
+    if !matches!(dict.get(PASSTHRU[0]), Some(Value::Str(scheme)) if !scheme.is_empty()) {
+        return Ok(packed);
     }
-    let refusal = |key: &str| {
-        Err(BadOption(format!("{message}.Options.{key} asks for what this router does not announce")))
-    };
-    if message != "PUBLISH" && flag(options, message, "progress", false, strict)? {
-        return refusal("progress");
+    for key in PASSTHRU {
+        match dict.get(key) {
+            Some(Value::Str(text)) if text.len() <= PASSTHRU_TEXT_MAX => {
+                packed.extend_from_slice(&(text.len() as u16).to_le_bytes());
+                packed.extend_from_slice(text.as_bytes());
+            }
+            None => packed.extend_from_slice(&ABSENT.to_le_bytes()),
+            Some(_) => {
+                let allowed = format!("a string of at most {PASSTHRU_TEXT_MAX} bytes");
+                return Err(BadOption(format!("{message}.Options.{key} must be {allowed}")));
+            }
+        }
     }
-    if options.get("ppt_scheme").is_some() {
-        return refusal("ppt_scheme");
-    }
-    Ok(())
+    Ok(packed)
+}
+
+/// The attributes in packed form again, by name. Ends early when the bytes were not packed here.
+pub(super) fn unpacked(mut packed: &[u8]) -> impl Iterator<Item = (&'static str, &str)> {
+    PASSTHRU.into_iter().filter_map(move |key| {
+        let (length, rest) = packed.split_first_chunk::<2>()?;
+        let length = u16::from_le_bytes(*length);
+        if length == ABSENT {
+            packed = rest;
+            return None;
+        }
+        let (text, rest) = rest.split_at_checked(length.into())?;
+        packed = rest;
+        Some((key, std::str::from_utf8(text).ok()?))
+    })
 }
 
 /// What PUBLISH may ask for.
@@ -55,14 +104,112 @@ pub(super) struct PublishOptions {
 
 impl PublishOptions {
     #[inline]
-    pub fn read(options: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
-        if options.is_empty() {
+    pub fn read(dict: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
+        if dict.is_empty() {
             return Ok(Self { acknowledge: false, exclude_me: true });
         }
-        check_announced(options, "PUBLISH", strict)?;
+        let options = Options { message: "PUBLISH", dict, strict };
+        if strict && dict.get(PASSTHRU[0]).is_some() {
+            let text = "PUBLISH.Options.ppt_scheme asks for what this broker does not announce";
+            return Err(BadOption(text.to_owned()));
+        }
         Ok(Self {
-            acknowledge: flag(options, "PUBLISH", "acknowledge", false, strict)?,
-            exclude_me: flag(options, "PUBLISH", "exclude_me", true, strict)?,
+            acknowledge: options.flag("acknowledge", false)?,
+            exclude_me: options.flag("exclude_me", true)?,
+        })
+    }
+}
+
+/// What CALL may ask for; the timeout in milliseconds, 0 for none.
+#[inline]
+pub(super) fn call_terms(dict: &Dict<'_>, strict: bool) -> Result<Terms, BadOption> {
+    if dict.is_empty() {
+        return Ok(Terms::default());
+    }
+    let options = Options { message: "CALL", dict, strict };
+    let set = |on: bool, flag: u8| if on { flag } else { 0 };
+    let flags = set(options.flag("receive_progress", false)?, Terms::RECEIVE_PROGRESS)
+        | set(options.flag("progress", false)?, Terms::PROGRESS)
+        | set(options.flag("disclose_me", false)?, Terms::DISCLOSE);
+    Ok(Terms { flags, timeout_ms: options.milliseconds("timeout")?, session: 0 })
+}
+
+/// Whether a YIELD is a progressive result.
+#[inline]
+pub(super) fn is_progress(dict: &Dict<'_>, strict: bool) -> Result<bool, BadOption> {
+    if dict.is_empty() {
+        Ok(false)
+    } else {
+        Options { message: "YIELD", dict, strict }.flag("progress", false)
+    }
+}
+
+/// How a call is given up (WAMP, advanced profile, "Call Canceling").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum CancelMode {
+    /// The callee is not told.
+    Skip = 0,
+    /// The callee is told, and its answer is waited for.
+    Kill = 1,
+    /// The callee is told, and its answer is not waited for.
+    KillNoWait = 2,
+}
+
+impl CancelMode {
+    /// CANCEL.Options.mode; what is not said is `killnowait`.
+    pub(super) fn read(dict: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
+        let bad = || BadOption("CANCEL.Options.mode must be \"skip\", \"kill\" or \"killnowait\"".to_owned());
+        match dict.get("mode") {
+            None => Ok(Self::KillNoWait),
+            Some(Value::Str(mode)) => match &*mode {
+                "skip" => Ok(Self::Skip),
+                "kill" => Ok(Self::Kill),
+                "killnowait" => Ok(Self::KillNoWait),
+                _ if strict => Err(bad()),
+                _ => Ok(Self::KillNoWait),
+            },
+            Some(_) if strict => Err(bad()),
+            Some(_) => Ok(Self::KillNoWait),
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Kill => "kill",
+            Self::KillNoWait => "killnowait",
+        }
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Skip),
+            1 => Some(Self::Kill),
+            2 => Some(Self::KillNoWait),
+            _ => None,
+        }
+    }
+}
+
+/// What REGISTER may ask for besides the policy.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct RegisterOptions {
+    /// Callers are named in every INVOCATION.
+    pub disclose_caller: bool,
+    /// The callee wants to know of timeouts.
+    pub forward_timeout: bool,
+}
+
+impl RegisterOptions {
+    pub fn read(dict: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
+        if dict.is_empty() {
+            return Ok(Self::default());
+        }
+        let options = Options { message: "REGISTER", dict, strict };
+        Ok(Self {
+            disclose_caller: options.flag("disclose_caller", false)?,
+            forward_timeout: options.flag("forward_timeout", false)?,
         })
     }
 }
@@ -84,5 +231,60 @@ pub(super) fn policy(options: &Dict<'_>, message: &str, strict: bool) -> Result<
         },
         Some(_) if strict => Err(bad()),
         Some(_) => Ok(Match::Exact),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::wire::{Message, Serializer, decode};
+
+    fn with<T>(options: &str, read: impl FnOnce(&Dict<'_>) -> T) -> T {
+        let call = format!("[48, 1, {options}, \"a.b\"]");
+        match decode(Serializer::Json, call.as_bytes()).expect("a message") {
+            Message::Call { options, .. } => read(&options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn passthru_attributes_come_back_as_they_were() {
+        let text = r#"{"ppt_scheme": "mqtt", "ppt_keyid": "k", "ppt_serializer": "native", "other": 1}"#;
+        let packed = with(text, |dict| passthru(dict, "CALL")).unwrap();
+        let all: Vec<_> = unpacked(&packed).collect();
+        assert_eq!(all, [("ppt_scheme", "mqtt"), ("ppt_serializer", "native"), ("ppt_keyid", "k")]);
+        assert!(packed.len() <= PASSTHRU_BYTES_MAX);
+        assert!(with(r#"{"ppt_keyid": "k"}"#, |dict| passthru(dict, "CALL")).unwrap().is_empty());
+        let long = format!(r#"{{"ppt_scheme": "x", "ppt_cipher": "{}"}}"#, "c".repeat(1_025));
+        assert!(with(&long, |dict| passthru(dict, "CALL")).is_err());
+        assert!(with(r#"{"ppt_scheme": "x", "ppt_cipher": 1}"#, |dict| passthru(dict, "CALL")).is_err());
+        for cut in 0..packed.len() {
+            assert!(unpacked(&packed[..cut]).count() <= 3);
+        }
+    }
+
+    #[test]
+    fn what_a_call_asks_for_is_read_and_wrong_types_count_in_strict_realms_only() {
+        let text = r#"{"receive_progress": true, "timeout": 1500, "disclose_me": true}"#;
+        let terms = with(text, |dict| call_terms(dict, true)).unwrap();
+        assert_eq!((terms.timeout_ms, terms.flags), (1_500, Terms::RECEIVE_PROGRESS | Terms::DISCLOSE));
+        let wrong = r#"{"progress": 1, "timeout": "soon"}"#;
+        assert_eq!(with(wrong, |dict| call_terms(dict, false)).unwrap(), Terms::default());
+        assert!(with(wrong, |dict| call_terms(dict, true)).is_err());
+        let long = with(r#"{"timeout": 99999999999}"#, |dict| call_terms(dict, true)).unwrap();
+        assert_eq!(long.timeout_ms, u32::MAX);
+    }
+
+    #[test]
+    fn modes_of_cancelling_have_names() {
+        for mode in [CancelMode::Skip, CancelMode::Kill, CancelMode::KillNoWait] {
+            let read =
+                with(&format!(r#"{{"mode": "{}"}}"#, mode.name()), |dict| CancelMode::read(dict, true));
+            assert_eq!(read.unwrap(), mode);
+            assert_eq!(CancelMode::from_number(mode as u8), Some(mode));
+        }
+        assert_eq!(with("{}", |dict| CancelMode::read(dict, true)).unwrap(), CancelMode::KillNoWait);
+        assert!(with(r#"{"mode": "x"}"#, |dict| CancelMode::read(dict, true)).is_err());
+        assert_eq!(CancelMode::from_number(3), None);
     }
 }

@@ -1,10 +1,11 @@
 //! What other shards of the node say.
 
 use super::Shard;
-use super::dealer::Answer;
+use super::answers::{Answer, Answering};
+use super::dealer::Calling;
 use super::overlay::Source;
 use super::realm::Realm;
-use crate::mesh::{Batch, Item, RouteSpan};
+use crate::mesh::{Batch, Caller, Item, PayloadSpan, RouteSpan, Span, Terms};
 use common::ids::{RealmId, ShardId, ShardSet};
 use common::metrics::Counter;
 use std::time::Instant;
@@ -31,17 +32,28 @@ impl Shard {
                 let event = event.map(|event| batch.bytes(event));
                 self.publish_from_mesh(realm, topic, publication, payload.serializer, bytes, event);
             }
-            Item::Call { realm, procedure, caller, payload, forwarded } => {
+            Item::Call { realm, procedure, caller, terms, ppt, payload, forwarded } => {
                 let realm = self.realm_of(realm);
-                let (procedure, bytes) = (batch.text(procedure), batch.payload(payload));
-                self.call_from_mesh(realm, procedure, caller, payload.serializer, bytes, forwarded);
+                let calling = calling(batch, caller, terms, ppt, payload);
+                self.call_from_elsewhere(realm, batch.text(procedure), &calling, forwarded);
             }
-            Item::Result { caller, payload } => {
-                self.answer_here(caller, Answer::Result, payload.serializer, batch.payload(payload));
+            Item::CallMore { caller, terms, ppt, payload } => {
+                if let Some(route) = self.foreign.get(&caller).copied() {
+                    self.pass_more(route, &calling(batch, caller, terms, ppt, payload));
+                }
             }
-            Item::Error { caller, uri, payload } => {
-                let answer = Answer::Error(batch.text(uri));
-                self.answer_here(caller, answer, payload.serializer, batch.payload(payload));
+            Item::Cancel { caller, mode, timeout } => {
+                if let Some(route) = self.foreign.get(&caller).copied() {
+                    self.cancel_route(route, caller, mode, timeout);
+                }
+            }
+            Item::Result { caller, progress, ppt, payload } => {
+                let kind = if progress { Answer::Progress } else { Answer::Result };
+                self.answer_here(caller, &answering(batch, kind, ppt, payload));
+            }
+            Item::Error { caller, uri, ppt, payload } => {
+                let kind = Answer::Error(batch.text(uri));
+                self.answer_here(caller, &answering(batch, kind, ppt, payload));
             }
             Item::RouteAdd { route, seq, token } => {
                 self.route_said(from, batch, route, true, seq);
@@ -95,4 +107,14 @@ impl Shard {
         self.realm_index.insert(id, index);
         index
     }
+}
+
+fn calling(batch: &Batch, caller: Caller, terms: Terms, ppt: Span, payload: PayloadSpan) -> Calling<'_> {
+    let (ppt, from) = (batch.bytes(ppt), payload.serializer);
+    Calling { caller, terms, ppt, from, payload: batch.payload(payload) }
+}
+
+fn answering<'a>(batch: &'a Batch, kind: Answer<'a>, ppt: Span, payload: PayloadSpan) -> Answering<'a> {
+    let (ppt, from) = (batch.bytes(ppt), payload.serializer);
+    Answering { kind, ppt, from, payload: batch.payload(payload) }
 }

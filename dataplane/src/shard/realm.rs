@@ -88,6 +88,7 @@ pub(super) struct Procedure {
     pub uri: Box<str>,
     /// Slot of the callee.
     pub callee: u32,
+    pub options: super::options::RegisterOptions,
     pub spread: Spread,
     /// Calls that came before REGISTERED could be sent.
     pub held: Vec<super::dealer::HeldCall>,

@@ -5,8 +5,7 @@
 //! ```
 
 use super::Shard;
-use super::dealer::HeldCall;
-use super::options;
+use super::options::{self, RegisterOptions};
 use super::realm::{Procedure, Spread, Waiting};
 use super::routes::is_held_elsewhere;
 use crate::mesh::Item;
@@ -37,6 +36,7 @@ pub(super) struct Wanted {
     realm: u32,
     policy: Match,
     uri: Box<str>,
+    options: RegisterOptions,
 }
 
 impl Shard {
@@ -45,10 +45,12 @@ impl Shard {
         let session = self.session(slot);
         let (realm, strict) = (session.realm, session.strict);
         let held = session.registrations.len() + session.pending as usize;
-        let policy = match options::policy(options, "REGISTER", strict) {
-            Ok(policy) => policy,
-            Err(bad) => return self.bad_option(slot, &bad),
-        };
+        let policy = options::policy(options, "REGISTER", strict);
+        let (policy, options) =
+            match policy.and_then(|policy| Ok((policy, RegisterOptions::read(options, strict)?))) {
+                Ok(read) => read,
+                Err(bad) => return self.bad_option(slot, &bad),
+            };
         let settings = self.realms[realm as usize].settings.as_ref();
         let rule = settings.map_or_else(Default::default, |settings| settings.uri_rule);
         if is_reserved(uri) || !is_valid_pattern(uri, policy, rule) {
@@ -62,7 +64,7 @@ impl Shard {
         }
         self.session(slot).pending += 1;
         let waiting = Waiting { owner: self.owner(slot), request };
-        let wanted = Wanted { waiting, realm, policy, uri: uri.into() };
+        let wanted = Wanted { waiting, realm, policy, uri: uri.into(), options };
         let home = self.home_of(realm, policy, uri);
         if home == self.me {
             let granted = self.claim_home(realm, policy, uri, home);
@@ -97,7 +99,7 @@ impl Shard {
 
     /// The home shard has decided about a REGISTER of this shard.
     pub(super) fn granted(&mut self, wanted: Wanted, granted: bool) {
-        let Wanted { waiting, realm, policy, uri } = wanted;
+        let Wanted { waiting, realm, policy, uri, options } = wanted;
         let slot = waiting.owner.slot;
         let Some(session) = self.session_of(waiting.owner) else {
             if granted {
@@ -126,6 +128,7 @@ impl Shard {
             policy,
             uri: uri.clone(),
             callee: slot,
+            options,
             spread,
             held: Vec::new(),
         };
@@ -153,11 +156,7 @@ impl Shard {
                 encode::ids(serializer, out, code::REGISTERED, &[waiting.request, registration]);
             });
         }
-        for call in held {
-            let HeldCall { caller, procedure, serializer, args, kwargs } = call;
-            let payload = common::wire::Payload { args: args.as_deref(), kwargs: kwargs.as_deref() };
-            self.invoke(index, &procedure, caller, serializer, payload);
-        }
+        self.release_held(index, &held);
     }
 
     /// Another shard routes to what `token` stands for.
@@ -215,9 +214,7 @@ impl Shard {
         let realm = &mut self.realms[procedure.realm as usize];
         realm.procedures.remove(procedure.policy, &procedure.uri);
         realm.version += 1;
-        for call in procedure.held {
-            self.answer_error(call.caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
-        }
+        self.fail_held(procedure.held);
         self.unspread_route(procedure.realm, RouteKind::Procedure, procedure.policy, &procedure.uri);
         self.release(procedure.realm, procedure.policy, &procedure.uri, token);
     }

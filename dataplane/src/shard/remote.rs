@@ -1,6 +1,7 @@
 //! What the control plane says of other nodes: which there are, what they want, and which registrations are theirs.
 
 use super::Shard;
+use super::features::Features;
 use super::overlay::Source;
 use common::ids::{Match, NodeId, RealmId};
 use common::link::{Peer, RouteChange};
@@ -94,7 +95,7 @@ impl Shard {
         let waiting = std::mem::take(&mut procedure.spread.waiting);
         self.metrics.count(Counter::RegistrationsRevoked);
         self.session(slot).registrations.remove(&registration);
-        if waiting.is_empty() {
+        if waiting.is_empty() && self.session(slot).features.has(Features::CALLEE_REVOCATION) {
             self.reply(slot, |serializer, out| {
                 let details = [
                     ("registration", Field::UInt(registration)),

@@ -3,6 +3,7 @@
 use super::Shard;
 use super::conn::Phase;
 use super::options::BadOption;
+use crate::mesh::{Owner, Terms};
 use common::link::Claim;
 use common::metrics::Counter;
 use common::transport::{Frame, FrameError, FrameKind};
@@ -105,13 +106,13 @@ impl Shard {
                 }
             }
             Message::Call { request, options, procedure, payload } => {
-                if self.in_sequence(slot, "CALL", *request) {
+                if self.continues(slot, *request) || self.in_sequence(slot, "CALL", *request) {
                     self.call(slot, *request, options, procedure, *payload);
                 }
             }
             Message::Yield { request, options, payload } => self.yielded(slot, *request, options, *payload),
-            Message::Error { kind, request, error, payload, .. } => {
-                self.failed(slot, *kind, *request, error, *payload);
+            Message::Error { kind, request, details, error, payload } => {
+                self.failed(slot, (*kind, *request), details, error, *payload);
             }
             other => self.rare_request(slot, other),
         }
@@ -147,13 +148,22 @@ impl Shard {
                 self.await_reuse(slot);
             }
             Message::Abort { .. } => self.hang_up(slot, 1000),
-            Message::Cancel { request, .. } => self.cancel(slot, *request),
+            Message::Cancel { request, options } => self.cancel(slot, *request, options),
             Message::Hello { .. } => self.violation(slot, "HELLO after the session was established"),
             other => {
                 let text = format!("{} is not a message a client may send here", other.name());
                 self.violation(slot, &text);
             }
         }
+    }
+
+    /// True when a CALL is a further part of a call that came in parts, so that its id is not the next one.
+    #[inline]
+    fn continues(&mut self, slot: u32, request: u64) -> bool {
+        let session = self.session(slot);
+        session.strict
+            && (session.unfinished.contains(&request)
+                || session.calls.get(&request).is_some_and(|call| call.terms.is(Terms::PROGRESS)))
     }
 
     /// In a strict realm request ids must be 1, 2, 3 ... (WAMP, basic profile, "IDs"); after 2^53 comes 1.
@@ -220,7 +230,6 @@ impl Shard {
         conn.phase = Phase::Leaving;
         self.sessions -= 1;
         self.realms[session.realm as usize].sessions -= 1;
-        self.calls -= session.calls.len() as u64;
         self.metrics.count(Counter::SessionsClosed);
         for subscribed in session.subscriptions.values() {
             self.remove_subscriber(subscribed.topic, subscribed.place);
@@ -228,9 +237,9 @@ impl Shard {
         for procedure in session.registrations.values() {
             self.remove_procedure(*procedure, 0);
         }
-        for caller in session.invocations.values() {
-            self.answer_error(*caller, wamp::CANCELED, "the callee has left");
-        }
+        self.fail_invocations(session.invocations.values().copied());
+        let owner = Owner { shard: self.me, slot, session: session.id };
+        self.abandon_calls(owner, session.calls.iter().map(|(request, call)| (*request, *call)));
         self.claims.push(Claim::Left { session: session.id }, &mut self.metrics);
     }
 }

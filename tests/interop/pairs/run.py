@@ -148,7 +148,7 @@ def cases(caller, callee):
     yield "errors", lambda one, other, uri: errors(one, other, uri, exact)
     yield "events", events
     yield "patterns", patterns
-    if "progress" in FEATURES and "caller" in CLIENTS[caller]["progress"] and "callee" in CLIENTS[callee]["progress"]:
+    if "caller" in CLIENTS[caller]["progress"] and "callee" in CLIENTS[callee]["progress"]:
         yield "progress", progress
 
 
@@ -204,7 +204,6 @@ def node_flags():
 
 
 NODE_FLAGS = node_flags()
-FEATURES = set(os.environ.get("INTEROP_FEATURES", "").split())
 
 if __name__ == "__main__":
     main()

@@ -12,10 +12,12 @@ pub(super) enum BadFrame {
     Frame(#[from] FrameError),
     #[error("a {0:?} frame from this end of a connection")]
     Direction(Kind),
-    #[error("an answer to call {0}, which is not open")]
+    #[error("an answer to call {0}, which never was")]
     Answer(u64),
     #[error("call {0} is open already")]
     Call(u64),
+    #[error("what a call asks for is malformed")]
+    Extra,
 }
 
 /// An incomplete frame's buffer that is kept when the frame was handled.
@@ -86,6 +88,8 @@ impl Shard {
         match (frame.kind, role) {
             (Kind::Publish, Role::Guest) => self.guest_publishes(slot, &frame),
             (Kind::Call, Role::Guest) => self.guest_calls(slot, id, &frame)?,
+            (Kind::CallMore, Role::Guest) => self.guest_continues(slot, id, &frame)?,
+            (Kind::Cancel, Role::Guest) => self.guest_cancels(slot, id, &frame)?,
             (Kind::Result | Kind::Error, Role::Lane(at)) => self.lane_answered(at, &frame)?,
             (Kind::PublishAck, Role::Lane(at)) => self.publish_acknowledged(at, frame.id),
             (Kind::Ping, _) => {

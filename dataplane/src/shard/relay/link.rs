@@ -1,6 +1,6 @@
 //! One TCP connection between two shards.
 
-use super::super::conn::IdMap;
+use super::super::conn::{IdMap, Route};
 use super::super::outbound::Outbound;
 use super::tls::Tls;
 use crate::mesh::LaneName;
@@ -71,8 +71,8 @@ pub(super) struct Link {
     pub ping_at: Instant,
     /// When a link must be open, or gone.
     pub deadline: Instant,
-    /// A guest's calls that wait for an answer here.
-    pub calls: IdMap<()>,
+    /// A guest's calls that wait for an answer here, and their way.
+    pub calls: IdMap<Route>,
 }
 
 impl Link {

@@ -79,6 +79,8 @@ pub(super) struct Relay {
     queued_bytes: usize,
     /// A frame on its way to several lanes.
     scratch: Vec<u8>,
+    /// What a call asks for, on its way into a frame.
+    extra: Vec<u8>,
     /// When to look at lanes, links and publications.
     next: Option<Instant>,
     finishing: bool,
@@ -131,6 +133,7 @@ impl Relay {
             dirty: Vec::new(),
             queued_bytes: 0,
             scratch: Vec::new(),
+            extra: Vec::new(),
             next: None,
             finishing: false,
         }
@@ -321,6 +324,8 @@ impl Shard {
             Role::Guest => {
                 self.relay.guests -= 1;
                 self.relay.strangers -= usize::from(!link.greeted);
+                let calls = std::mem::take(&mut link.calls);
+                self.guest_gone(slot, link.id, calls.into_iter());
             }
             Role::Lane(at) => {
                 self.metrics.add(Counter::DroppedRelayLost, link.events_queued);
