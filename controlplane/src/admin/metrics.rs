@@ -1,6 +1,7 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4.
 
 mod links;
+mod replication;
 
 use super::Facts;
 use crate::io::driver::View;
@@ -22,9 +23,10 @@ pub fn render(view: &View<'_>, store: &Store, facts: &Facts, cluster: Option<&Cl
     realms_and_claims(&mut text, view);
     snapshots(&mut text, view);
     stored(&mut text, store);
-    if let Some(view) = cluster {
-        membership(&mut text, view);
-        links::render(&mut text, view);
+    if let Some(members) = cluster {
+        membership(&mut text, members);
+        links::render(&mut text, members);
+        replication::render(&mut text, &view.cluster());
     }
     if let Some(data) = view.node.data_plane() {
         let names = Counter::ALL.iter().enumerate();

@@ -132,6 +132,8 @@ pub struct Machine {
     clock: Clock,
     /// When the claims of a data plane whose link broke end.
     claims_end_at: Option<Instant>,
+    /// More of the claims is to be told, after what else has come.
+    again_at: Option<Instant>,
     /// When the store does its regular work; none: it does it now, or there is no cluster.
     upkeep_at: Option<Instant>,
     /// What the data plane was told last.
@@ -177,6 +179,7 @@ impl Machine {
             counts: Counts::default(),
             clock: Clock::default(),
             claims_end_at: None,
+            again_at: None,
             upkeep_at: settings.clustered.then_some(now + UPKEEP_PERIOD),
             peers: Vec::new(),
             pending: BTreeMap::new(),
@@ -424,6 +427,7 @@ impl Machine {
             self.exchanges.deadline(),
             self.joining.deadline(),
             self.claims_end_at,
+            self.again_at,
             self.upkeep_at,
         ];
         rows.into_iter().flatten().min()
@@ -452,14 +456,19 @@ impl Machine {
 
     /// Does what follows from what has changed, until nothing more follows.
     fn settle(&mut self, now: Instant) {
+        self.again_at = None;
+        let mut room = ROUTES_OUTPUTS_MAX;
         loop {
             let mut idle = true;
             while let Some(output) = self.broadcast.poll() {
                 idle = false;
                 self.on_broadcast(now, output);
             }
-            while let Some(output) = self.claims.poll() {
+            while room > 0
+                && let Some(output) = self.claims.poll()
+            {
                 idle = false;
+                room -= usize::from(matches!(output, claims::Output::Routes(_)));
                 self.on_claims(output);
             }
             while let Some(todo) = self.exchanges.poll() {
@@ -469,6 +478,10 @@ impl Machine {
             if idle {
                 break;
             }
+        }
+        if room == 0 {
+            // A node with many routes came or went; others are heard in between.
+            self.again_at = Some(now);
         }
         self.join(now);
         if self.joining.is_done() {
@@ -610,3 +623,6 @@ impl Machine {
         token
     }
 }
+
+/// Outputs of changed routes that one event may lead to at once; each has some hundreds.
+const ROUTES_OUTPUTS_MAX: usize = 8;

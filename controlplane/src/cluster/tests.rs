@@ -386,6 +386,26 @@ fn routes_of_a_node_that_is_down_are_dead_at_once_and_come_back() {
 }
 
 #[test]
+fn a_node_with_many_routes_goes_at_once_and_its_routes_follow_in_steps() {
+    let mut world = World::joined(9, 2);
+    let key = |number: u32| RouteKey {
+        realm: RealmId(1),
+        uri: format!("t{number}").into(),
+        kind: RouteKind::Topic,
+        policy: Match::Exact,
+    };
+    world.nodes[1].machine.claimed(world.now, WALL_MS, (0..9_000).map(|number| (key(number), true)));
+    world.drain(1);
+    world.run(secs(5));
+    assert_eq!(world.nodes[0].routes.len(), 9_000);
+    world.tell_members(&[State::Alive, State::Down]);
+    assert!(world.nodes[0].peers.is_empty());
+    assert!((1..9_000).contains(&world.nodes[0].routes.len()), "{}", world.nodes[0].routes.len());
+    world.run(Duration::ZERO);
+    assert!(world.nodes[0].routes.is_empty());
+}
+
+#[test]
 fn claims_of_a_data_plane_that_is_lost_end_after_a_while_or_at_once_with_its_successor() {
     let mut world = World::joined(5, 2);
     world.claim(1, RouteKind::Topic, "t", true);
