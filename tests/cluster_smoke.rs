@@ -147,3 +147,44 @@ fn events_and_calls_cross_nodes() {
         call(&mut publisher, &mut subscriber);
     }
 }
+
+#[test]
+fn a_call_whose_node_dies_ends_and_its_successor_is_called() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = key_file(folder.path());
+    let nodes = cluster(&keys, 2);
+    let mut callee = Client::join(&nodes[1], WIRE);
+    callee.register("com.example.procedure");
+    let mut caller = Client::join(&nodes[0], WIRE);
+    let call = json!([48, 0, {}, "com.example.procedure"]);
+    let request = caller.request(call.clone());
+    callee.invocation();
+    nodes[1].kill_data();
+    let began = Instant::now();
+    let error = caller.reply(request);
+    println!("from the death of a data plane to the caller's error: {:?}", began.elapsed());
+    assert_eq!(error[0], 8, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5));
+
+    let mut callee = eventually("another data plane serves", || {
+        let status = get(&nodes[1], "/status");
+        (status["ready"] == true).then_some(())?;
+        let listeners = status["data_plane"]["listeners"].as_array()?.clone();
+        let listener = listeners.iter().find(|listener| listener["transport"] == "rawsocket")?;
+        let mut client = Client::connect_to(listener["address"].as_str()?.parse().ok()?, WIRE).ok()?;
+        client.hello("realm1");
+        Some(client)
+    });
+    callee.register("com.example.procedure");
+    eventually("the new callee is called", || {
+        let request = caller.request(call.clone());
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let invocation = eventually("an invocation or an error", || {
+            let invoked = callee.wait_for(soon(), |message| message[0] == 68).map(Some);
+            let failed = |message: &Value| message[0] == 8 && message[2] == request;
+            invoked.or_else(|| caller.wait_for(soon(), failed).map(|_| None))
+        })?;
+        callee.send(&json!([70, invocation[1], {}]));
+        (caller.reply(request)[0] == 50).then_some(())
+    });
+}

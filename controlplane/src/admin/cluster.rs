@@ -10,6 +10,7 @@ use axum::extract::{Path, State as From};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use common::ids::NodeId;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -50,7 +51,13 @@ pub async fn forget(
     let Ok(node) = node.parse::<Uuid>() else { return fail(StatusCode::BAD_REQUEST, "a node id is a UUID") };
     let Some(cluster) = &admin.cluster else { return fail(StatusCode::CONFLICT, NOT_CONFIGURED) };
     match cluster.forget(node).await {
-        Some(Ok(())) => Json(json!({ "forgotten": node.to_string() })).into_response(),
+        Some(Ok(())) => {
+            // Deletions that it has not seen are no longer kept for its sake.
+            if let Err(error) = admin.store.forget(NodeId(node.into_bytes())).await {
+                return fail(StatusCode::SERVICE_UNAVAILABLE, &error.to_string());
+            }
+            Json(json!({ "forgotten": node.to_string() })).into_response()
+        }
         Some(Err(error)) => fail(StatusCode::CONFLICT, &error.to_string()),
         None => stopping(),
     }
