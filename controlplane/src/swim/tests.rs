@@ -394,7 +394,7 @@ fn a_node_comes_back_after_a_crash_and_at_another_address() {
 #[test]
 fn links_keep_nodes_alive_when_udp_is_lost() {
     for seed in seeds() {
-        for hosts in [2, 3, 6, 9] {
+        for hosts in [2, 3, 9] {
             let mut world = World::joined(hosts, seed);
             world.links = true;
             world.loss = 1.0;
@@ -444,7 +444,7 @@ fn links_between_nodes_change_nothing_about_crashes_losses_and_pauses() {
 #[test]
 fn cuts_that_others_see_around_make_nobody_flap() {
     for seed in seeds() {
-        for hosts in [3, 5, 9] {
+        for hosts in [3, 6] {
             for cuts in [vec![(0, 1)], vec![(1, 0)], vec![(0, 1), (1, 0)]] {
                 let mut world = World::joined(hosts, seed);
                 world.links = true;
