@@ -250,6 +250,8 @@ impl Driver {
     fn on_news(&mut self, news: News) {
         let now = Instant::now();
         match news {
+            // A node that has left the cluster goes on by itself.
+            News::Members(members) if members.left => self.plane.members(now, &[]),
             News::Members(members) => self.plane.members(now, &members.members),
             News::Peer(PeerEvent::Up { node, .. }) => self.plane.peer_up(now, node),
             News::Peer(PeerEvent::Down { node, .. }) => self.plane.peer_down(now, node),
