@@ -3,7 +3,7 @@
 use super::super::Shard;
 use super::link::{Phase, Role};
 use common::metrics::Counter;
-use common::relay::{Frame, FrameError, Kind, LENGTH_BYTES, frame_bytes, put_bare};
+use common::relay::{FRAME_BYTES_MAX, Frame, FrameError, Kind, LENGTH_BYTES, frame_bytes, put_bare};
 
 /// Why a link cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,8 @@ pub(super) enum BadFrame {
 
 /// An incomplete frame's buffer that is kept when the frame was handled.
 const INPUT_KEEP_BYTES_MAX: usize = 1 << 16;
+/// Queued bytes beyond which pings are not answered.
+const PONG_QUEUE_BYTES_MAX: usize = 1 << 16;
 
 impl Shard {
     /// Takes frames out of what an open link received and handles them.
@@ -92,18 +94,25 @@ impl Shard {
             (Kind::Cancel, Role::Guest) => self.guest_cancels(slot, id, &frame)?,
             (Kind::Result | Kind::Error, Role::Lane(at)) => self.lane_answered(at, &frame)?,
             (Kind::PublishAck, Role::Lane(at)) => self.publish_acknowledged(at, frame.id),
-            (Kind::Ping, _) => {
-                self.link_reply(slot, |out| put_bare(out, Kind::Pong, frame.id));
-            }
+            (Kind::Ping, _) => self.link_pong(slot, frame.id),
             (Kind::Pong, _) => self.link_ponged(slot, frame.id),
             (kind, _) => return Err(BadFrame::Direction(kind)),
         }
         Ok(())
     }
 
+    /// Answers a ping, unless much waits already: that the other end gets something shows it that we live.
+    fn link_pong(&mut self, slot: u32, id: u64) {
+        let waits = self.relay.links.get(&slot).map_or(0, |link| link.queued_bytes());
+        if waits <= PONG_QUEUE_BYTES_MAX {
+            self.link_reply(slot, |out| put_bare(out, Kind::Pong, id));
+        }
+    }
+
     /// Queues a frame that is never dropped. An end that lets too many of them pile up loses the link.
     pub(super) fn link_reply(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        let queue_max = self.relay.config.as_ref().map_or(0, |config| config.queue_max);
+        // Any one answer may follow a queue that is full.
+        let queue_max = self.relay.config.as_ref().map_or(0, |config| config.queue_max + FRAME_BYTES_MAX);
         let Some(link) = self.relay.links.get_mut(&slot) else { return };
         if !matches!(link.phase, Phase::Open) {
             return;
