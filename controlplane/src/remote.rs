@@ -283,8 +283,8 @@ fn release(sets: &mut HashSet<Slots>, set: Slots) {
 }
 
 /// Changes that may come after a snapshot was built before they are withheld until the next one. Each shard keeps them
-/// one by one until then.
-pub const UNFOLDED_MAX: u64 = 65_536;
+/// one by one until then, in tables whose growth must not stop it for long.
+pub const UNFOLDED_MAX: u64 = 16_384;
 /// Slots: nodes, and as many lives of nodes again whose routes are being swept up.
 const SLOTS_MAX: usize = 4 * NODES_MAX;
 /// Places an empty queue keeps.

@@ -1,6 +1,7 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
 mod calls;
+mod nodes;
 mod rig;
 
 use common::metrics::Gauge;

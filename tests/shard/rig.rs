@@ -4,7 +4,7 @@ use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, RealmId, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::Gauge;
 use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
-use dataplane::feed::{FeedDown, FeedUp};
+use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
 use dataplane::mesh::Batch;
 use dataplane::shard::{ConnId, Flow, Output, SendBuf, Shard, ShardConfig};
 use std::collections::VecDeque;
@@ -47,27 +47,8 @@ impl Rig {
     /// `realm1` is compatible, `strict` is strict; both admit everybody.
     pub fn new(shards: usize, change: impl Fn(&mut ShardConfig)) -> Self {
         let now = Instant::now();
-        let epoch = BootEpoch(7);
-        let realm = |name: &str| Realm {
-            id: RealmId::of(name),
-            name: name.to_owned(),
-            strict: name == "strict",
-            uri_strict: false,
-            anonymous: Anonymous::Anybody,
-        };
-        let mut realms = vec![realm("realm1"), realm("strict")];
-        realms.sort_by_key(|realm| realm.id);
-        let claims_folded = vec![0; shards];
-        let source = Source {
-            version: SnapshotVersion(1),
-            epoch,
-            claims_folded,
-            nodes_folded: 0,
-            realms,
-            routes: Vec::new(),
-        };
-        let bytes = bytes::Bytes::from_owner(build(&source, 1));
-        let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
+        let epoch = EPOCH;
+        let snapshot = snapshot(&source(1));
         let make = |shard| {
             let mut config = config(shard, shards, epoch);
             change(&mut config);
@@ -84,6 +65,25 @@ impl Rig {
             slots: vec![0; shards],
             generation: 0,
         }
+    }
+
+    /// Every shard is told something.
+    pub fn feed(&mut self, down: &FeedDown) {
+        for shard in 0..self.shards.len() {
+            self.shards[shard].feed(self.now, down.clone());
+            self.act(shard);
+        }
+    }
+
+    /// The version a shard last said it uses, if it said so since it was last asked.
+    pub fn taken(&mut self, shard: usize) -> Option<SnapshotVersion> {
+        let mut taken = None;
+        while let Some(up) = self.shards[shard].take_feed() {
+            if let FeedUp::Taken { version, .. } = up {
+                taken = Some(version);
+            }
+        }
+        taken
     }
 
     /// A new connection on listener 0 (RawSocket) or 1 (WebSocket), or nothing when the shard refuses it.
@@ -284,6 +284,29 @@ impl Rig {
             }
         }
     }
+}
+
+const EPOCH: BootEpoch = BootEpoch(7);
+
+pub fn realm(name: &str) -> Realm {
+    Realm {
+        id: RealmId::of(name),
+        name: name.to_owned(),
+        strict: name == "strict",
+        uri_strict: false,
+        anonymous: Anonymous::Anybody,
+    }
+}
+
+/// What the first snapshot is made from, in a version. It stands for no claim.
+pub fn source(version: u64) -> Source {
+    let realms = vec![realm("realm1"), realm("strict")];
+    Source { version: SnapshotVersion(version), epoch: EPOCH, realms, ..Source::default() }
+}
+
+pub fn snapshot(source: &Source) -> SharedSnapshot {
+    let bytes = bytes::Bytes::from_owner(build(source, 1));
+    Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"))
 }
 
 fn config(shard: usize, shards: usize, epoch: BootEpoch) -> ShardConfig {

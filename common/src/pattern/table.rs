@@ -7,7 +7,15 @@ use hashbrown::HashTable;
 #[derive(Clone, Debug)]
 pub(crate) struct Table<V> {
     hash: UriHash,
-    entries: HashTable<(Box<str>, V)>,
+    entries: HashTable<Entry<V>>,
+}
+
+/// The hash is kept so that a table that grows reads no key: those of a large one are in no cache.
+#[derive(Clone, Debug)]
+struct Entry<V> {
+    hash: u64,
+    key: Box<str>,
+    value: V,
 }
 
 impl<V> Table<V> {
@@ -32,13 +40,13 @@ impl<V> Table<V> {
     /// The entry of the string `bytes`, whose hash is `hash`.
     #[inline]
     pub(crate) fn find_hashed(&self, hash: u64, bytes: &[u8]) -> Option<(&str, &V)> {
-        let (key, value) = self.entries.find(hash, |(key, _)| key.as_bytes() == bytes)?;
-        Some((key, value))
+        let entry = self.entries.find(hash, |entry| entry.key.as_bytes() == bytes)?;
+        Some((&entry.key, &entry.value))
     }
 
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut V> {
         let hash = self.hash.of(key.as_bytes());
-        self.entries.find_mut(hash, |(other, _)| **other == *key).map(|(_, value)| value)
+        self.entries.find_mut(hash, |entry| *entry.key == *key).map(|entry| &mut entry.value)
     }
 
     /// Puts a value and returns the one it replaced.
@@ -46,26 +54,25 @@ impl<V> Table<V> {
         if let Some(old) = self.get_mut(key) {
             return Some(std::mem::replace(old, value));
         }
-        let hash = self.hash;
-        self.entries
-            .insert_unique(hash.of(key.as_bytes()), (key.into(), value), |(key, _)| hash.of(key.as_bytes()));
+        let hash = self.hash.of(key.as_bytes());
+        self.entries.insert_unique(hash, Entry { hash, key: key.into(), value }, |entry| entry.hash);
         None
     }
 
     pub(crate) fn remove(&mut self, key: &str) -> Option<V> {
         let hash = self.hash.of(key.as_bytes());
-        let entry = self.entries.find_entry(hash, |(other, _)| **other == *key).ok()?;
-        let ((_, value), _) = entry.remove();
+        let entry = self.entries.find_entry(hash, |entry| *entry.key == *key).ok()?;
+        let (entry, _) = entry.remove();
         self.shrink();
-        Some(value)
+        Some(entry.value)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
-        self.entries.iter().map(|(key, value)| (&**key, value))
+        self.entries.iter().map(|entry| (&*entry.key, &entry.value))
     }
 
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&str, &mut V) -> bool) {
-        self.entries.retain(|(key, value)| keep(key, value));
+        self.entries.retain(|entry| keep(&entry.key, &mut entry.value));
         self.shrink();
     }
 
@@ -73,7 +80,7 @@ impl<V> Table<V> {
     pub(crate) fn sweep(&mut self, at: usize, end: usize, mut keep: impl FnMut(&str, &mut V) -> bool) {
         for place in at..end.min(self.places()) {
             if let Ok(mut entry) = self.entries.get_bucket_entry(place) {
-                let (key, value) = entry.get_mut();
+                let Entry { key, value, .. } = entry.get_mut();
                 if !keep(key, value) {
                     entry.remove();
                 }
@@ -90,9 +97,8 @@ impl<V> Table<V> {
     }
 
     fn shrink(&mut self) {
-        let hash = self.hash;
         if let Some(capacity) = shrunk(self.entries.len(), self.entries.capacity()) {
-            self.entries.shrink_to(capacity, |(key, _)| hash.of(key.as_bytes()));
+            self.entries.shrink_to(capacity, |entry| entry.hash);
         }
     }
 }

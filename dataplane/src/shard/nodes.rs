@@ -1,6 +1,7 @@
 //! The other nodes of the cluster as one shard knows them, by a dense index that routes and queues use.
 //!
-//! Invariants: an index is a node's for as long as the shard lives; only nodes of the latest list are live.
+//! Invariants: an index is a node's until another node needs it and the first one does not live; only nodes of the latest
+//! list are live.
 
 use common::ids::{BootEpoch, NODES_MAX, NodeId};
 use common::link::Peer;
@@ -73,6 +74,10 @@ pub(super) struct Nodes {
     index: HashMap<NodeId, u16, RandomState>,
     list: Vec<Node>,
     live: NodeSet,
+    /// Where the next index to be given to another node is looked for.
+    hand: usize,
+    /// Indexes that were given to another node since [`Nodes::take_reused`].
+    reused: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -84,15 +89,36 @@ pub(super) struct Node {
 }
 
 impl Nodes {
-    /// The index of a node; it gets one if it has none. None: [`NODES_MAX`] nodes have one already.
+    /// The index of a node; it gets one if it has none. None: [`NODES_MAX`] nodes live.
     pub fn index(&mut self, id: NodeId) -> Option<u16> {
+        self.index_keeping(id, self.live)
+    }
+
+    /// As [`Nodes::index`]; an index of a node in `keep` is not given away.
+    fn index_keeping(&mut self, id: NodeId, keep: NodeSet) -> Option<u16> {
         if let Some(index) = self.index.get(&id) {
             return Some(*index);
         }
-        let index = u16::try_from(self.list.len()).ok().filter(|index| usize::from(*index) < NODES_MAX)?;
-        self.index.insert(id, index);
-        self.list.push(Node { id, epoch: BootEpoch(0), relay: None });
-        Some(index)
+        let node = Node { id, epoch: BootEpoch(0), relay: None };
+        if self.list.len() < NODES_MAX {
+            self.list.push(node);
+            let index = (self.list.len() - 1) as u16;
+            self.index.insert(id, index);
+            return Some(index);
+        }
+        let places = (0..NODES_MAX).map(|step| (self.hand + step) % NODES_MAX);
+        let place = places.into_iter().find(|place| !keep.contains(*place as u16))?;
+        self.hand = place + 1;
+        let old = std::mem::replace(&mut self.list[place], node);
+        self.index.remove(&old.id);
+        self.index.insert(id, place as u16);
+        self.reused.push(place as u16);
+        Some(place as u16)
+    }
+
+    /// Indexes that are another node's since the last call: what was known of them is of the node before.
+    pub fn take_reused(&mut self) -> Vec<u16> {
+        std::mem::take(&mut self.reused)
     }
 
     pub fn known(&self, id: NodeId) -> Option<u16> {
@@ -111,9 +137,13 @@ impl Nodes {
 
     /// Takes a new list of nodes that may be sent to.
     pub fn replace(&mut self, peers: &[Peer]) {
+        // Those of the list before keep theirs too: something may still be under way to them.
+        let mut keep = self.live;
+        peers.iter().filter_map(|peer| self.known(peer.node)).for_each(|index| keep.insert(index));
         self.live = NodeSet::EMPTY;
         for peer in peers {
-            let Some(index) = self.index(peer.node) else { continue };
+            let Some(index) = self.index_keeping(peer.node, keep) else { continue };
+            keep.insert(index);
             let node = &mut self.list[usize::from(index)];
             node.epoch = peer.epoch;
             node.relay = peer.relay.parse().ok();
@@ -153,6 +183,15 @@ mod tests {
         assert!(nodes.index(NodeId([7; 16])).is_some());
         let mut other = [9; 16];
         other[0] = 1;
-        assert_eq!(nodes.index(NodeId(other)), None, "the table is full");
+        assert_eq!(nodes.take_reused(), []);
+        assert_eq!(nodes.index(NodeId(other)), Some(0), "the first that does not live");
+        assert_eq!((nodes.take_reused(), nodes.known(NodeId([1; 16]))), (vec![0], None));
+        assert_eq!(nodes.index(NodeId([1; 16])), Some(2), "1 lives");
+        let peers: Vec<_> = (0..=255).map(|node| peer(node, 1)).collect();
+        nodes.replace(&peers);
+        assert_eq!(nodes.live().iter().count(), 255, "the place of one that lived before is kept for now");
+        nodes.replace(&peers);
+        assert_eq!(nodes.live().iter().count(), 256);
+        assert_eq!(nodes.index(NodeId(other)), None, "all live");
     }
 }

@@ -41,7 +41,7 @@ struct Taking {
 impl Shard {
     pub(super) fn take_snapshot(&mut self, snapshot: &SharedSnapshot) {
         let process = (self.config.epoch, self.config.shards);
-        if self.folded.take(snapshot, process, &mut self.nodes, self.changes.before()) {
+        if self.folded.take(snapshot, process, &mut self.nodes, self.changes.span()) {
             self.generation += 1;
             self.start_sweep();
         }

@@ -28,8 +28,9 @@ impl Changes {
         self.before = self.last;
     }
 
-    pub fn before(self) -> u64 {
-        self.before
+    /// What is added to a number of this link, and the greatest number so far.
+    pub fn span(self) -> (u64, u64) {
+        (self.before, self.last)
     }
 
     /// Changes from `first_seq` on come. Numbers of one link only grow, so one that was there before is another control
@@ -52,6 +53,7 @@ impl Shard {
     /// A new list of nodes that may be sent to.
     pub(super) fn take_peers(&mut self, peers: &[Peer]) {
         self.nodes.replace(peers);
+        self.forget_reused();
         self.folded.live = self.nodes.live();
         self.generation += 1;
         self.relay_peers();
@@ -61,9 +63,11 @@ impl Shard {
     pub(super) fn take_routes(&mut self, first_seq: u64, changes: &[RouteChange]) {
         self.changes.expect(first_seq);
         for (seq, change) in (first_seq..).zip(changes) {
+            let index = self.nodes.index(change.node);
+            self.forget_reused();
             let seq = self.changes.number(seq);
-            // A node beyond the bound has no index and is not in the list of those that may be sent to.
-            let Some(source) = self.nodes.index(change.node).map(Source::Node) else { continue };
+            // Without an index it is not in the list of those that may be sent to.
+            let Some(source) = index.map(Source::Node) else { continue };
             if !self.folded.lacks(source, seq) {
                 continue;
             }
@@ -71,6 +75,14 @@ impl Shard {
             let overlay = &mut self.realms[realm as usize].overlay;
             overlay.say(change.kind, change.policy, &change.uri, source, change.wanted, seq);
             self.route_changed(realm, change.kind, change.policy, &change.uri);
+        }
+    }
+
+    /// What was known of a node whose index another one has now does not count any more.
+    fn forget_reused(&mut self) {
+        for index in self.nodes.take_reused() {
+            self.folded.index_reused(index, self.changes.span().1);
+            self.generation += 1;
         }
     }
 

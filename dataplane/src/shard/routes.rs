@@ -29,6 +29,8 @@ pub(super) struct Folded {
     nodes_folded: u64,
     /// For each node here, the number of the change that ended all it wanted before, or 0.
     ends: Vec<u64>,
+    /// For each node here, the number of the last change of the node that had its index before, or 0.
+    before: Vec<u64>,
     /// The nodes whose end the snapshot does not stand for.
     ended: NodeSet,
     /// The nodes that may be sent to.
@@ -37,14 +39,15 @@ pub(super) struct Folded {
 
 impl Folded {
     /// Takes the routes of a newer snapshot. False, and nothing changed, when they belong to another process or lack
-    /// claims that the routes in use have (a control plane that has just come back). `changes_before`: what is added to
-    /// the snapshot's number of changes of other nodes' routes to make it one of this shard's.
+    /// claims that the routes in use have (a control plane that has just come back). `changes_before` is
+    /// added to the snapshot's number of changes of other nodes' routes to make it one of this shard's; `changes_last` is the
+    /// last of those so far.
     pub fn take(
         &mut self,
         snapshot: &SharedSnapshot,
         (epoch, shards): (BootEpoch, usize),
         nodes: &mut Nodes,
-        changes_before: u64,
+        (changes_before, changes_last): (u64, u64),
     ) -> bool {
         let covers = |old: &SharedSnapshot| {
             (0..shards).all(|shard| snapshot.claims_folded(shard) >= old.claims_folded(shard))
@@ -53,6 +56,12 @@ impl Folded {
         if fits {
             self.snapshot = Some(snapshot.clone());
             self.indexes = snapshot.nodes().map(|node| nodes.index(node)).collect();
+            for index in nodes.take_reused() {
+                self.reuse(index, changes_last);
+                // With more nodes than indexes the snapshot itself may have taken one twice; it is the last one's.
+                let last = self.indexes.iter().rposition(|other| *other == Some(index));
+                self.forget(index, last);
+            }
             self.nodes_folded = changes_before.saturating_add(snapshot.nodes_folded());
             self.find_ended();
         }
@@ -67,6 +76,33 @@ impl Folded {
         }
         self.ends[at] = self.ends[at].max(seq);
         self.find_ended();
+    }
+
+    /// An index has another node since change `last`.
+    pub fn index_reused(&mut self, index: u16, last: u64) {
+        self.reuse(index, last);
+        self.forget(index, None);
+    }
+
+    fn reuse(&mut self, index: u16, last: u64) {
+        let at = usize::from(index);
+        if self.before.len() <= at {
+            self.before.resize(at + 1, 0);
+        }
+        self.before[at] = last;
+        if let Some(end) = self.ends.get_mut(at) {
+            *end = 0;
+        }
+        self.find_ended();
+    }
+
+    /// The snapshot names nobody by this index but at the place `but`.
+    fn forget(&mut self, index: u16, but: Option<usize>) {
+        for (place, other) in self.indexes.iter_mut().enumerate() {
+            if *other == Some(index) && Some(place) != but {
+                *other = None;
+            }
+        }
     }
 
     fn find_ended(&mut self) {
@@ -90,8 +126,8 @@ impl Folded {
                 seq > self.snapshot.as_ref().map_or(0, |snapshot| snapshot.claims_folded(shard.index()))
             }
             Source::Node(node) => {
-                let end = self.ends.get(usize::from(node)).copied().unwrap_or(0);
-                seq > self.nodes_folded && seq > end
+                let of = |numbers: &[u64]| numbers.get(usize::from(node)).copied().unwrap_or(0);
+                seq > self.nodes_folded && seq > of(&self.ends) && seq > of(&self.before)
             }
         }
     }
@@ -432,7 +468,8 @@ mod tests {
             };
             let bytes = bytes::Bytes::from_owner(common::snapshot::build(&source, 1));
             let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
-            assert!(self.folded.take(&snapshot, (EPOCH, 3), &mut self.nodes, changes_before));
+            let changes = (changes_before, changes_before);
+            assert!(self.folded.take(&snapshot, (EPOCH, 3), &mut self.nodes, changes));
         }
 
         fn nodes_of(&self, realm: &Realm, uri: &str) -> Vec<u16> {
@@ -511,6 +548,19 @@ mod tests {
         assert!(cluster.nodes_of(&realm, "b").is_empty(), "a snapshot from before the end changes nothing");
         cluster.take(&routes, (0, 6), 0);
         assert_eq!(cluster.nodes_of(&realm, "a"), [0, 1], "one from after it has the node's new routes");
+    }
+
+    #[test]
+    fn a_node_that_takes_over_an_index_has_none_of_the_routes_of_the_one_before() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        cluster.take(&[(RouteKind::Topic, Match::Exact, "a", ShardSet::EMPTY, &[1])], (0, 3), 0);
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "b", Source::Node(0), true, 4);
+        cluster.folded.index_reused(0, 4);
+        assert!(cluster.nodes_of(&realm, "a").is_empty() && cluster.nodes_of(&realm, "b").is_empty());
+        realm.overlay.say(RouteKind::Topic, Match::Exact, "b", Source::Node(0), true, 5);
+        assert_eq!(cluster.nodes_of(&realm, "b"), [0]);
+        cluster.take(&[(RouteKind::Topic, Match::Exact, "a", ShardSet::EMPTY, &[1])], (0, 3), 0);
+        assert_eq!(cluster.nodes_of(&realm, "a"), [0], "a snapshot names nodes, not indexes");
     }
 
     #[test]
