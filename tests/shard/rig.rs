@@ -67,14 +67,6 @@ impl Rig {
         }
     }
 
-    /// Every shard is told something.
-    pub fn feed(&mut self, down: &FeedDown) {
-        for shard in 0..self.shards.len() {
-            self.shards[shard].feed(self.now, down.clone());
-            self.act(shard);
-        }
-    }
-
     /// The version a shard last said it uses, if it said so since it was last asked.
     pub fn taken(&mut self, shard: usize) -> Option<SnapshotVersion> {
         let mut taken = None;

@@ -183,15 +183,19 @@ mod tests {
         assert!(nodes.index(NodeId([7; 16])).is_some());
         let mut other = [9; 16];
         other[0] = 1;
-        assert_eq!(nodes.take_reused(), []);
+        assert!(nodes.take_reused().is_empty());
         assert_eq!(nodes.index(NodeId(other)), Some(0), "the first that does not live");
         assert_eq!((nodes.take_reused(), nodes.known(NodeId([1; 16]))), (vec![0], None));
         assert_eq!(nodes.index(NodeId([1; 16])), Some(2), "1 lives");
-        let peers: Vec<_> = (0..=255).map(|node| peer(node, 1)).collect();
+        let mut peers: Vec<_> = (0..=255).map(|node| peer(node, 1)).collect();
+        nodes.replace(&peers);
+        assert_eq!(nodes.live().iter().count(), 256);
+        assert_eq!(nodes.index(NodeId(other)), None, "all live");
+        peers[7].node = NodeId(other);
         nodes.replace(&peers);
         assert_eq!(nodes.live().iter().count(), 255, "the place of one that lived before is kept for now");
         nodes.replace(&peers);
         assert_eq!(nodes.live().iter().count(), 256);
-        assert_eq!(nodes.index(NodeId(other)), None, "all live");
+        assert_eq!(nodes.known(NodeId([7; 16])), None);
     }
 }
