@@ -63,7 +63,9 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let mut rig = Rig::new(2, |_| {});
-        let sessions = [0, 1].map(|shard| connect(&mut rig, shard, &[HELLO]));
+        let revocable = r#""callee":{"features":{"registration_revocation":true}}"#;
+        let hello = HELLO.replace(r#""callee":{}"#, revocable);
+        let sessions = [0, 1].map(|shard| connect(&mut rig, shard, &[&hello]));
         let mut pair = Self { rig, sessions, request: 0 };
         pair.rig.run();
         pair.got(0);
@@ -194,6 +196,19 @@ fn a_callee_that_loses_its_registration_is_told_and_nobody_else() {
         assert!(answer.contains("wamp.error.no_such_registration"), "{answer}");
         assert!(!pair.is_held_elsewhere("p.a"), "its home shard has it free again");
     }
+    pair.rig.check_empty();
+}
+
+#[test]
+fn a_callee_that_knows_no_revocation_loses_its_registration_all_the_same() {
+    let mut pair = Pair::new();
+    let other = connect(&mut pair.rig, 0, &[HELLO, r#"[64,1,{},"p.a"]"#]);
+    pair.rig.run();
+    messages(&mut pair.rig, other);
+    pair.rig.feed(&revoke("p.a"));
+    pair.rig.run();
+    assert_eq!(messages(&mut pair.rig, other), Vec::<String>::new());
+    assert!(!pair.is_held_elsewhere("p.a"));
     pair.rig.check_empty();
 }
 
