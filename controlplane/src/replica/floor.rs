@@ -21,7 +21,7 @@ use super::hashtree::SHARDS;
 use super::hlc::Hlc;
 use crate::store::record::{Reader, RecordError, checksum, require};
 use common::ids::{NODES_MAX, NodeId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One stamp a shard.
@@ -64,8 +64,10 @@ struct Kept {
     fresh: bool,
     /// The greatest counter of this node in a history that was forgotten.
     counter: u64,
-    /// Every other node that was met and not forgotten.
-    members: BTreeSet<NodeId>,
+    /// Every other node that was met and not forgotten, since when.
+    members: BTreeMap<NodeId, Hlc>,
+    /// Nodes that were forgotten, and when: a node that was away is told. The last few.
+    forgotten: BTreeMap<NodeId, Hlc>,
 }
 
 /// This node was away for too long: see the top of this file.
@@ -84,6 +86,8 @@ pub struct Stale {
 pub struct Announcement {
     pub marks: Stamps,
     pub floors: Stamps,
+    /// Nodes that were forgotten, and when.
+    pub forgotten: BTreeMap<NodeId, Hlc>,
 }
 
 impl Pace {
@@ -134,7 +138,7 @@ impl Floor {
     }
 
     pub fn is_member(&self, node: NodeId) -> bool {
-        self.kept.members.contains(&node)
+        self.kept.members.contains_key(&node)
     }
 
     pub fn grace_ms(&self) -> u64 {
@@ -159,10 +163,13 @@ impl Floor {
         }
     }
 
-    /// A node is there.
-    pub fn met(&mut self, node: NodeId) {
-        let is_other = node != self.own && self.kept.members.len() < NODES_MAX;
-        if is_other && self.kept.members.insert(node) {
+    /// A node is there. `now`: a stamp of this moment.
+    pub fn met(&mut self, node: NodeId, now: Hlc) {
+        let is_new = node != self.own && !self.is_member(node);
+        if is_new && self.kept.members.len() < NODES_MAX {
+            // After it was forgotten, whatever the clock says.
+            let after = self.kept.forgotten.remove(&node).map_or(Hlc::default(), |since| since.next(0));
+            self.kept.members.insert(node, now.max(after));
             self.dirty = true;
         }
     }
@@ -174,32 +181,48 @@ impl Floor {
         }
     }
 
-    /// A node will not come back; `last` is the greatest stamp known. False: it was not a member.
-    pub fn forget(&mut self, node: NodeId, last: Hlc, wall_ms: u64) -> bool {
+    /// A node will not come back. `now`: a stamp of this moment. False: it was not a member.
+    pub fn forget(&mut self, node: NodeId, now: Hlc) -> bool {
+        // After it was met, whatever the clock says.
+        let since = self.kept.members.get(&node).map_or(now, |met| now.max(met.next(0)));
+        self.forget_since(node, since, now)
+    }
+
+    /// The same, of a node that was forgotten elsewhere at `since`.
+    fn forget_since(&mut self, node: NodeId, since: Hlc, now: Hlc) -> bool {
+        let is_known = self.kept.forgotten.get(&node).is_some_and(|known| *known >= since);
+        let met_again = self.kept.members.get(&node).is_some_and(|met| *met > since);
+        if node == self.own || is_known || met_again {
+            return false;
+        }
         self.synced.remove(&node);
         self.heard.remove(&node);
-        let was_member = self.kept.members.remove(&node);
-        if was_member {
-            let now = last.max(Hlc::at(wall_ms));
-            let until = Hlc::at(now.wall_ms().saturating_add(self.pace.allowance_ms));
-            self.kept.held_until = self.kept.held_until.max(until);
-            self.dirty = true;
+        self.kept.forgotten.insert(node, since);
+        if self.kept.forgotten.len() > NODES_MAX {
+            let oldest = self.kept.forgotten.iter().min_by_key(|(_, since)| **since).map(|(node, _)| *node);
+            oldest.map(|oldest| self.kept.forgotten.remove(&oldest));
         }
-        was_member
+        let until = Hlc::at(now.wall_ms().saturating_add(self.pace.allowance_ms));
+        self.kept.held_until = self.kept.held_until.max(until);
+        (self.dirty, self.announce) = (true, true);
+        self.kept.members.remove(&node).is_some()
     }
 
     /// We hold all that `peer` held in a shard when it promised `promise`.
     pub fn synced(&mut self, peer: NodeId, shard: usize, promise: Hlc) {
-        if self.kept.members.contains(&peer) {
+        if self.is_member(peer) {
             let stamps = self.synced.entry(peer).or_insert([Hlc::default(); SHARDS]);
             stamps[shard] = stamps[shard].max(promise);
         }
     }
 
     /// `peer` says how far it is. Its floors are to be adopted.
-    pub fn heard(&mut self, peer: NodeId, announcement: &Announcement) {
-        self.met(peer);
-        if self.kept.members.contains(&peer) {
+    pub fn heard(&mut self, peer: NodeId, announcement: &Announcement, now: Hlc) {
+        self.met(peer, now);
+        for (node, since) in &announcement.forgotten {
+            self.forget_since(*node, *since, now);
+        }
+        if self.is_member(peer) {
             self.heard.insert(peer, announcement.marks);
         }
     }
@@ -215,7 +238,7 @@ impl Floor {
             return;
         }
         for shard in 0..SHARDS {
-            let peers = self.kept.members.iter();
+            let peers = self.kept.members.keys();
             let synced =
                 peers.map(|peer| self.synced.get(peer).map_or(Hlc::default(), |stamps| stamps[shard]));
             let mark = self.quantized(synced.min().unwrap_or(self.kept.promise));
@@ -230,7 +253,7 @@ impl Floor {
     pub fn worked_out(&self, wall_ms: u64) -> Stamps {
         let youngest = Hlc::at(wall_ms.saturating_sub(self.pace.grace_ms));
         std::array::from_fn(|shard| {
-            let members = self.kept.members.iter();
+            let members = self.kept.members.keys();
             let heard = members.map(|peer| self.heard.get(peer).map_or(Hlc::default(), |marks| marks[shard]));
             let mark = heard.fold(self.kept.marks[shard], Hlc::min);
             if mark < self.kept.held_until {
@@ -300,7 +323,11 @@ impl Floor {
 
     /// For a node that was not connected when it was announced last.
     pub fn state(&self) -> Announcement {
-        Announcement { marks: self.kept.marks, floors: self.kept.floors }
+        Announcement {
+            marks: self.kept.marks,
+            floors: self.kept.floors,
+            forgotten: self.kept.forgotten.clone(),
+        }
     }
 
     fn quantized(&self, stamp: Hlc) -> Hlc {
@@ -317,14 +344,15 @@ impl Default for Kept {
             held_until: Hlc::default(),
             fresh: true,
             counter: 0,
-            members: BTreeSet::new(),
+            members: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
         }
     }
 }
 
 impl Kept {
-    /// `"SBF" version u8 │ fresh u8 │ promise u64 │ held until u64 │ counter u64 │ 64 × mark u64 │ 64 × floor u64 │ members
-    /// u16 │ members × node [16] │ checksum [16]`, little-endian.
+    /// `"SBF" version u8 │ fresh u8 │ promise u64 │ held until u64 │ counter u64 │ 64 × mark u64 │ 64 × floor u64 │
+    /// members │ forgotten │ checksum [16]`, little-endian; nodes are `count u16 │ count × ( node [16] │ stamp u64 )`, sorted.
     fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.push(self.fresh.into());
@@ -333,8 +361,8 @@ impl Kept {
         }
         put_stamps(&mut out, &self.marks);
         put_stamps(&mut out, &self.floors);
-        out.extend_from_slice(&(self.members.len() as u16).to_le_bytes());
-        self.members.iter().for_each(|node| out.extend_from_slice(&node.0));
+        put_nodes(&mut out, &self.members);
+        put_nodes(&mut out, &self.forgotten);
         let sum = checksum(&out);
         out.extend_from_slice(&sum);
         out
@@ -352,20 +380,19 @@ impl Kept {
         let fresh = reader.byte()? == 1;
         let (promise, held_until, counter) = (Hlc(reader.u64()?), Hlc(reader.u64()?), reader.u64()?);
         let (marks, floors) = (read_stamps(&mut reader)?, read_stamps(&mut reader)?);
-        let count = usize::from(reader.u16()?);
-        require(count <= NODES_MAX, "too many members")?;
-        let members = (0..count).map(|_| reader.array().map(NodeId)).collect::<Result<_, _>>()?;
+        let (members, forgotten) = (read_nodes(&mut reader)?, read_nodes(&mut reader)?);
         require(reader.0.is_empty(), "bytes after the end")?;
-        Ok(Self { promise, marks, floors, held_until, fresh, counter, members })
+        Ok(Self { promise, marks, floors, held_until, fresh, counter, members, forgotten })
     }
 }
 
 impl Announcement {
-    /// `version u8 = 1 │ 64 × mark u64 │ 64 × floor u64`, little-endian.
+    /// `version u8 = 1 │ 64 × mark u64 │ 64 × floor u64 │ forgotten`, little-endian, with nodes as in [`Kept::encode`].
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![ANNOUNCEMENT_VERSION];
         put_stamps(&mut out, &self.marks);
         put_stamps(&mut out, &self.floors);
+        put_nodes(&mut out, &self.forgotten);
         out
     }
 
@@ -374,7 +401,8 @@ impl Announcement {
         if reader.byte()? != ANNOUNCEMENT_VERSION {
             return Err(RecordError::Version);
         }
-        let announcement = Self { marks: read_stamps(&mut reader)?, floors: read_stamps(&mut reader)? };
+        let (marks, floors) = (read_stamps(&mut reader)?, read_stamps(&mut reader)?);
+        let announcement = Self { marks, floors, forgotten: read_nodes(&mut reader)? };
         require(reader.0.is_empty(), "bytes after the end")?;
         Ok(announcement)
     }
@@ -392,6 +420,26 @@ pub(super) fn read_stamps(reader: &mut Reader<'_>) -> Result<Stamps, RecordError
     Ok(stamps)
 }
 
+fn put_nodes(out: &mut Vec<u8>, nodes: &BTreeMap<NodeId, Hlc>) {
+    out.extend_from_slice(&(nodes.len() as u16).to_le_bytes());
+    for (node, stamp) in nodes {
+        out.extend_from_slice(&node.0);
+        out.extend_from_slice(&stamp.0.to_le_bytes());
+    }
+}
+
+fn read_nodes(reader: &mut Reader<'_>) -> Result<BTreeMap<NodeId, Hlc>, RecordError> {
+    let count = usize::from(reader.u16()?);
+    require(count <= NODES_MAX, "too many nodes")?;
+    let mut nodes = BTreeMap::new();
+    for _ in 0..count {
+        let (node, stamp) = (NodeId(reader.array()?), Hlc(reader.u64()?));
+        require(nodes.last_key_value().is_none_or(|(last, _)| *last < node), "order of nodes")?;
+        nodes.insert(node, stamp);
+    }
+    Ok(nodes)
+}
+
 /// "SBF" and the version of the form.
 const MAGIC: [u8; 4] = *b"SBF\x01";
 const ANNOUNCEMENT_VERSION: u8 = 1;
@@ -400,3 +448,121 @@ const ALLOWANCE_MS_MAX: u64 = 600_000;
 /// Quanta of one grace, and the longest one.
 const QUANTA: u64 = 24;
 const QUANTUM_MS_MAX: u64 = 3_600_000;
+
+const _: () = assert!(NODES_MAX <= u16::MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: NodeId = NodeId([1; 16]);
+    const B: NodeId = NodeId([2; 16]);
+    const C: NodeId = NodeId([3; 16]);
+    const MINUTE_MS: u64 = 60_000;
+    /// Now.
+    const T: u64 = 1_000 * 24 * MINUTE_MS;
+
+    fn pace() -> Pace {
+        Pace { grace_ms: 10 * MINUTE_MS, allowance_ms: MINUTE_MS, quantum_ms: MINUTE_MS }
+    }
+
+    fn of(own: NodeId, others: &[NodeId]) -> Floor {
+        let mut floor = Floor::new(own, pace(), None, false).unwrap();
+        floor.joined();
+        others.iter().for_each(|node| floor.met(*node, Hlc::at(1)));
+        floor
+    }
+
+    fn marked(minutes: u64) -> Announcement {
+        let marks = [Hlc::at(minutes * MINUTE_MS); SHARDS];
+        Announcement { marks, floors: [Hlc::default(); SHARDS], forgotten: BTreeMap::new() }
+    }
+
+    /// Synced with both others up to a minute.
+    fn synced(floor: &mut Floor, minutes: u64) {
+        for shard in 0..SHARDS {
+            [B, C].iter().for_each(|peer| floor.synced(*peer, shard, Hlc::at(minutes * MINUTE_MS)));
+        }
+        floor.tick(Hlc::default(), T);
+    }
+
+    #[test]
+    fn the_floor_is_the_least_of_all_marks_less_the_allowance() {
+        let mut floor = of(A, &[B, C]);
+        synced(&mut floor, 500);
+        floor.heard(B, &marked(300), Hlc::at(T));
+        assert_eq!(floor.worked_out(T), [Hlc::default(); SHARDS], "not a word of C");
+        floor.heard(C, &marked(400), Hlc::at(T));
+        assert_eq!(floor.worked_out(T), [Hlc::at(299 * MINUTE_MS); SHARDS]);
+        assert_eq!(floor.worked_out(200 * MINUTE_MS), [Hlc::at(190 * MINUTE_MS); SHARDS], "the grace");
+    }
+
+    #[test]
+    fn it_stands_still_for_a_while_after_a_member_was_forgotten() {
+        let mut floor = of(A, &[B, C]);
+        synced(&mut floor, 500);
+        floor.heard(B, &marked(480), Hlc::at(T));
+        assert!(floor.forget(C, Hlc::at(480 * MINUTE_MS)) && !floor.forget(C, Hlc::at(480 * MINUTE_MS)));
+        assert_eq!(floor.worked_out(T)[0], Hlc::default(), "B is not past it");
+        floor.heard(B, &marked(481), Hlc::at(T));
+        assert_eq!(floor.worked_out(T)[0], Hlc::at(480 * MINUTE_MS));
+    }
+
+    #[test]
+    fn who_was_away_is_told_whom_the_others_have_forgotten() {
+        let (mut away, mut other) = (of(A, &[B, C]), of(B, &[A, C]));
+        other.forget(C, Hlc::at(T));
+        away.heard(B, &other.state(), Hlc::at(T));
+        assert!(away.is_member(B) && !away.is_member(C));
+        away.met(C, Hlc::at(T + 1));
+        away.heard(B, &other.state(), Hlc::at(T + 2));
+        assert!(away.is_member(C), "it has come back since");
+    }
+
+    #[test]
+    fn a_mark_below_another_floor_is_stale_unless_nothing_can_be_old() {
+        let floors = [Hlc::at(400 * MINUTE_MS); SHARDS];
+        let mut floor = of(A, &[B, C]);
+        assert!(matches!(floor.rises(&floors, T, false), Err(Stale { shard: 0, .. })));
+        assert_eq!(floor.rises(&floors, T, true).unwrap().len(), SHARDS, "it holds nothing");
+        let fresh = Floor::new(A, pace(), None, false).unwrap();
+        assert_eq!(fresh.rises(&floors, T, false).unwrap().len(), SHARDS, "it never met anybody");
+        let restored = Floor::new(A, pace(), None, true).unwrap();
+        assert!(restored.rises(&floors, T, false).is_err(), "its original may have");
+        synced(&mut floor, 400);
+        assert_eq!(floor.rises(&floors, T, false).unwrap().len(), SHARDS);
+        let future = [Hlc::at(T + 61_000); SHARDS];
+        assert_eq!(floor.rises(&future, T, false), Ok(vec![]), "a broken clock makes nobody stale");
+        floor.begin_anew(&future);
+        assert_eq!(floor.rises(&future, T, false), Ok(vec![]));
+    }
+
+    #[test]
+    fn nothing_is_announced_before_it_is_stored() {
+        let mut floor = of(A, &[B, C]);
+        floor.stored();
+        assert!(floor.announcement().is_some() && floor.announcement().is_none());
+        synced(&mut floor, 400);
+        assert!(floor.announcement().is_none());
+        let row = floor.row().unwrap();
+        floor.stored();
+        let announced = floor.announcement().unwrap();
+        assert_eq!(announced.marks, [Hlc::at(400 * MINUTE_MS); SHARDS]);
+        assert_eq!(Announcement::decode(&announced.encode()), Ok(announced));
+        let again = Floor::new(A, pace(), Some(&row), false).unwrap();
+        assert_eq!(again.row(), None);
+        assert_eq!(again.kept, floor.kept);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_of_any_origin_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..1_200)) {
+            let bytes = [vec![1], bytes].concat();
+            if let Ok(announcement) = Announcement::decode(&bytes) {
+                prop_assert_eq!(announcement.encode(), bytes.clone());
+            }
+            prop_assert!(Floor::new(A, pace(), Some(&bytes), false).is_err());
+        }
+    }
+}

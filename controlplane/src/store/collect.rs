@@ -46,7 +46,7 @@ impl Worker {
     /// Takes another node's announcement.
     pub fn heard(&mut self, peer: NodeId, announcement: &[u8]) -> Result<Changes, RecordError> {
         let announcement = Announcement::decode(announcement)?;
-        self.floor.heard(peer, &announcement);
+        self.floor.heard(peer, &announcement, self.moment());
         // If it is stale it says so itself, in the log.
         let _ = self.adopt_floors(&announcement.floors);
         Ok(self.take_changes())
@@ -55,14 +55,14 @@ impl Worker {
     /// These nodes belong to the cluster, whether they live or not. Whoever was named stays a member until it is
     /// forgotten.
     pub fn members(&mut self, nodes: &[NodeId]) {
-        nodes.iter().for_each(|node| self.floor.met(*node));
+        let now = self.moment();
+        nodes.iter().for_each(|node| self.floor.met(*node, now));
         self.store_floor();
     }
 
     /// A node will not come back. If it does, it must begin anew: see [`Worker::begin_anew`].
     pub fn forget(&mut self, node: NodeId) {
-        let wall_ms = (self.sources.wall_ms)();
-        if self.floor.forget(node, self.clock.last(), wall_ms) {
+        if self.floor.forget(node, self.moment()) {
             info!(%node, "forgotten: deletions it has not seen may be forgotten too");
         }
         self.store_floor();
@@ -255,6 +255,11 @@ impl Worker {
     fn follow_floors(&mut self) {
         let last = self.clock.last().max(self.floor.promise());
         self.clock = Clock::new(self.floor.floors().iter().fold(last, |last, floor| last.max(*floor)));
+    }
+
+    /// A stamp of now that is given to nothing.
+    pub(super) fn moment(&self) -> Hlc {
+        self.clock.last().max(Hlc::at((self.sources.wall_ms)()))
     }
 
     fn is_empty(&self) -> bool {

@@ -51,7 +51,7 @@ impl Worker {
         now: Instant,
         timeout: Duration,
     ) -> (Exchange, Message) {
-        self.floor.met(peer);
+        self.floor.met(peer, self.moment());
         Exchange::start(round, self, now, timeout)
     }
 
@@ -71,7 +71,7 @@ impl Worker {
 
     /// Answers a message in an exchange that `peer` began: see [`exchange::answer`].
     pub fn exchange_answer(&mut self, peer: NodeId, message: Message) -> Answered {
-        self.floor.met(peer);
+        self.floor.met(peer, self.moment());
         self.peer = Some(peer);
         let reply = exchange::answer(self, message).unwrap_or_else(|error| {
             error!(%error, "an exchange is not answered");
