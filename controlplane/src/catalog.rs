@@ -3,11 +3,13 @@
 //! Invariants: a name of the configuration hides a stored realm of that name; no two names share a [`RealmId`]; there
 //! are at most `limits.realms_max` names, but for those of the configuration, which always count.
 
+use crate::store;
+use crate::store::record::{Kind, Object, RecordError};
 use common::config::RealmConfig;
 use common::ids::RealmId;
 use common::snapshot::Realm;
 use common::uri::{self, UriRule};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub struct Catalog {
@@ -28,6 +30,24 @@ pub enum Origin {
 pub struct Entry {
     pub config: RealmConfig,
     pub origin: Origin,
+}
+
+/// What an object of another node changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Taken {
+    Put(Realm),
+    Removed(RealmId),
+    /// It is in use as it is.
+    Nothing,
+}
+
+/// Why an object of another node is not used. It is stored all the same, and the other nodes use it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NotTaken {
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    #[error(transparent)]
+    Value(#[from] RecordError),
 }
 
 /// Why a realm was not put or removed. Nothing was changed.
@@ -108,6 +128,40 @@ impl Catalog {
         Some(id)
     }
 
+    /// Follows a stored object that another node, or the settling of values that competed, has changed. The limit is not
+    /// asked: that was done where the realm was put, and all nodes are to have the same realms.
+    pub fn take(&mut self, object: &Object) -> Result<Taken, NotTaken> {
+        match object.kind {
+            Kind::Realm => {}
+        }
+        let name = &object.key;
+        self.check_change(name)?;
+        let Some(bytes) = object.resolved().and_then(|value| value.bytes) else {
+            return Ok(self.remove(name).map_or(Taken::Nothing, Taken::Removed));
+        };
+        let config = store::realm::decode(name, &bytes)?;
+        self.check_name(name)?;
+        if self.realms.get(name).is_some_and(|entry| entry.config == config) {
+            return Ok(Taken::Nothing);
+        }
+        Ok(Taken::Put(self.put(config)))
+    }
+
+    /// Follows the whole store, after this node began anew. Returns what has changed; objects that are not used are passed
+    /// over.
+    pub fn take_all(&mut self, objects: &[Object]) -> Vec<Taken> {
+        let there: BTreeSet<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+        let is_gone =
+            |entry: &&Entry| entry.origin == Origin::Store && !there.contains(entry.config.name.as_str());
+        let gone: Vec<String> =
+            self.realms.values().filter(is_gone).map(|entry| entry.config.name.clone()).collect();
+        let removed = gone.iter().filter_map(|name| self.remove(name)).map(Taken::Removed).collect();
+        let taken = objects.iter().filter_map(|object| self.take(object).ok());
+        let mut changes: Vec<Taken> = removed;
+        changes.extend(taken.filter(|taken| *taken != Taken::Nothing));
+        changes
+    }
+
     pub fn contains(&self, id: RealmId) -> bool {
         self.names.contains_key(&id)
     }
@@ -183,6 +237,7 @@ const NAME_SHOWN_CHARS_MAX: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::{Actor, Hlc, Value};
     use common::snapshot::Anonymous;
 
     fn realm(name: &str) -> RealmConfig {
@@ -222,6 +277,48 @@ mod tests {
         catalog.put(realm("b"));
         assert_eq!(catalog.check_put(&realm("a")), Ok(()));
         assert_eq!(catalog.check_put(&realm("c")), Err(RealmError::Full { realms: 3, realms_max: 3 }));
+    }
+
+    fn object(name: &str, stamp: u64, config: Option<&RealmConfig>) -> Object {
+        let mut object = Object::new(Kind::Realm, name);
+        let bytes = config.map(store::realm::encode);
+        let actor = Actor { node: [stamp as u8; 16], epoch: 1 };
+        object.put(actor, 0, Value { hlc: Hlc(stamp), bytes }).unwrap();
+        object
+    }
+
+    #[test]
+    fn realms_of_other_nodes_are_followed_but_not_over_the_configuration() {
+        let mut catalog = catalog();
+        let strict = RealmConfig { strict: true, ..realm("a") };
+        assert!(matches!(catalog.take(&object("a", 1, Some(&realm("a")))), Ok(Taken::Put(_))));
+        assert_eq!(catalog.take(&object("a", 2, Some(&realm("a")))), Ok(Taken::Nothing));
+        let Ok(Taken::Put(taken)) = catalog.take(&object("a", 3, Some(&strict))) else { panic!("not taken") };
+        assert!(taken.strict);
+        // A deletion that competes with a change loses, whatever the stamps.
+        let mut both = object("a", 4, Some(&strict));
+        both.merge(&object("a", 5, None)).unwrap();
+        assert_eq!(catalog.take(&both), Ok(Taken::Nothing));
+        assert_eq!(catalog.take(&object("a", 6, None)), Ok(Taken::Removed(RealmId::of("a"))));
+        assert_eq!(catalog.take(&object("a", 6, None)), Ok(Taken::Nothing));
+        assert!(catalog.take(&object("realm1", 7, None)).is_err());
+        assert!(catalog.take(&object("wamp.x", 8, Some(&realm("wamp.x")))).is_err());
+        // Beyond the limit: it was asked where they were put.
+        for name in ["b", "c", "d", "e"] {
+            assert!(matches!(catalog.take(&object(name, 9, Some(&realm(name)))), Ok(Taken::Put(_))));
+        }
+    }
+
+    #[test]
+    fn a_node_that_began_anew_follows_the_whole_store() {
+        let mut catalog = catalog();
+        ["a", "b"].iter().for_each(|name| drop(catalog.put(realm(name))));
+        let objects = [object("b", 1, Some(&realm("b"))), object("c", 1, Some(&realm("c")))];
+        let changes = catalog.take_all(&objects);
+        assert_eq!(changes.len(), 2);
+        assert_eq!(changes[0], Taken::Removed(RealmId::of("a")));
+        let names: Vec<_> = catalog.iter().map(|entry| entry.config.name.as_str()).collect();
+        assert_eq!(names, ["b", "c", "realm1"]);
     }
 
     #[test]
