@@ -11,7 +11,7 @@
 //! Invariants: at most one message is under way; every answer is bounded; each step brings the end nearer, because the
 //! rows asked for begin where the last answer stopped.
 
-use super::floor::Stale;
+use super::floor::{Stale, Stamps};
 use super::hashtree::{SHARD_BUCKETS, SHARDS, Sum, bucket_of, shard_of};
 use super::hlc::Hlc;
 use super::message::{
@@ -29,8 +29,9 @@ pub struct Exchange {
     /// Of the objects here when it began.
     life: u64,
     step: Step,
-    /// What the other side promised before it was compared.
+    /// What the other side promised before it was compared, and its marks.
     promise: Hlc,
+    marks: Box<Stamps>,
     shards: VecDeque<u8>,
     /// The shard at hand, its buckets that differ, and records refused before it.
     shard: u8,
@@ -97,6 +98,7 @@ impl Exchange {
             life: objects.life(),
             step: Step::Roots,
             promise: Hlc::default(),
+            marks: Box::new([Hlc::default(); SHARDS]),
             shards: VecDeque::new(),
             shard: 0,
             buckets: Vec::new(),
@@ -161,12 +163,14 @@ impl Exchange {
 
     fn compared(&mut self, objects: &mut dyn Objects, theirs: &State, bits: u64) -> Result<Next, Stale> {
         objects.adopt(&theirs.floors)?;
-        self.promise = theirs.promise;
+        (self.promise, self.marks) = (theirs.promise, theirs.marks.clone());
         let (differing, equal): (Vec<u8>, Vec<u8>) =
             (0..SHARDS as u8).partition(|shard| bits >> shard & 1 == 1);
         self.shards = differing.into();
         self.tally.shards = bits.count_ones();
-        equal.into_iter().for_each(|shard| objects.synced(shard.into(), theirs.promise));
+        for shard in equal.into_iter().map(usize::from) {
+            objects.synced(shard, theirs.promise, theirs.marks[shard]);
+        }
         Ok(self.next_shard(objects))
     }
 
@@ -192,7 +196,8 @@ impl Exchange {
     fn go_on(&mut self, objects: &mut dyn Objects, from: Option<Place>) -> Result<Next, ExchangeError> {
         let Some(from) = from else {
             if self.tally.refused == self.refused_before {
-                objects.synced(self.shard.into(), self.promise);
+                let shard = usize::from(self.shard);
+                objects.synced(shard, self.promise, self.marks[shard]);
             }
             return Ok(self.next_shard(objects));
         };
@@ -285,7 +290,7 @@ fn compare(objects: &mut dyn Objects, theirs: &State, sums: &[Short]) -> Body {
     let mut bits = 0;
     for (shard, theirs_sum) in sums.iter().enumerate() {
         if short(objects.tree().roots()[shard]) == *theirs_sum {
-            objects.synced(shard, theirs.promise);
+            objects.synced(shard, theirs.promise, theirs.marks[shard]);
         } else {
             bits |= 1 << shard;
         }
@@ -295,7 +300,8 @@ fn compare(objects: &mut dyn Objects, theirs: &State, sums: &[Short]) -> Body {
 
 fn state(objects: &dyn Objects) -> State {
     let (fingerprint, promise) = (objects.fingerprint(), objects.promise());
-    State { fingerprint, promise, floors: Box::new(objects.floors()) }
+    let (floors, marks) = (Box::new(objects.floors()), Box::new(objects.marks()));
+    State { fingerprint, promise, floors, marks }
 }
 
 /// What the asker lacks of these buckets, and what we lack.
@@ -479,7 +485,7 @@ mod tests {
         assert_eq!((records(&mut one).len(), tally.merged, tally.sent, tally.refused), (900, 400, 700, 0));
         let (tally, messages, bytes) = run(&mut one, &mut other);
         assert_eq!((tally, messages), (Tally::default(), 2));
-        assert!(bytes < 2_200, "{bytes}");
+        assert!(bytes < 3_200, "{bytes}");
     }
 
     #[test]
@@ -536,8 +542,8 @@ mod tests {
     }
 
     fn shards(bits: u64) -> Body {
-        let floors = Box::new([Hlc::default(); SHARDS]);
-        let state = State { fingerprint: [0; 16], promise: Hlc::default(), floors };
+        let (floors, marks) = (Box::new([Hlc::default(); SHARDS]), Box::new([Hlc::default(); SHARDS]));
+        let state = State { fingerprint: [0; 16], promise: Hlc::default(), floors, marks };
         Body::Shards { state, bits }
     }
 

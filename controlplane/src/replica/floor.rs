@@ -9,7 +9,8 @@
 //!
 //! Who has a mark below another's floor was away for too long, was forgotten, or had its disk put back: it may hold what
 //! all others have deleted and forgotten. It is *stale*, gives up what it holds and pulls everything anew. A node that
-//! never met another is *fresh*: nothing it holds can have been deleted elsewhere, so it joins as it is.
+//! never synced with another is *fresh*: nothing it holds can have been deleted elsewhere long ago, so it joins as it is.
+//! Whoever holds all that a peer holds has the mark of that peer.
 //!
 //! Whoever takes a member off the list lets the floor go on without it. The writes of that member may still be on their way
 //! from one node to the next, so the floor stands still until every mark was made after that.
@@ -32,10 +33,14 @@ pub struct Floor {
     own: NodeId,
     pace: Pace,
     kept: Kept,
+    /// What of it may be told.
+    stored: Announcement,
     /// Promises of a peer up to which we hold what it holds.
     synced: BTreeMap<NodeId, Stamps>,
     /// Marks that members announced.
     heard: BTreeMap<NodeId, Stamps>,
+    /// Of a fresh node: the shards it has synced with each peer.
+    first_syncs: BTreeMap<NodeId, u64>,
     /// `kept` is to be stored.
     dirty: bool,
     /// The marks or floors are to be announced, once stored.
@@ -86,6 +91,8 @@ pub struct Stale {
 pub struct Announcement {
     pub marks: Stamps,
     pub floors: Stamps,
+    /// Whom it knows and since when: a node that does not know all members works out too high a floor.
+    pub members: BTreeMap<NodeId, Hlc>,
     /// Nodes that were forgotten, and when.
     pub forgotten: BTreeMap<NodeId, Hlc>,
 }
@@ -109,14 +116,27 @@ impl Floor {
         let dirty = restored && kept.fresh;
         // Whom the original has met since is not known.
         kept.fresh &= !restored;
-        Ok(Self { own, pace, kept, synced: BTreeMap::new(), heard: BTreeMap::new(), dirty, announce: true })
+        Ok(Self { dirty, ..Self::of(own, pace, kept) })
     }
 
     /// Of a store whose row is damaged: it may have met anybody.
     pub fn unknown(own: NodeId, pace: Pace) -> Self {
         let kept = Kept { fresh: false, ..Kept::default() };
-        let (synced, heard) = (BTreeMap::new(), BTreeMap::new());
-        Self { own, pace, kept, synced, heard, dirty: true, announce: true }
+        Self { dirty: true, ..Self::of(own, pace, kept) }
+    }
+
+    fn of(own: NodeId, pace: Pace, kept: Kept) -> Self {
+        Self {
+            own,
+            pace,
+            stored: kept.announcement(),
+            kept,
+            synced: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            first_syncs: BTreeMap::new(),
+            dirty: false,
+            announce: true,
+        }
     }
 
     pub fn floors(&self) -> &Stamps {
@@ -132,7 +152,7 @@ impl Floor {
         self.kept.promise
     }
 
-    /// No other node was ever met.
+    /// It has not synced with any other node yet.
     pub fn is_fresh(&self) -> bool {
         self.kept.fresh
     }
@@ -174,13 +194,6 @@ impl Floor {
         }
     }
 
-    /// The floors of another node were adopted: what is held here may be deleted there from now on.
-    pub fn joined(&mut self) {
-        if std::mem::take(&mut self.kept.fresh) {
-            (self.dirty, self.announce) = (true, true);
-        }
-    }
-
     /// A node will not come back. `now`: a stamp of this moment. False: it was not a member.
     pub fn forget(&mut self, node: NodeId, now: Hlc) -> bool {
         // After it was met, whatever the clock says.
@@ -208,8 +221,21 @@ impl Floor {
         self.kept.members.remove(&node).is_some()
     }
 
-    /// We hold all that `peer` held in a shard when it promised `promise`.
-    pub fn synced(&mut self, peer: NodeId, shard: usize, promise: Hlc) {
+    /// We hold all that `peer` held in a shard when it promised `promise` and had `mark`: so up to that we have all that
+    /// it has. Whoever has synced all shards with one node is fresh no longer.
+    pub fn synced(&mut self, peer: NodeId, shard: usize, promise: Hlc, mark: Hlc) {
+        if mark > self.kept.marks[shard] {
+            self.kept.marks[shard] = mark;
+            (self.dirty, self.announce) = (true, true);
+        }
+        if self.kept.fresh {
+            let shards = self.first_syncs.entry(peer).or_default();
+            *shards |= 1 << shard;
+            if *shards == u64::MAX {
+                (self.kept.fresh, self.dirty) = (false, true);
+                self.first_syncs.clear();
+            }
+        }
         if self.is_member(peer) {
             let stamps = self.synced.entry(peer).or_insert([Hlc::default(); SHARDS]);
             stamps[shard] = stamps[shard].max(promise);
@@ -221,6 +247,11 @@ impl Floor {
         self.met(peer, now);
         for (node, since) in &announcement.forgotten {
             self.forget_since(*node, *since, now);
+        }
+        for (node, met) in &announcement.members {
+            if self.kept.forgotten.get(node).is_none_or(|since| since < met) {
+                self.met(*node, *met);
+            }
         }
         if self.is_member(peer) {
             self.heard.insert(peer, announcement.marks);
@@ -234,7 +265,8 @@ impl Floor {
             self.kept.promise = promise;
             self.dirty = true;
         }
-        if self.kept.fresh {
+        // Alone it has nobody to tell it whether others are missing: an old copy of a disk may know nobody.
+        if self.kept.members.is_empty() {
             return;
         }
         for shard in 0..SHARDS {
@@ -256,7 +288,7 @@ impl Floor {
             let members = self.kept.members.keys();
             let heard = members.map(|peer| self.heard.get(peer).map_or(Hlc::default(), |marks| marks[shard]));
             let mark = heard.fold(self.kept.marks[shard], Hlc::min);
-            if mark < self.kept.held_until {
+            if mark < self.kept.held_until || self.kept.members.is_empty() {
                 return self.kept.floors[shard];
             }
             let safe = Hlc::at(mark.wall_ms().saturating_sub(self.pace.allowance_ms));
@@ -307,6 +339,7 @@ impl Floor {
 
     pub fn stored(&mut self) {
         self.dirty = false;
+        self.stored = self.kept.announcement();
     }
 
     /// What all members are to be told; none: nothing new, or nothing that is stored.
@@ -321,13 +354,9 @@ impl Floor {
         Some(self.state())
     }
 
-    /// For a node that was not connected when it was announced last.
+    /// For a node that was not connected when it was announced last: what is stored of it.
     pub fn state(&self) -> Announcement {
-        Announcement {
-            marks: self.kept.marks,
-            floors: self.kept.floors,
-            forgotten: self.kept.forgotten.clone(),
-        }
+        self.stored.clone()
     }
 
     fn quantized(&self, stamp: Hlc) -> Hlc {
@@ -351,6 +380,11 @@ impl Default for Kept {
 }
 
 impl Kept {
+    fn announcement(&self) -> Announcement {
+        let (members, forgotten) = (self.members.clone(), self.forgotten.clone());
+        Announcement { marks: self.marks, floors: self.floors, members, forgotten }
+    }
+
     /// `"SBF" version u8 │ fresh u8 │ promise u64 │ held until u64 │ counter u64 │ 64 × mark u64 │ 64 × floor u64 │
     /// members │ forgotten │ checksum [16]`, little-endian; nodes are `count u16 │ count × ( node [16] │ stamp u64 )`, sorted.
     fn encode(&self) -> Vec<u8> {
@@ -387,11 +421,12 @@ impl Kept {
 }
 
 impl Announcement {
-    /// `version u8 = 1 │ 64 × mark u64 │ 64 × floor u64 │ forgotten`, little-endian, with nodes as in [`Kept::encode`].
+    /// `version u8 = 1 │ 64 × mark u64 │ 64 × floor u64 │ members │ forgotten`, little-endian, with nodes as in [`Kept::encode`].
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![ANNOUNCEMENT_VERSION];
         put_stamps(&mut out, &self.marks);
         put_stamps(&mut out, &self.floors);
+        put_nodes(&mut out, &self.members);
         put_nodes(&mut out, &self.forgotten);
         out
     }
@@ -402,7 +437,8 @@ impl Announcement {
             return Err(RecordError::Version);
         }
         let (marks, floors) = (read_stamps(&mut reader)?, read_stamps(&mut reader)?);
-        let announcement = Self { marks, floors, forgotten: read_nodes(&mut reader)? };
+        let (members, forgotten) = (read_nodes(&mut reader)?, read_nodes(&mut reader)?);
+        let announcement = Self { marks, floors, members, forgotten };
         require(reader.0.is_empty(), "bytes after the end")?;
         Ok(announcement)
     }
@@ -469,20 +505,21 @@ mod tests {
 
     fn of(own: NodeId, others: &[NodeId]) -> Floor {
         let mut floor = Floor::new(own, pace(), None, false).unwrap();
-        floor.joined();
+        (floor.kept.fresh, floor.dirty) = (false, true);
         others.iter().for_each(|node| floor.met(*node, Hlc::at(1)));
         floor
     }
 
     fn marked(minutes: u64) -> Announcement {
         let marks = [Hlc::at(minutes * MINUTE_MS); SHARDS];
-        Announcement { marks, floors: [Hlc::default(); SHARDS], forgotten: BTreeMap::new() }
+        let (members, forgotten) = (BTreeMap::new(), BTreeMap::new());
+        Announcement { marks, floors: [Hlc::default(); SHARDS], members, forgotten }
     }
 
     /// Synced with both others up to a minute.
     fn synced(floor: &mut Floor, minutes: u64) {
         for shard in 0..SHARDS {
-            [B, C].iter().for_each(|peer| floor.synced(*peer, shard, Hlc::at(minutes * MINUTE_MS)));
+            [B, C].iter().for_each(|peer| floor.synced(*peer, shard, Hlc::at(minutes * MINUTE_MS), Hlc(0)));
         }
         floor.tick(Hlc::default(), T);
     }
@@ -513,6 +550,7 @@ mod tests {
     fn who_was_away_is_told_whom_the_others_have_forgotten() {
         let (mut away, mut other) = (of(A, &[B, C]), of(B, &[A, C]));
         other.forget(C, Hlc::at(T));
+        other.stored();
         away.heard(B, &other.state(), Hlc::at(T));
         assert!(away.is_member(B) && !away.is_member(C));
         away.met(C, Hlc::at(T + 1));
@@ -536,6 +574,20 @@ mod tests {
         assert_eq!(floor.rises(&future, T, false), Ok(vec![]), "a broken clock makes nobody stale");
         floor.begin_anew(&future);
         assert_eq!(floor.rises(&future, T, false), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_joining_node_is_fresh_until_it_has_synced_and_then_has_the_marks_of_its_peer() {
+        let mut floor = Floor::new(A, pace(), None, false).unwrap();
+        [B, C].iter().for_each(|node| floor.met(*node, Hlc::at(1)));
+        for shard in 0..SHARDS {
+            assert!(floor.is_fresh());
+            floor.synced(B, shard, Hlc::at(500 * MINUTE_MS), Hlc::at(400 * MINUTE_MS));
+        }
+        assert!(!floor.is_fresh());
+        assert_eq!(floor.marks(), &[Hlc::at(400 * MINUTE_MS); SHARDS]);
+        let floors = [Hlc::at(400 * MINUTE_MS); SHARDS];
+        assert_eq!(floor.rises(&floors, T, false).unwrap().len(), SHARDS, "that of C may be a little higher");
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub struct State {
     /// Its later stamps are all greater.
     pub promise: Hlc,
     pub floors: Box<Stamps>,
+    pub marks: Box<Stamps>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -175,11 +176,13 @@ fn put_state(out: &mut Vec<u8>, state: &State) {
     out.extend_from_slice(&state.fingerprint);
     out.extend_from_slice(&state.promise.0.to_le_bytes());
     put_stamps(out, &state.floors);
+    put_stamps(out, &state.marks);
 }
 
 fn read_state(reader: &mut Reader<'_>) -> Result<State, RecordError> {
     let (fingerprint, promise) = (reader.array()?, Hlc(reader.u64()?));
-    Ok(State { fingerprint, promise, floors: Box::new(read_stamps(reader)?) })
+    let (floors, marks) = (Box::new(read_stamps(reader)?), Box::new(read_stamps(reader)?));
+    Ok(State { fingerprint, promise, floors, marks })
 }
 
 fn list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
@@ -248,7 +251,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn state() -> State {
-        State { fingerprint: [7; 16], promise: Hlc(8), floors: Box::new([Hlc(9); SHARDS]) }
+        let stamps = |stamp| Box::new([Hlc(stamp); SHARDS]);
+        State { fingerprint: [7; 16], promise: Hlc(8), floors: stamps(9), marks: stamps(10) }
     }
 
     #[test]

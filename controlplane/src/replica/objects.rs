@@ -33,8 +33,11 @@ pub trait Objects {
     /// [`floor`](super::floor).
     fn adopt(&mut self, floors: &Stamps) -> Result<(), Stale>;
 
-    /// All that the other node held in a shard when it gave its promise is held here.
-    fn synced(&mut self, shard: usize, promise: Hlc);
+    /// Up to these stamps this node holds every write: see [`floor`](super::floor).
+    fn marks(&self) -> Stamps;
+
+    /// All that the other node held in a shard when it gave its promise, and had this mark, is held here.
+    fn synced(&mut self, shard: usize, promise: Hlc, mark: Hlc);
 
     /// Calls `found` with every place, its part of the tree and its record, from `from` on, in the order of places, until
     /// it breaks.

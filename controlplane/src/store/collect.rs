@@ -40,6 +40,7 @@ impl Worker {
 
     /// What a node that has just connected is to be told over the floor's channel.
     pub fn announcement(&mut self) -> Vec<u8> {
+        self.store_floor();
         self.floor.state().encode()
     }
 
@@ -81,7 +82,7 @@ impl Worker {
         let wall_ms = (self.sources.wall_ms)();
         match self.floor.rises(floors, wall_ms, self.is_empty()) {
             Ok(rising) => {
-                self.raise(&rising, floors, true);
+                self.raise(&rising, floors);
                 Ok(())
             }
             Err(stale) => {
@@ -105,7 +106,7 @@ impl Worker {
             let floors = self.floor.worked_out(wall_ms);
             // A node is never stale by its own reckoning.
             if let Ok(rising) = self.floor.rises(&floors, wall_ms, false) {
-                self.raise(&rising, &floors, false);
+                self.raise(&rising, &floors);
             }
         }
         if self.floor.row().is_some() && !self.store_floor() {
@@ -118,7 +119,10 @@ impl Worker {
     }
 
     /// The deletions between the old floors and the new ones leave the tree, in one transaction with the floors.
-    fn raise(&mut self, rising: &[usize], floors: &Stamps, joined: bool) {
+    fn raise(&mut self, rising: &[usize], floors: &Stamps) {
+        if rising.is_empty() {
+            return;
+        }
         let mut digests = BTreeMap::<u16, Digest>::new();
         for &shard in rising {
             let (old, new) = (self.floor.floors()[shard], floors[shard]);
@@ -133,20 +137,15 @@ impl Worker {
         }
         let before = self.floor.clone();
         rising.iter().for_each(|shard| self.floor.adopt(*shard, floors[*shard]));
-        if joined {
-            self.floor.joined();
+        if !self.try_commit(vec![], digests) {
+            self.floor = before;
         }
-        if !rising.is_empty() || before.is_fresh() != self.floor.is_fresh() {
-            if !self.try_commit(vec![], digests) {
-                self.floor = before;
-            }
-            self.follow_floors();
-        }
+        self.follow_floors();
     }
 
     /// Removes deletions that nobody compares any more. Bounded: the rest is removed next time.
     fn purge(&mut self, wall_ms: u64) {
-        let is_fresh = self.floor.is_fresh();
+        let is_fresh = self.floor.is_fresh() && self.floor.members() == 0;
         // A node that never met another needs no floor: nobody can bring back what it has deleted.
         let youngest = Hlc::at(wall_ms.saturating_sub(self.floor.grace_ms()));
         let limit = |shard: usize| if is_fresh { youngest } else { self.floor.floors()[shard] };

@@ -126,8 +126,12 @@ impl Objects for Worker {
         self.adopt_floors(floors)
     }
 
-    fn synced(&mut self, shard: usize, promise: Hlc) {
-        self.peer.into_iter().for_each(|peer| self.floor.synced(peer, shard, promise));
+    fn marks(&self) -> Stamps {
+        *self.floor.marks()
+    }
+
+    fn synced(&mut self, shard: usize, promise: Hlc, mark: Hlc) {
+        self.peer.into_iter().for_each(|peer| self.floor.synced(peer, shard, promise, mark));
     }
 
     fn walk(&mut self, from: &Place, found: Found<'_>) -> Result<(), Unreadable> {

@@ -62,6 +62,11 @@ enum Step {
     },
     /// A moment in which all is well: everybody exchanges with everybody.
     Quiet,
+    /// A node comes back as it was before a deletion that the others have forgotten.
+    Return {
+        node: usize,
+        key: usize,
+    },
     /// So long a time of it that deletions may be forgotten. The node whose turn it is, if any, is away.
     Calm {
         away: Option<usize>,
@@ -83,6 +88,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => node.prop_map(|node| Step::Forget { node }),
         4 => (1u64..3 * GRACE_MS).prop_map(|ms| Step::Pass { ms }),
         3 => Just(Step::Quiet),
+        2 => (0..NODES, 0..KEYS).prop_map(|(node, key)| Step::Return { node, key }),
         4 => proptest::option::of(0..NODES).prop_map(|away| Step::Calm { away }),
     ];
     proptest::collection::vec(step, 1..50)
@@ -106,6 +112,9 @@ struct Node {
     floors: Stamps,
     /// The others have forgotten it, and it has not come back yet.
     forgotten: bool,
+    /// It was forgotten, or its disk is a copy: until all have heard of it again it may have to begin anew, and once more
+    /// while others go by the marks of its earlier life. Nobody else ever may.
+    may_be_stale: bool,
 }
 
 struct Cluster {
@@ -135,7 +144,7 @@ impl Cluster {
         self.lives += 1;
         let worker = open_with(&disk, &self.wall_ms, self.lives, GRACE);
         let (floors, backup) = (worker.floors(), (disk.copy(), seen.clone()));
-        Node { disk, worker, seen, backup, floors, forgotten: false }
+        Node { disk, worker, seen, backup, floors, forgotten: false, may_be_stale: false }
     }
 
     /// Membership tells all of all that are not forgotten.
@@ -165,7 +174,7 @@ impl Cluster {
                 disk.disk().inode = self.lives + 1;
                 let (backup, forgotten) = (self.nodes[node].backup.clone(), self.nodes[node].forgotten);
                 let restored = self.node(disk, seen);
-                self.nodes[node] = Node { backup, forgotten, ..restored };
+                self.nodes[node] = Node { backup, forgotten, may_be_stale: true, ..restored };
             }
             Step::Wipe { node } => {
                 // Operators forget who will not come back.
@@ -178,15 +187,30 @@ impl Cluster {
             Step::Forget { node } => {
                 let gone = self.nodes[node].id();
                 self.nodes[node].forgotten = true;
+                self.nodes[node].may_be_stale = true;
                 let others = self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != node);
                 others.for_each(|(_, other)| other.worker.forget(gone));
             }
             Step::Pass { ms } => self.pass(ms),
             Step::Quiet => self.quiet(None)?,
+            Step::Return { node, key } => {
+                self.quiet(None)?;
+                for step in [
+                    Step::Backup { node },
+                    Step::Delete { node: (node + 1) % NODES, key },
+                    Step::Calm { away: None },
+                    Step::Restore { node },
+                ] {
+                    self.step(&step)?;
+                }
+            }
             Step::Calm { away } => {
                 for _ in 0..4 {
                     self.pass(GRACE_MS);
                     self.quiet(away)?;
+                }
+                if away.is_none() {
+                    self.nodes.iter_mut().for_each(|node| node.may_be_stale = false);
                 }
             }
         }
@@ -213,6 +237,9 @@ impl Cluster {
             return Ok(());
         }
         self.meet(one, other);
+        // Who holds nothing may get something old from who does not know yet that it is stale.
+        let either = self.nodes[one].may_be_stale || self.nodes[other].may_be_stale;
+        [one, other].iter().for_each(|node| self.nodes[*node].may_be_stale = either);
         let ids = (self.nodes[one].id(), self.nodes[other].id());
         let now = self.now;
         let (mut exchange, mut message): (Exchange, _) =
@@ -248,6 +275,7 @@ impl Cluster {
 
     fn note_reset(&mut self, node: usize, reset: bool) {
         if reset {
+            assert!(self.nodes[node].may_be_stale, "node {node} began anew without need");
             self.nodes[node].seen = vec![Seen::new(); KEYS];
         }
     }
@@ -359,6 +387,31 @@ fn run(steps: &[Step]) -> Result<Cluster, TestCaseError> {
     cluster.check()?;
     cluster.check_collection()?;
     Ok(cluster)
+}
+
+/// The sequence the rule for stale nodes is for.
+#[test]
+fn an_old_copy_of_a_disk_brings_nothing_back() {
+    let calm = Step::Calm { away: None };
+    let steps = [
+        Step::Put { node: 0, key: 0 },
+        Step::Quiet,
+        Step::Backup { node: 2 },
+        Step::Put { node: 2, key: 1 },
+        Step::Backup { node: 2 },
+        Step::Delete { node: 0, key: 0 },
+        calm.clone(),
+        calm,
+        Step::Restore { node: 2 },
+    ];
+    let mut cluster = Cluster::new();
+    steps.iter().for_each(|step| cluster.step(step).unwrap());
+    assert!(cluster.nodes[0].object(0).is_none(), "forgotten by now");
+    assert!(cluster.nodes[2].object(0).is_some());
+    cluster.check().unwrap();
+    let aside = cluster.nodes[2].disk.disk().aside.clone();
+    assert!(aside.values().any(|file| String::from_utf8_lossy(file).contains("realm1")), "{aside:?}");
+    cluster.check_collection().unwrap();
 }
 
 proptest! {
