@@ -246,8 +246,9 @@ impl Claims {
         }
     }
 
-    /// Somebody holds more of the own map than this node: a copy of an earlier life whose numbers were used again, which
-    /// happens when an old disk comes back. A life above it makes the own word count again.
+    /// Somebody holds more of the own map than this node, or one of another data plane under the same life: a copy of an
+    /// earlier life whose numbers were used again, which happens when an old disk comes back. A life above it makes the own
+    /// word count again.
     fn check_superseded(&mut self, head: &Head) {
         if head.life.control > self.life.control
             || (head.life.control == self.life.control && head.life.count > self.life.count)
@@ -255,7 +256,8 @@ impl Claims {
             self.life = head.life;
         }
         let own = self.own();
-        if own.is_begun() && own.is_behind(head) {
+        let reused = head.life == own.head.life && head.epoch != own.head.epoch;
+        if own.is_begun() && (own.is_behind(head) || reused) {
             self.counts.superseded += 1;
             self.begin_again();
         }

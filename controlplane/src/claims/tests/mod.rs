@@ -347,6 +347,28 @@ fn an_owner_that_others_know_better_begins_a_life_above() {
 }
 
 #[test]
+fn a_life_that_was_used_before_by_another_data_plane_is_left_however_much_others_hold_of_it() {
+    for changes in [1, 2, 3] {
+        let mut net = Net::new(2);
+        net.on(1).set(topic("a"), true, Hlc(1));
+        net.run();
+        net.restart(1, 7);
+        let now = net.now;
+        net.on(1).begin(now, BootEpoch(555), about(1));
+        for n in 0..changes {
+            net.on(1).set(topic(&format!("z{n}")), true, Hlc(1));
+        }
+        net.on(1).whole();
+        net.run();
+        let expected = (0..changes).map(|n| (1, format!("z{n}"))).collect();
+        assert_eq!(net.routes(2), expected, "{changes} changes");
+        let owner = net.nodes[1].owners().find(|owner| owner.node == node(1)).expect("it is known");
+        assert_eq!(owner.epoch, Some(BootEpoch(555)), "{changes} changes");
+        assert_eq!(net.on(1).digest(), net.on(2).digest());
+    }
+}
+
+#[test]
 fn nodes_beyond_the_bound_are_refused() {
     let mut one = claims(1, 1);
     for n in 2..=NODES_MAX as u64 + 5 {
