@@ -53,7 +53,7 @@ pub enum Command {
         #[command(subcommand)]
         command: RealmCommand,
     },
-    /// Show the nodes of the cluster, leave it, or forget a node that is gone
+    /// Show the cluster and its nodes, join another node, leave, or forget a node that is gone
     Cluster {
         #[command(subcommand)]
         command: ClusterCommand,
@@ -84,6 +84,16 @@ pub enum RealmCommand {
 pub enum ClusterCommand {
     /// List the nodes as the running node sees them
     Members,
+    /// Show how far the running node has joined, and whether nodes hold the same
+    Status,
+    /// List the objects that two nodes wrote without knowing of each other's value, and which value is used
+    Conflicts,
+    /// Ask a node for membership until it answers; for seeds that are in no configuration
+    Join {
+        /// Host and port of cluster.address there, such as 10.0.0.1:18083
+        #[arg(value_name = "HOST:PORT", value_parser = target)]
+        target: String,
+    },
     /// Say good-bye to the other nodes; the running node serves on by itself
     Leave,
     /// Take a node that is down or has left off the running node's list
@@ -186,6 +196,13 @@ fn cores(text: &str) -> Result<Cores, String> {
     }
 }
 
+fn target(text: &str) -> Result<String, String> {
+    let is_target = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    if is_target { Ok(text.to_owned()) } else { Err("allowed: HOST:PORT, such as 10.0.0.1:18083".to_owned()) }
+}
+
 fn realm_name(text: &str) -> Result<String, String> {
     if RealmConfig::is_valid_name(text) {
         return Ok(text.to_owned());
@@ -205,6 +222,7 @@ Examples:
   signalbox run --config signalbox.toml      run a node with it
   signalbox status                           what the running node does
   signalbox realm add com.example.app        open a realm without a restart
+  signalbox cluster members                  the nodes of the cluster as the running node sees them
 
 Signals: SIGTERM and SIGINT drain (clients get GOODBYE) and exit.";
 
@@ -234,6 +252,8 @@ mod tests {
             &["signalbox", "realm", "add", "wamp.x"],
             &["signalbox", "realm", "add", "a", "--anonymous", "all"],
             &["signalbox", "realm"],
+            &["signalbox", "cluster", "join", "10.0.0.1"],
+            &["signalbox", "cluster", "forget", "x"],
             &["signalbox", "fly"],
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");

@@ -46,9 +46,12 @@ impl Cli {
             Command::Cluster { command } => {
                 let config = options.load()?;
                 Ok(match command {
-                    ClusterCommand::Members => controlplane::operator::cluster_members(&config),
-                    ClusterCommand::Leave => controlplane::operator::cluster_leave(&config),
-                    ClusterCommand::Forget { node } => controlplane::operator::cluster_forget(&config, node),
+                    ClusterCommand::Members => controlplane::operator::members(&config),
+                    ClusterCommand::Status => controlplane::operator::cluster_status(&config),
+                    ClusterCommand::Conflicts => controlplane::operator::conflicts(&config),
+                    ClusterCommand::Join { target } => controlplane::operator::join(&config, &target),
+                    ClusterCommand::Leave => controlplane::operator::leave(&config),
+                    ClusterCommand::Forget { node } => controlplane::operator::forget(&config, node),
                 })
             }
             Command::Version => {

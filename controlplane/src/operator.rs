@@ -1,5 +1,9 @@
 //! The commands that speak to a running node over its admin endpoint: a small HTTP/1.1 client and plain text output.
 
+mod cluster;
+
+pub use cluster::{conflicts, forget, join, leave, members, status as cluster_status};
+
 use crate::io::lock::ADMIN_FILE;
 use common::config::{Config, RealmConfig};
 use common::snapshot::Anonymous;
@@ -9,7 +13,6 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,25 +56,6 @@ pub fn realm_remove(config: &Config, name: &str) -> ExitCode {
     report(answer.map(|answer| changed("removed", name, &answer)))
 }
 
-/// `signalbox cluster members`
-pub fn cluster_members(config: &Config) -> ExitCode {
-    report(call(config, "GET", "/cluster", None).map(|answer| show_cluster(&answer)))
-}
-
-/// `signalbox cluster leave`
-pub fn cluster_leave(config: &Config) -> ExitCode {
-    let answer = call(config, "POST", "/cluster/leave", None);
-    report(
-        answer.map(|_| "left the cluster; the node serves by itself until it is started again\n".to_owned()),
-    )
-}
-
-/// `signalbox cluster forget`
-pub fn cluster_forget(config: &Config, node: Uuid) -> ExitCode {
-    let answer = call(config, "POST", &format!("/cluster/forget/{node}"), None);
-    report(answer.map(|_| format!("node {node} forgotten by this node; others may still list it\n")))
-}
-
 fn report(result: Result<String, OperatorError>) -> ExitCode {
     match result {
         Ok(text) => {
@@ -94,24 +78,6 @@ fn changed(done: &str, name: &str, answer: &Value) -> String {
     }
 }
 
-fn show_cluster(cluster: &Value) -> String {
-    let note = cluster["note"].as_str().unwrap_or_default();
-    if cluster["configured"].as_bool() != Some(true) {
-        return format!("{note}\n");
-    }
-    let rows = cluster["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut table = vec![["NODE", "ADDRESS", "STATE", "FOR", "VERSION", "DOMAIN"].map(str::to_owned)];
-    for node in rows {
-        let text = |key: &str| node[key].as_str().unwrap_or("?").to_owned();
-        let own = if node["id"] == cluster["local"] { " (this)" } else { "" };
-        let since = node["state_seconds"].as_u64().map(show_seconds).unwrap_or_default();
-        let state = text("state") + own;
-        table.push([text("id"), text("address"), state, since, text("version"), text("failure_domain")]);
-    }
-    let env = cluster["env"].as_str().unwrap_or("?");
-    format!("{}env {env}; {note}\n", columns(&table))
-}
-
 fn show_realms(realms: &Value) -> String {
     let rows = realms.as_array().map(Vec::as_slice).unwrap_or_default();
     let mut table = vec![["REALM", "DEGREE", "URI", "ANONYMOUS", "ORIGIN", "SESSIONS"].map(str::to_owned)];
@@ -124,8 +90,8 @@ fn show_realms(realms: &Value) -> String {
 }
 
 /// A table whose columns line up.
-fn columns(table: &[[String; 6]]) -> String {
-    let widths: [usize; 6] =
+fn columns<const N: usize>(table: &[[String; N]]) -> String {
+    let widths: [usize; N] =
         std::array::from_fn(|column| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut out = String::new();
     for row in table {
@@ -327,24 +293,6 @@ mod tests {
         let expected = "REALM   DEGREE      URI    ANONYMOUS  ORIGIN  SESSIONS\n\
             realm1  compatible  loose  loopback   config  3\n";
         assert_eq!(show_realms(&realms), expected);
-    }
-
-    #[test]
-    fn the_members_are_shown_with_what_the_cluster_does_not_do() {
-        assert_eq!(show_cluster(&json!({ "configured": false, "note": "no" })), "no\n");
-        let node = |id: &str, since| {
-            json!({
-                "id": id, "address": "10.0.0.1:1", "state": "alive", "state_seconds": since, "version": "1",
-                "failure_domain": "",
-            })
-        };
-        let nodes = [node("a", None), node("b", Some(61))];
-        let cluster = json!({ "configured": true, "env": "e", "local": "a", "note": "membership only", "nodes": nodes });
-        let expected = "NODE  ADDRESS     STATE         FOR    VERSION  DOMAIN\n\
-            a     10.0.0.1:1  alive (this)         1\n\
-            b     10.0.0.1:1  alive         1m 1s  1\n\
-            env e; membership only\n";
-        assert_eq!(show_cluster(&cluster), expected);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The admin endpoint: HTTP/1.1 for operators and scrapers. Never on a request's path.
 //!
 //! ```text
-//! GET /ping /ready /metrics /status /realms /cluster   anybody who reaches the address
-//! PUT, DELETE /realms/{name}                           loopback peers only, see `guard`
-//! POST /cluster/leave, /cluster/forget/{node}          the same
+//! GET /ping /ready /metrics /status /realms /cluster /cluster/conflicts   anybody who reaches the address
+//! PUT, DELETE /realms/{name}                                   loopback peers only, see `guard`
+//! POST /cluster/join, /cluster/leave, /cluster/forget/{node}   the same
 //! ```
 //! Everything a client can make us hold is bounded: connections, their life, heads, bodies and the time they take.
 
@@ -16,8 +16,12 @@ mod realms;
 use crate::io::driver::Handle;
 use crate::io::udp::Cluster;
 use crate::store::Store;
+use axum::body::{Body, to_bytes};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post, put};
 use axum::{Extension, Router};
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -27,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 /// What the pages are made from.
@@ -72,6 +77,8 @@ impl Admin {
             .route("/realms", get(realms::list))
             .route("/realms/{name}", put(realms::put).delete(realms::remove))
             .route("/cluster", get(cluster::show))
+            .route("/cluster/conflicts", get(cluster::conflicts))
+            .route("/cluster/join", post(cluster::join))
             .route("/cluster/leave", post(cluster::leave))
             .route("/cluster/forget/{node}", post(cluster::forget))
             .fallback(pages::not_found)
@@ -104,6 +111,15 @@ impl Admin {
     }
 }
 
+/// A request's body, bounded in bytes and time.
+async fn read_body(body: Body) -> Result<Bytes, Response> {
+    let Ok(bytes) = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await else {
+        return Err(pages::fail(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"));
+    };
+    let too_long = format!("the body is broken or longer than {BODY_BYTES_MAX} bytes");
+    bytes.map_err(|_| pages::fail(StatusCode::PAYLOAD_TOO_LARGE, &too_long))
+}
+
 async fn serve_connection(router: Router, stream: TcpStream) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -117,7 +133,7 @@ async fn serve_connection(router: Router, stream: TcpStream) {
         () = tokio::time::sleep(CONNECTION_LIFE) => {
             // Whoever keeps its connection busy may finish what it does and connect again.
             connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(LAST_REQUEST_MAX, connection).await {
+            match timeout(LAST_REQUEST_MAX, connection).await {
                 Ok(ended) => ended,
                 Err(_) => return,
             }

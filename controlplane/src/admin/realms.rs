@@ -4,11 +4,11 @@
 //! a client can use the realm as soon as the command returns.
 
 use super::pages::{fail, stopping};
-use super::{Admin, BODY_BYTES_MAX, BODY_MAX, Peer, guard};
+use super::{Admin, Peer, guard, read_body};
 use crate::catalog::{Entry, RealmError};
 use crate::io::driver::{Change, ChangeError};
 use crate::store::StoreError;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -141,13 +141,7 @@ impl Wanted {
 
 /// An empty body asks for the defaults.
 async fn read(body: Body) -> Result<Wanted, Response> {
-    let Ok(bytes) = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await else {
-        return Err(fail(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"));
-    };
-    let Ok(bytes) = bytes else {
-        let error = format!("the body is broken or longer than {BODY_BYTES_MAX} bytes");
-        return Err(fail(StatusCode::PAYLOAD_TOO_LARGE, &error));
-    };
+    let bytes = read_body(body).await?;
     if bytes.is_empty() {
         return Ok(Wanted::default());
     }

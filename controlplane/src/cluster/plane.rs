@@ -281,7 +281,8 @@ impl Plane {
     }
 
     /// What other nodes must know of the data plane that is linked.
-    fn about(&self) -> About {
+    /// What this node says of its data plane.
+    pub fn about(&self) -> About {
         let Some(data) = self.node.data_plane() else { return About::default() };
         let relay = data.listeners.iter().find(|(name, _)| name == RELAY);
         let bound = relay.and_then(|(_, address)| address.parse::<SocketAddr>().ok());

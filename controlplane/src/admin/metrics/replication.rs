@@ -1,9 +1,11 @@
 //! Metrics of what nodes share: exchanges, broadcast, claims. Labels are bounded by the reasons.
 
 use super::Text;
-use crate::cluster::{Abort, BroadcastStatus, ClusterStatus, ExchangeStatus};
+use crate::cluster::{Abort, BroadcastStatus, ClusterStatus, ExchangeStatus, Readiness};
 
 pub fn render(text: &mut Text, status: &ClusterStatus) {
+    let joined = u8::from(!matches!(status.readiness, Readiness::Joining { .. }));
+    text.gauge("signalbox_cluster_joined", "1 once the state of the other nodes was taken over.", joined);
     exchanges(text, &status.exchange);
     broadcasts(text, &status.broadcast);
     let claims = &status.claims;
