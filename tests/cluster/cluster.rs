@@ -15,23 +15,18 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub net: Arc<Net>,
     folder: PathBuf,
+    /// Of which nodes every node knows the address.
+    seeds: Vec<usize>,
 }
 
 impl Cluster {
-    /// Starts nodes with default settings and waits until all see all.
-    pub fn start(number: u8, folder: &Path, nodes: usize) -> Self {
-        let mut cluster = Self::prepare(number, folder, nodes);
-        (0..nodes).for_each(|node| cluster.launch(node));
-        cluster.await_whole(START_MAX);
-        cluster
-    }
-
     /// Everything but the processes.
-    pub fn prepare(number: u8, folder: &Path, nodes: usize) -> Self {
+    pub fn prepare(number: u8, folder: &Path, nodes: usize, seeds: &[usize]) -> Self {
         let keys = folder.join("keys");
         std::fs::write(&keys, format!("{KEY}\n")).expect("the key file");
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).expect("its mode");
-        let mut cluster = Self { nodes: vec![], net: Arc::new(Net::new(number)), folder: folder.to_owned() };
+        let net = Arc::new(Net::new(number));
+        let mut cluster = Self { nodes: vec![], net, folder: folder.to_owned(), seeds: seeds.to_vec() };
         (0..nodes).for_each(|_| _ = cluster.add());
         cluster
     }
@@ -46,8 +41,12 @@ impl Cluster {
     }
 
     fn config(&self, index: usize) -> String {
-        let (ip, seeds) = (self.net.address(index), SEEDS.map(|seed| self.net.address(seed)));
-        let seeds = seeds.map(|seed| format!("\"{seed}:{CLUSTER_PORT}\"")).join(", ");
+        let ip = self.net.address(index);
+        let seeds: Vec<_> = self.seeds.iter().map(|seed| self.net.address(*seed)).collect();
+        // A node needs one; its own says that it knows of nobody.
+        let seeds = if seeds.is_empty() { vec![ip] } else { seeds };
+        let seeds: Vec<_> = seeds.iter().map(|seed| format!("\"{seed}:{CLUSTER_PORT}\"")).collect();
+        let seeds = seeds.join(", ");
         let keys = self.folder.join("keys");
         // The first node has two shards, so that relays end at another shard than the one they are for.
         let cpus = dataplane::cpus::allowed().expect("the affinity of this process");
@@ -85,6 +84,20 @@ impl Cluster {
     /// Runs `signalbox <arguments>` beside a node.
     pub fn operator(&self, node: usize, arguments: &[&str]) -> Output {
         self.nodes[node].operator(&self.net.namespace(node), arguments)
+    }
+
+    /// The output of a command that has to succeed.
+    pub fn must(&self, node: usize, arguments: &[&str]) -> String {
+        let output = self.operator(node, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// `/cluster` of a node, and the node's id.
+    pub fn page_and_local(&self, node: usize) -> (Value, String) {
+        let page = self.nodes[node].page("/cluster").expect("/cluster");
+        let local = page["local"].as_str().expect("an id").to_owned();
+        (page, local)
     }
 
     /// Waits until every node is ready and sees every other alive; the time that took.
@@ -133,9 +146,9 @@ impl Cluster {
     /// What all nodes must agree on once nothing is under way: digests of objects and of claims.
     pub fn digests(&self, node: usize) -> Option<Value> {
         let page = self.nodes[node].page("/cluster")?;
-        let digests = json!([page["objects_digest"], page["claims_digest"]]);
-        assert!(!page["objects_digest"].is_null(), "/cluster has no digest: {page}");
-        Some(digests)
+        let digests = [&page["objects"]["digest"], &page["claims"]["digest"]];
+        assert!(digests.iter().all(|digest| digest.is_string()), "/cluster has no digests: {page}");
+        Some(json!(digests))
     }
 
     /// Waits until all of `nodes` have the same digests; the time that took.
@@ -151,6 +164,4 @@ impl Cluster {
 }
 
 const KEY: &str = "6b1f0c6c0f3d0a8f2b7f6a5e4d3c2b1a00112233445566778899aabbccddeeff";
-/// Of which nodes every node knows the address.
-const SEEDS: [usize; 2] = [0, 1];
 pub const START_MAX: Duration = Duration::from_secs(60);

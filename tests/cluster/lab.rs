@@ -1,6 +1,6 @@
 //! Runs scenarios, several at a time, inside namespaces of their own; counts what passed, failed and was skipped.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, START_MAX};
 use crate::scenarios::{ALL, Scenario};
 use std::fmt::Display;
 use std::io::Write;
@@ -46,9 +46,24 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts a cluster of `nodes` nodes in the scenario's subnet. At most one a scenario.
+    /// Starts a cluster of `nodes` nodes in the scenario's subnet and waits until it is whole. At most one a scenario.
     pub fn cluster(&self, nodes: usize) -> Cluster {
-        Cluster::start(self.number, &self.folder, nodes)
+        let mut cluster = self.cluster_prepared(nodes);
+        (0..nodes).for_each(|node| cluster.launch(node));
+        cluster.await_whole(START_MAX);
+        cluster
+    }
+
+    /// Everything but the processes.
+    pub fn cluster_prepared(&self, nodes: usize) -> Cluster {
+        Cluster::prepare(self.number, &self.folder, nodes, &[0, 1])
+    }
+
+    /// A cluster whose nodes run and do not know of each other.
+    pub fn cluster_without_seeds(&self, nodes: usize) -> Cluster {
+        let mut cluster = Cluster::prepare(self.number, &self.folder, nodes, &[]);
+        (0..nodes).for_each(|node| _ = cluster.launch_ready(node));
+        cluster
     }
 
     /// Prints a line with the scenario's name and the seconds since its start.

@@ -16,8 +16,6 @@
 //! | `SIGNALBOX_CLUSTER_REQUIRED` | 1: what would be skipped for want of a tool fails |
 //! | `AUTOBAHN_PYTHON` | a Python with Autobahn; without it, the one that `tests/interop/run.sh install` makes |
 
-#![allow(dead_code, reason = "the load and the faults of disks wait for what they test")]
-
 mod cluster;
 mod lab;
 mod load;

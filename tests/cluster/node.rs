@@ -98,6 +98,13 @@ impl Node {
         }
     }
 
+    /// `kill -9` of the control plane alone; the data plane goes on.
+    pub fn kill_control(&mut self) {
+        let mut run = self.run.take().expect("the node runs");
+        run.kill().expect("killed");
+        run.wait().expect("waited");
+    }
+
     pub fn stop_processes(&self) {
         self.pids().iter().for_each(|pid| signal(*pid, libc::SIGSTOP));
     }
@@ -111,10 +118,6 @@ impl Node {
         let mut run = self.run.take().expect("the node runs");
         signal(run.id(), libc::SIGTERM);
         crate::support::eventually("the node drains", || run.try_wait().expect("waited"))
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.run.as_mut().is_some_and(|run| run.try_wait().expect("waited").is_none())
     }
 
     fn pids(&self) -> Vec<u32> {

@@ -62,6 +62,24 @@ impl Writes {
         }
     }
 
+    pub fn has_unknown(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
+    /// On each of `nodes`: nothing acknowledged is lost.
+    pub fn check_added(&self, cluster: &Cluster, nodes: &[usize]) {
+        for &node in nodes {
+            let found = names(cluster, node);
+            let lost: Vec<_> = self.added.difference(&found).collect();
+            assert!(
+                lost.is_empty(),
+                "node {node} lost {} acknowledged realms: {:?}",
+                lost.len(),
+                head(&lost)
+            );
+        }
+    }
+
     /// On each of `nodes`: nothing acknowledged is lost, nothing removed is back, and nothing is there that nobody wrote.
     pub fn check(&self, cluster: &Cluster, nodes: &[usize]) {
         for &node in nodes {

@@ -5,6 +5,7 @@
 # SIGNALBOX_BIN names the executable; without it, it is built. The clients are installed below target/interop.
 # A tool that is missing (python3 with venv, node 20 or later with npm, a package registry) skips its suites.
 # WS_URL and RS_URL, when both are set, name a router that runs already; then none is started.
+# `run.sh install` installs the clients and ends; other tests use them too.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -81,6 +82,8 @@ else
         say "skipped Autobahn|JS: it cannot be installed"
     fi
 fi
+
+if [ "${1:-}" = install ]; then exit 0; fi
 
 # ---- the node
 
