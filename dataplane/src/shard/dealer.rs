@@ -450,11 +450,10 @@ impl Shard {
     }
 }
 
-/// Whether a callee can be asked for progressive results. The specification wants call cancelling as well, which not
-/// all clients announce that have it.
+/// Whether a callee can be asked for progressive results. The specification wants them and call cancelling announced;
+/// clients that give progressive results do not all say so, and the others ignore the question.
 fn gives_progress(features: Features, strict: bool) -> bool {
-    features.has(Features::CALLEE_PROGRESSIVE_RESULTS)
-        && (!strict || features.has(Features::CALLEE_CANCELING))
+    !strict || features.has(Features::CALLEE_PROGRESSIVE_RESULTS) && features.has(Features::CALLEE_CANCELING)
 }
 
 /// Whether a callee takes calls in parts.

@@ -19,8 +19,8 @@ class Inbox {
   }
 
   /** The next events, or those that came in time. */
-  async take(count) {
-    const until = Date.now() + PATIENCE_MS;
+  async take(count, patience) {
+    const until = Date.now() + (patience === undefined ? PATIENCE_MS : patience * 1000);
     while (this.events.length < count && Date.now() < until) {
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, until - Date.now());

@@ -30,10 +30,10 @@ class Inbox:
             self.events.append([list(args or []), dict(kwargs or {}), topic])
             self.changed.notify_all()
 
-    def take(self, count):
+    def take(self, count, patience=PATIENCE_S):
         """The next events, or those that came in time."""
         with self.changed:
-            self.changed.wait_for(lambda: len(self.events) >= count, PATIENCE_S)
+            self.changed.wait_for(lambda: len(self.events) >= count, patience)
             taken, self.events = self.events[:count], self.events[count:]
             return taken
 

@@ -6,8 +6,8 @@ const peers = require('../js/peers.js');
 const { serve, FAILED, Inbox } = require('./adapter.js');
 
 const PROCEDURES = {
-  echo: (args) => args[0],
-  named: (_args, kwargs) => kwargs,
+  echo: (args) => (args || [])[0],
+  named: (_args, kwargs) => kwargs || {},
   fail: () => {
     throw new peers.autobahn.Error(FAILED, ['on purpose']);
   },
@@ -43,7 +43,7 @@ async function main(url, serializer, realm) {
     async publish({ uri, args = [], kwargs = {} }) {
       await session.publish(uri, args, kwargs, { acknowledge: true });
     },
-    take: ({ count }) => inbox.take(count),
+    take: ({ count, patience }) => inbox.take(count, patience),
   });
   process.exit(0);
 }

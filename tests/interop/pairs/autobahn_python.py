@@ -66,8 +66,15 @@ class Client:
     async def publish(self, uri, args=(), kwargs=None):
         await self.session.publish(uri, *args, options=PublishOptions(acknowledge=True), **(kwargs or {}))
 
-    async def take(self, count):
-        return [await asyncio.wait_for(self.events.get(), adapter.PATIENCE_S) for _ in range(count)]
+    async def take(self, count, patience=adapter.PATIENCE_S):
+        taken = []
+        try:
+            async with asyncio.timeout(patience):
+                while len(taken) < count:
+                    taken.append(await self.events.get())
+        except TimeoutError:
+            pass
+        return taken
 
 
 async def main(url, serializer, realm):

@@ -12,6 +12,7 @@ import pathlib
 import select
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).parent
 REALM = "realm1"
@@ -73,8 +74,11 @@ class Adapter:
                 return json.loads(line)
 
     def ask(self, do, **command):
-        self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # Why it ended is told below.
         return self.line()
 
     def do(self, do, **command):
@@ -84,7 +88,10 @@ class Adapter:
         return answer["ok"]
 
     def stop(self):
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
         try:
             self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -99,18 +106,47 @@ def expect(got, wanted, what):
         raise Wrong(f"{what}: {got!r} instead of {wanted!r}")
 
 
+def offer(one, other, uri, name, **options):
+    """`other` registers; returns once `one` reaches it. Another node hears of it a moment later, and of what was registered
+    first, first."""
+    other.do("register", uri=uri, name=name, **options)
+    other.do("register", uri=f"{uri}_ready", name="echo")
+    until = time.monotonic() + PATIENCE_S
+    while one.ask("call", uri=f"{uri}_ready", args=[1]).get("ok") != 1 and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def listen(one, other, topic, **options):
+    """`other` subscribes; returns once what `one` publishes reaches it, and nothing else is under way."""
+    other.do("subscribe", uri=topic, **options)
+    topic = options and EXAMPLES[options["match"]](topic) or topic
+    until = time.monotonic() + PATIENCE_S
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        one.do("publish", uri=topic, args=["probe", number])
+        # The last one sent is the last to come.
+        while came := other.do("take", count=1, patience=0.5):
+            if came[0][0] == ["probe", number]:
+                return
+    raise Wrong("no event comes")
+
+
+EXAMPLES = {"prefix": lambda topic: topic + "fixed.topic", "wildcard": lambda topic: topic.replace("..", ".any.")}
+
+
 def calls(one, other, uri):
     """`one` calls what `other` has registered."""
-    other.do("register", uri=f"{uri}.echo", name="echo")
+    offer(one, other, f"{uri}.echo", "echo")
     for value in VALUES:
         expect(one.do("call", uri=f"{uri}.echo", args=[value]), value, "result")
-    other.do("register", uri=f"{uri}.named", name="named")
+    offer(one, other, f"{uri}.named", "named")
     expect(one.do("call", uri=f"{uri}.named", kwargs={"key": [1, 2]}), {"key": [1, 2]}, "keyword arguments")
     expect(one.ask("call", uri=f"{uri}.nobody").get("ok"), None, "a call of nothing")
 
 
 def errors(one, other, uri, exact):
-    other.do("register", uri=f"{uri}.fail", name="fail")
+    offer(one, other, f"{uri}.fail", "fail")
     answer = one.ask("call", uri=f"{uri}.fail")
     if "error" not in answer:
         raise Wrong(f"a failing procedure did not fail: {answer}")
@@ -120,25 +156,25 @@ def errors(one, other, uri, exact):
 
 def events(one, other, uri):
     """`one` publishes, `other` is subscribed."""
-    other.do("subscribe", uri=f"{uri}.topic")
+    listen(one, other, f"{uri}.topic")
     for value in VALUES:
         one.do("publish", uri=f"{uri}.topic", args=[value], kwargs={"key": 1})
     expect([event[0] for event in other.do("take", count=len(VALUES))], [[value] for value in VALUES], "events")
-    other.do("subscribe", uri=f"{uri}.pre", match="prefix")
+    listen(one, other, f"{uri}.pre", match="prefix")
     one.do("publish", uri=f"{uri}.prefixed.topic", args=["p"])
     expect(other.do("take", count=1), [[["p"], {}, f"{uri}.prefixed.topic"]], "an event by prefix")
-    other.do("subscribe", uri=f"{uri}..wild", match="wildcard")
+    listen(one, other, f"{uri}..wild", match="wildcard")
     one.do("publish", uri=f"{uri}.any.wild", args=["w"])
     expect(other.do("take", count=1), [[["w"], {}, f"{uri}.any.wild"]], "an event by wildcard")
 
 
 def patterns(one, other, uri):
-    other.do("register", uri=f"{uri}.pattern", name="echo", match="prefix")
+    offer(one, other, f"{uri}.pattern", "echo", match="prefix")
     expect(one.do("call", uri=f"{uri}.pattern.of.many", args=["p"]), "p", "result by prefix")
 
 
 def progress(one, other, uri):
-    other.do("register", uri=f"{uri}.progress", name="progress")
+    offer(one, other, f"{uri}.progress", "progress")
     expect(one.do("call_progress", uri=f"{uri}.progress"), [[1, 2, 3], "done"], "progressive results")
 
 
@@ -153,7 +189,7 @@ def cases(caller, callee):
 
 
 def pair(caller, callee, serializers, urls, node_modules, number):
-    name = f"pairs {caller} ({serializers[0]}) and {callee} ({serializers[1]})"
+    name = f"{'pairs' if len(urls) == 1 else 'pairs across nodes'} {caller} ({serializers[0]}) and {callee} ({serializers[1]})"
     adapters = []
     try:
         adapters = [

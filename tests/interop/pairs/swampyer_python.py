@@ -46,8 +46,8 @@ class Client:
     def publish(self, uri, args=(), kwargs=None):
         self.client.publish(uri, args=list(args), kwargs=kwargs or {})
 
-    def take(self, count):
-        return self.inbox.take(count)
+    def take(self, **command):
+        return self.inbox.take(**command)
 
 
 adapter.serve(Client(*sys.argv[1:]))

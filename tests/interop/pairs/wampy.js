@@ -55,7 +55,7 @@ async function main(url, serializer, realm) {
     async publish({ uri, args = [], kwargs = {} }) {
       await client.publish(uri, { argsList: args, argsDict: kwargs });
     },
-    take: ({ count }) => inbox.take(count),
+    take: ({ count, patience }) => inbox.take(count, patience),
   });
   process.exit(0);
 }

@@ -51,7 +51,7 @@ class Client:
 
     def call_progress(self, uri):
         parts = []
-        request = self.session.call(uri).progress(lambda part: parts.append(part.args[0]))
+        request = self.session.call(uri).on_progress(lambda part: parts.append(part.args[0]))
         return [parts, (request.execute().args or [None])[0]]
 
     def subscribe(self, uri, match=None):
@@ -65,8 +65,8 @@ class Client:
         request = self.session.publish(uri).args(*args).kwargs(**(kwargs or {}))
         request.option("acknowledge", True).execute()
 
-    def take(self, count):
-        return self.inbox.take(count)
+    def take(self, **command):
+        return self.inbox.take(**command)
 
 
 adapter.serve(Client(*sys.argv[1:]))

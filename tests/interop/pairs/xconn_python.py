@@ -44,8 +44,8 @@ class Client:
     def publish(self, uri, args=(), kwargs=None):
         self.session.publish(uri, list(args), kwargs or {}, options={"acknowledge": True})
 
-    def take(self, count):
-        return self.inbox.take(count)
+    def take(self, **command):
+        return self.inbox.take(**command)
 
 
 adapter.serve(Client(*sys.argv[1:]))
