@@ -243,7 +243,7 @@ fn shard_config() -> ShardConfig {
 fn snapshot(node: &mut Node, now: Instant, n: usize) -> (SharedSnapshot, u64) {
     let mut build = Steps::new("builder's thread: a full snapshot");
     let mut check = Steps::new("checker's thread: a full snapshot");
-    node.remote_routes(now, (0..5_000).map(|at| change(2 * at + 1, n % 2 == 0)).collect());
+    node.remote_routes(now, (0..5_000).map(|at| change(2 * at + 1, n.is_multiple_of(2))).collect());
     let outputs = outputs(node, now);
     let fold = built(node, now, outputs).expect("so many changes are folded in");
     let bytes = build.time(|| fold.build(n as u64));
