@@ -80,7 +80,6 @@ fn three_nodes_find_each_other_and_notice_a_death_a_return_and_a_goodbye() {
     let listed = nodes[0].command(&["cluster", "members"]).output().expect("the command runs");
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(listed.contains(before["local"].as_str().expect("an id")), "{listed}");
-    assert!(listed.contains("nothing is replicated or relayed"), "{listed}");
 
     nodes[2].kill_control();
     let dead = [(ports[0], "alive"), (ports[1], "alive"), (ports[2], "down")];
