@@ -169,7 +169,8 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     note_admin(&data_dir, address);
 
     let version_last = reserve_versions(&store, plan.versions_reserved).await;
-    let membership = membership::start(&config.cluster, store.actor(), version_last.0).await?;
+    let epoch = epoch(version_last, uuid::Uuid::new_v4().as_u64_pair().0);
+    let membership = membership::start(&config.cluster, store.actor(), epoch).await?;
     let node = Node::new(NodeConfig {
         pid: std::process::id(),
         catalog: plan.catalog,
@@ -181,7 +182,7 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     });
     let settings = cluster::Settings {
         node: NodeId(store.actor().node),
-        epoch: version_last.0,
+        epoch,
         env: config.cluster.env.clone(),
         clustered: membership.is_some(),
         join_wait: config.cluster.join_wait,
@@ -264,6 +265,13 @@ fn load(catalog: &mut Catalog, objects: &[store::record::Object]) {
             Err(reason) => error!(realm = object.key, %reason, "a stored realm cannot be read"),
         }
     }
+}
+
+/// The number of this life of the control plane. It is greater than that of any earlier one, because versions are reserved further
+/// ahead than `random` reaches. Two starts from copies of one disk, or from a disk too full to reserve anything, have the
+/// same `version_last`; other nodes must still tell them apart.
+pub fn epoch(version_last: SnapshotVersion, random: u64) -> u64 {
+    version_last.0 + random % (VERSIONS_AHEAD_US / 10)
 }
 
 /// The greatest version that may have been used; those after it are reserved in the store for a while.
@@ -351,4 +359,4 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// How long work under way may take to end.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 /// Snapshot versions, which are microseconds, are reserved this far ahead.
-const VERSIONS_AHEAD_US: u64 = 600_000_000;
+pub const VERSIONS_AHEAD_US: u64 = 600_000_000;

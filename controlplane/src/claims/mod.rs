@@ -20,7 +20,7 @@
 mod contest;
 mod effect;
 mod exchange;
-mod message;
+pub mod message;
 mod owner;
 mod table;
 #[cfg(test)]

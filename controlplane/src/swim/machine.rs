@@ -351,6 +351,9 @@ impl Swim {
             return Err((DropReason::Incompatible, detail));
         }
         self.take_number(&source, number)?;
+        if header.dst.node == own.node && header.dst.epoch > own.epoch {
+            self.outlive(header.dst.epoch);
+        }
         self.probe.heard(source.node, &header.message);
         let updates = self.updates(&header, rest, &own)?;
         if header.dst.is_unknown() && header.message == Message::Announce {
@@ -365,6 +368,17 @@ impl Swim {
         let news = told.map(foca::Member::incarnation).chain(hint).max();
         self.note_suspicion(news);
         Ok(Some(Admitted { data: encode(&header, &updates).map_err(malformed)?, suspected: hint }))
+    }
+
+    /// Others know a later life of ours than this one: our disk is an old copy, or our clock was set back. Below that life
+    /// they would take all that we say for recorded.
+    fn outlive(&mut self, epoch: u64) {
+        let own = self.foca.identity().clone();
+        let Some(epoch) = epoch.checked_add(1).filter(|_| !own.leaving) else { return };
+        let identity = Identity { epoch, generation: 0, ..own };
+        if self.foca.change_identity(identity, &mut self.effects).is_ok() {
+            self.outputs.push_back(Output::Rejoined);
+        }
     }
 
     /// A packet counts once, and only so many nodes are remembered.

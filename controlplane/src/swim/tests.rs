@@ -291,6 +291,19 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 #[test]
+fn a_node_from_an_old_disk_comes_back_though_others_know_a_later_life() {
+    for seed in 0..5 {
+        let mut world = World::joined(4, seed);
+        world.hosts[3] = None;
+        world.run(Duration::from_secs(20));
+        world.boot_with(3, settings(3, 0, seed));
+        world.run(Duration::from_secs(15));
+        world.demand_all(State::Alive);
+        assert!(world.swim(3).identity().epoch > 0);
+    }
+}
+
+#[test]
 fn a_crash_is_seen_by_all_within_five_seconds() {
     let mut slowest = Duration::ZERO;
     for seed in seeds() {
