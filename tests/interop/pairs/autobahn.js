@@ -30,12 +30,6 @@ async function main(url, serializer, realm) {
     async call({ uri, args = [], kwargs = {} }) {
       return first(await session.call(uri, args, kwargs));
     },
-    async call_progress({ uri }) {
-      const parts = [];
-      const call = session.call(uri, [], {}, { receive_progress: true });
-      const final = await call.then(first, undefined, (part) => parts.push(first(part)));
-      return [parts, final];
-    },
     async subscribe({ uri, match }) {
       const put = (args, kwargs, details) => inbox.put(args, kwargs, details.topic);
       await session.subscribe(uri, put, match ? { match } : {});
