@@ -150,12 +150,13 @@ pub(crate) enum Item {
         /// The whole message for subscribers of exactly this topic, as another node encoded it.
         event: Option<Span>,
     },
-    /// `ppt`: attributes of payload passthru mode, packed.
+    /// `who`: what may be told of the caller, packed; `ppt`: attributes of payload passthru mode, packed.
     Call {
         realm: RealmId,
         procedure: Span,
         caller: Caller,
         terms: Terms,
+        who: Span,
         ppt: Span,
         payload: PayloadSpan,
         forwarded: bool,

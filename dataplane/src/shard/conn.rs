@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use std::time::Instant;
 
 use super::features::Features;
+use super::identity::Identity;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 
@@ -71,6 +72,7 @@ pub(super) struct Conn {
 #[derive(Debug)]
 pub(super) struct Session {
     pub id: u64,
+    pub identity: Identity,
     /// Index of the realm in this shard.
     pub realm: u32,
     pub strict: bool,
@@ -176,6 +178,7 @@ impl Session {
     pub fn new(id: u64, realm: u32, strict: bool, features: Features, hasher: &RandomState) -> Self {
         Self {
             id,
+            identity: Identity::anonymous(id),
             realm,
             strict,
             last_topic: 0,

@@ -8,6 +8,7 @@ use super::Shard;
 use super::conn::{Call, Invocation, Route};
 use super::features::Features;
 use super::flow::{Class, Queued};
+use super::identity::{self, Disclosed};
 use super::options::{BadOption, call_terms, passthru, unpacked};
 use super::routes::{Callee, resolve_procedure};
 use crate::mesh::{Caller, Item, Terms};
@@ -23,6 +24,8 @@ use common::wire::{Dict, Payload, Serializer};
 pub(super) struct Calling<'a> {
     pub caller: Caller,
     pub terms: Terms,
+    /// What the callee may be told of the caller, packed; empty: it is anonymous.
+    pub who: &'a [u8],
     /// Attributes of payload passthru mode, packed.
     pub ppt: &'a [u8],
     pub from: Serializer,
@@ -35,6 +38,7 @@ pub(super) struct HeldCall {
     pub caller: Caller,
     pub terms: Terms,
     pub procedure: Box<str>,
+    pub who: Vec<u8>,
     pub serializer: Serializer,
     pub ppt: Vec<u8>,
     pub args: Option<Vec<u8>>,
@@ -46,6 +50,7 @@ impl HeldCall {
         Calling {
             caller: self.caller,
             terms: self.terms,
+            who: &self.who,
             ppt: &self.ppt,
             from: self.serializer,
             payload: Payload { args: self.args.as_deref(), kwargs: self.kwargs.as_deref() },
@@ -76,6 +81,7 @@ impl Shard {
         };
         let caller = Caller { owner: self.owner(slot), request };
         terms.session = caller.owner.session;
+        let who = self.session(slot).identity.with_call(terms.session);
         let calls_max = self.config.limits.calls_pending_max as usize;
         let session = self.session(slot);
         if !session.unfinished.is_empty() && session.take_unfinished(request, terms.is(Terms::PROGRESS)) {
@@ -87,7 +93,7 @@ impl Shard {
                 let text = format!("CALL.Request {request} is the id of a call that is not yet answered");
                 return self.violation(slot, &text);
             }
-            let calling = Calling { caller, terms, ppt: &ppt, from, payload };
+            let calling = Calling { caller, terms, who: &[], ppt: &ppt, from, payload };
             return self.continue_call(slot, &calling);
         }
         if session.calls.len() >= calls_max {
@@ -99,7 +105,7 @@ impl Shard {
         self.calls += 1;
         self.metrics.count(Counter::Calls);
         self.set_call_deadline(slot, request, terms.timeout_ms);
-        let calling = Calling { caller, terms, ppt: &ppt, from, payload };
+        let calling = Calling { caller, terms, who: &who, ppt: &ppt, from, payload };
         let route = match self.callee_from(slot, realm, procedure, guess) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, &calling),
             Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, &calling, false)),
@@ -192,13 +198,14 @@ impl Shard {
         calling: &Calling<'_>,
         forwarded: bool,
     ) -> Route {
-        let Calling { caller, terms, ppt, from, payload } = *calling;
+        let Calling { caller, terms, who, ppt, from, payload } = *calling;
         let realm = self.realms[realm as usize].id;
         let batch = self.mesh(shard);
         let procedure = batch.put(procedure.as_bytes());
+        let who = batch.put(who);
         let ppt = batch.put(ppt);
         let payload = batch.put_payload(from, payload);
-        batch.push(Item::Call { realm, procedure, caller, terms, ppt, payload, forwarded });
+        batch.push(Item::Call { realm, procedure, caller, terms, who, ppt, payload, forwarded });
         Route::Shard(shard)
     }
 
@@ -272,7 +279,7 @@ impl Shard {
     /// Keeps a call until its callee's REGISTERED is sent.
     #[cold]
     fn hold_call(&mut self, index: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
-        let Calling { caller, terms, ppt, from, payload } = *calling;
+        let Calling { caller, terms, who, ppt, from, payload } = *calling;
         let held = &mut self.procedures[index as usize].held;
         if held.len() >= HELD_CALLS_MAX {
             self.answer_error(caller, wamp::UNAVAILABLE, "the callee is still being registered");
@@ -282,6 +289,7 @@ impl Shard {
             caller,
             terms,
             procedure: uri.into(),
+            who: who.to_vec(),
             serializer: from,
             ppt: ppt.to_vec(),
             args: payload.args.map(<[u8]>::to_vec),
@@ -369,11 +377,10 @@ impl Shard {
         if terms.timeout_ms > 0 && (timed || procedure.options.forward_timeout) {
             details.push(("timeout", Field::UInt(terms.timeout_ms.into())));
         }
-        let authid = format!("{:x}", terms.session);
-        if procedure.options.disclose_caller || terms.is(Terms::DISCLOSE) {
-            details.push(("caller", Field::UInt(terms.session)));
-            details.push(("caller_authid", Field::Str(&authid)));
-            details.push(("caller_authrole", Field::Str("anonymous")));
+        let disclosed = (procedure.options.disclose_caller || terms.is(Terms::DISCLOSE))
+            .then(|| Disclosed::of_caller(terms.session, calling.who));
+        if let Some(disclosed) = &disclosed {
+            details.extend(disclosed.fields(identity::CALLER));
         }
         details.extend(unpacked(calling.ppt).map(|(key, text)| (key, Field::Str(text))));
         self.send_invocation(slot, request, registration, &details, calling)
@@ -420,7 +427,7 @@ impl Shard {
                 self.hold_call(index, "", calling);
             }
             Route::Shard(shard) => {
-                let Calling { caller, terms, ppt, from, payload } = *calling;
+                let Calling { caller, terms, ppt, from, payload, .. } = *calling;
                 let batch = self.mesh(shard);
                 let ppt = batch.put(ppt);
                 let payload = batch.put_payload(from, payload);

@@ -191,14 +191,14 @@ impl Shard {
         let realm_id = self.realms[realm as usize].id;
         self.claims.push(Claim::Joined { session: id, realm: realm_id }, &mut self.metrics);
         let roles = std::mem::replace(&mut self.welcome_roles, OwnedValue::Null);
-        let authid = format!("{id:x}");
+        let identity = self.session(slot).identity.clone();
         let details = [
             ("roles", Field::Value(&roles)),
             ("realm", Field::Str(name)),
-            ("authid", Field::Str(&authid)),
-            ("authrole", Field::Str("anonymous")),
-            ("authmethod", Field::Str("anonymous")),
-            ("authprovider", Field::Str("static")),
+            ("authid", Field::Str(&identity.authid)),
+            ("authrole", Field::Str(&identity.authrole)),
+            ("authmethod", Field::Str(identity.authmethod)),
+            ("authprovider", Field::Str(identity.authprovider)),
             ("agent", Field::Str(AGENT)),
         ];
         self.push(slot, Class::Reply, |serializer, out| {

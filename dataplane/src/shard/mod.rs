@@ -19,6 +19,7 @@ mod conn;
 mod dealer;
 mod features;
 mod flow;
+mod identity;
 mod login;
 mod nodes;
 mod options;

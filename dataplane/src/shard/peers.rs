@@ -32,9 +32,10 @@ impl Shard {
                 let event = event.map(|event| batch.bytes(event));
                 self.publish_from_mesh(realm, topic, publication, payload.serializer, bytes, event);
             }
-            Item::Call { realm, procedure, caller, terms, ppt, payload, forwarded } => {
+            Item::Call { realm, procedure, caller, terms, who, ppt, payload, forwarded } => {
                 let realm = self.realm_of(realm);
-                let calling = calling(batch, caller, terms, ppt, payload);
+                let who = batch.bytes(who);
+                let calling = Calling { who, ..calling(batch, caller, terms, ppt, payload) };
                 self.call_from_elsewhere(realm, batch.text(procedure), &calling, forwarded);
             }
             Item::CallMore { caller, terms, ppt, payload } => {
@@ -111,7 +112,7 @@ impl Shard {
 
 fn calling(batch: &Batch, caller: Caller, terms: Terms, ppt: Span, payload: PayloadSpan) -> Calling<'_> {
     let (ppt, from) = (batch.bytes(ppt), payload.serializer);
-    Calling { caller, terms, ppt, from, payload: batch.payload(payload) }
+    Calling { caller, terms, who: &[], ppt, from, payload: batch.payload(payload) }
 }
 
 fn answering<'a>(batch: &'a Batch, kind: Answer<'a>, ppt: Span, payload: PayloadSpan) -> Answering<'a> {

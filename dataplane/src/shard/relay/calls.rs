@@ -3,6 +3,7 @@
 use super::super::answers::{Answer, Answering};
 use super::super::conn::Route;
 use super::super::dealer::Calling;
+use super::super::identity::DISCLOSED_BYTES_MAX;
 use super::super::options::PASSTHRU_BYTES_MAX;
 use super::super::{CancelMode, Shard};
 use super::frames::BadFrame;
@@ -15,29 +16,35 @@ use common::metrics::Counter;
 use common::relay::{Content, EXTRA_BYTES_MAX, Frame, Kind, put_with_extra};
 use common::uri::wamp;
 
-/// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8`.
-const TERMS_BYTES: usize = 13;
-const _: () = assert!(TERMS_BYTES + PASSTHRU_BYTES_MAX <= EXTRA_BYTES_MAX);
+/// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8 │ length u16 of who calls`. What may be told
+/// of who calls follows, then the attributes of payload passthru mode.
+const TERMS_BYTES: usize = 15;
+const _: () = assert!(TERMS_BYTES + DISCLOSED_BYTES_MAX + PASSTHRU_BYTES_MAX <= EXTRA_BYTES_MAX);
 
-fn pack(terms: Terms, ppt: &[u8], out: &mut Vec<u8>) {
+fn pack(terms: Terms, who: &[u8], ppt: &[u8], out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&terms.session.to_le_bytes());
     out.extend_from_slice(&terms.timeout_ms.to_le_bytes());
     out.push(terms.flags);
+    out.extend_from_slice(&(who.len() as u16).to_le_bytes());
+    out.extend_from_slice(who);
     out.extend_from_slice(ppt);
 }
 
-/// What a call asks for, and its attributes of payload passthru mode.
-fn unpack(extra: &[u8]) -> Option<(Terms, &[u8])> {
-    let (head, ppt) = extra.split_first_chunk::<TERMS_BYTES>()?;
-    let (session, rest) = head.split_first_chunk::<8>()?;
-    let (timeout, flags) = rest.split_first_chunk::<4>()?;
+/// What a call asks for, what may be told of who calls, and its attributes of payload passthru mode.
+fn unpack(extra: &[u8]) -> Option<(Terms, &[u8], &[u8])> {
+    let (head, rest) = extra.split_first_chunk::<TERMS_BYTES>()?;
+    let (session, head) = head.split_first_chunk::<8>()?;
+    let (timeout, head) = head.split_first_chunk::<4>()?;
+    let (flags, who) = head.split_first_chunk::<1>()?;
+    let who = usize::from(u16::from_le_bytes(*who.first_chunk()?));
+    let (who, ppt) = rest.split_at_checked(who)?;
     let terms = Terms {
         session: u64::from_le_bytes(*session),
         timeout_ms: u32::from_le_bytes(*timeout),
-        flags: *flags.first()?,
+        flags: flags[0],
     };
-    Some((terms, ppt))
+    Some((terms, who, ppt))
 }
 
 impl Shard {
@@ -83,7 +90,7 @@ impl Shard {
         let mut scratch = std::mem::take(&mut self.relay.scratch);
         let mut extra = std::mem::take(&mut self.relay.extra);
         scratch.clear();
-        pack(calling.terms, calling.ppt, &mut extra);
+        pack(calling.terms, calling.who, calling.ppt, &mut extra);
         let (serializer, payload) = (calling.from, calling.payload);
         Content { kind, realm, id, uri, extra: &extra, progress: false, serializer, payload }
             .put(&mut scratch);
@@ -155,7 +162,7 @@ impl Shard {
 
     /// A call from another node, for a callee of this one.
     pub(super) fn guest_calls(&mut self, slot: u32, link: u64, frame: &Frame<'_>) -> Result<(), BadFrame> {
-        let (terms, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
+        let (terms, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
         let Some(guest) = self.relay.links.get_mut(&slot) else { return Ok(()) };
         let full = guest.calls.len() >= CALLS_MAX;
         if guest.calls.insert(frame.id, Route::Nowhere).is_some() {
@@ -171,7 +178,7 @@ impl Shard {
             self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
             return Ok(());
         };
-        let calling = Calling { caller, terms, ppt, from: frame.serializer, payload: frame.payload };
+        let calling = Calling { caller, terms, who, ppt, from: frame.serializer, payload: frame.payload };
         if let Some(route) = self.call_from_elsewhere(realm, frame.uri, &calling, false) {
             self.relay_set_route(caller, route);
         }
@@ -189,10 +196,10 @@ impl Shard {
         link: u64,
         frame: &Frame<'_>,
     ) -> Result<(), BadFrame> {
-        let (terms, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
+        let (terms, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
         let caller = self.guest_caller(slot, link, frame.id);
         if let Some(route) = self.relay_route(caller) {
-            let calling = Calling { caller, terms, ppt, from: frame.serializer, payload: frame.payload };
+            let calling = Calling { caller, terms, who, ppt, from: frame.serializer, payload: frame.payload };
             self.pass_more(route, &calling);
         }
         Ok(())
@@ -282,8 +289,9 @@ mod tests {
     fn terms_read_back() {
         let terms = Terms { session: 1 << 53, timeout_ms: 1_500, flags: Terms::PROGRESS };
         let mut extra = Vec::new();
-        pack(terms, b"ppt", &mut extra);
-        assert_eq!(unpack(&extra), Some((terms, &b"ppt"[..])));
+        pack(terms, b"who", b"ppt", &mut extra);
+        assert_eq!(unpack(&extra), Some((terms, &b"who"[..], &b"ppt"[..])));
+        assert_eq!(unpack(&extra[..TERMS_BYTES + 2]), None);
         assert_eq!(unpack(&extra[..TERMS_BYTES - 1]), None);
     }
 }
