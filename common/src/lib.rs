@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod noise;
 pub mod pattern;
 pub mod relay;
+pub mod share;
 pub mod snapshot;
 pub mod transport;
 pub mod uri;

@@ -41,6 +41,7 @@ table! {
     Calls "signalbox_calls_total" "" "CALL messages accepted.";
     Results "signalbox_results_total" "" "RESULT and ERROR answers of callees sent to callers.";
     CallsTimedOut "signalbox_calls_timed_out_total" "" "Calls that took longer than they may.";
+    CallsRerouted "signalbox_calls_rerouted_total" "" "Calls passed to another callee because the first one could not take them.";
     CallsFailed "signalbox_calls_failed_total" "" "Calls answered with an error by the router.";
     DroppedSlow "signalbox_events_dropped_total" "reason=\"slow_receiver\"" "Events not delivered, by reason.";
     DroppedTooLarge "signalbox_events_dropped_total" "reason=\"too_large_for_receiver\"" "Events not delivered, by reason.";
@@ -91,6 +92,8 @@ table! {
     Subscriptions "signalbox_subscriptions" "" "Subscriptions held by sessions.";
     Registrations "signalbox_registrations" "" "Registrations held by sessions.";
     CallsPending "signalbox_calls_pending" "" "Calls that wait for an answer.";
+    SharedCalls "signalbox_shared_calls" "" "Open calls to registrations of several callees, at the shard that chose the callee.";
+    HeldCallBytes "signalbox_held_call_bytes" "" "Bytes of calls that wait for a REGISTERED or may be routed again.";
     OverlayRoutes "signalbox_overlay_routes" "" "Routes newer than the snapshot.";
     SnapshotRoutes "signalbox_snapshot_routes" "" "Routes in the snapshot.";
     SnapshotVersion "signalbox_snapshot_version" "" "Version of the snapshot in use.";

@@ -188,6 +188,7 @@ pub mod wamp {
     pub const OPTION_NOT_ALLOWED: &str = "wamp.error.option_not_allowed";
     pub const NETWORK_FAILURE: &str = "wamp.error.network_failure";
     pub const UNAVAILABLE: &str = "wamp.error.unavailable";
+    pub const NO_AVAILABLE_CALLEE: &str = "wamp.error.no_available_callee";
     pub const SYSTEM_SHUTDOWN: &str = "wamp.close.system_shutdown";
     pub const CLOSE_REALM: &str = "wamp.close.close_realm";
     pub const GOODBYE_AND_OUT: &str = "wamp.close.goodbye_and_out";

@@ -5,6 +5,7 @@
 
 use crate::shard::CancelMode;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
+use common::share::Invoke;
 use common::wire::{Payload, Serializer};
 
 /// A session somewhere in the node. Stale when the connection in the slot carries another session by now, which may
@@ -40,6 +41,12 @@ impl Terms {
     pub const PROGRESS: u8 = 2;
     /// The caller wants to be named to the callee.
     pub const DISCLOSE: u8 = 4;
+    /// The call has a routing key.
+    pub const KEYED: u8 = 8;
+    /// Only the callee of its key may have the call.
+    pub const PARTITION: u8 = 16;
+    /// What is of no interest once a callee was chosen.
+    pub const CHOICE: u8 = Self::KEYED | Self::PARTITION;
 
     #[inline]
     pub const fn is(&self, flag: u8) -> bool {
@@ -50,6 +57,41 @@ impl Terms {
     #[inline]
     pub const fn is_plain(&self) -> bool {
         self.flags == 0 && self.timeout_ms == 0
+    }
+}
+
+/// How a callee wants to hold a registration.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Wish {
+    pub invoke: Invoke,
+    /// Most calls at a time; 0: no bound.
+    pub concurrency: u32,
+    /// It takes the place of whoever holds it.
+    pub force: bool,
+}
+
+impl Wish {
+    /// Calls go to the callee directly: nobody has to choose, and nobody counts.
+    pub fn is_direct(&self) -> bool {
+        self.invoke == Invoke::Single && self.concurrency == 0
+    }
+}
+
+/// Why a registration was taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lost {
+    /// Another node holds it with the better right.
+    OtherNode,
+    /// Another callee took its place.
+    Replaced,
+}
+
+impl Lost {
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::OtherNode => "another node holds the registration",
+            Self::Replaced => "another callee has taken the registration",
+        }
     }
 }
 
@@ -101,19 +143,30 @@ pub(crate) enum Item {
         route: RouteSpan,
         seq: u64,
     },
-    /// To the home shard: may the sender hold this registration?
+    /// To the home shard: may this session of the sender hold this registration?
     RegisterAsk {
         route: RouteSpan,
         token: u64,
+        owner: Owner,
+        wish: Wish,
     },
+    /// `grant` numbers what was given; 0: refused.
     RegisterAnswer {
         token: u64,
-        granted: bool,
+        grant: u64,
     },
-    /// To the home shard: the registration is given up. Answered when `token` is not 0.
+    /// To the home shard: what was given under this number is given up. Answered when `token` is not 0.
     Unregister {
         route: RouteSpan,
+        grant: u64,
         token: u64,
+    },
+    /// From the home shard: what was given under this number is taken away.
+    Evict {
+        callee: Owner,
+        registration: u64,
+        grant: u64,
+        lost: Lost,
     },
     UnregisterAck {
         token: u64,
@@ -150,7 +203,8 @@ pub(crate) enum Item {
         /// The whole message for subscribers of exactly this topic, as another node encoded it.
         event: Option<Span>,
     },
-    /// `who`: what may be told of the caller, packed; `ppt`: attributes of payload passthru mode, packed.
+    /// `who`: what may be told of the caller, packed; `ppt`: attributes of payload passthru mode, packed, and before them the
+    /// routing key if there is one.
     Call {
         realm: RealmId,
         procedure: Span,
@@ -160,6 +214,17 @@ pub(crate) enum Item {
         ppt: Span,
         payload: PayloadSpan,
         forwarded: bool,
+    },
+    /// From the home shard: a call for this callee of the receiver. `callee`: its slot and session, packed.
+    Invoke {
+        registration: u64,
+        callee: Span,
+        procedure: Span,
+        caller: Caller,
+        terms: Terms,
+        who: Span,
+        ppt: Span,
+        payload: PayloadSpan,
     },
     /// The call goes on.
     CallMore {
@@ -195,6 +260,10 @@ pub struct Batch {
     items: Vec<Item>,
     arena: Vec<u8>,
 }
+
+/// A slot and a session.
+const CALLEE_BYTES: usize = 12;
+const KEY_BYTES: usize = 8;
 
 /// Arena bytes an emptied batch keeps for reuse.
 const KEEP_BYTES_MAX: usize = 1 << 20;
@@ -262,6 +331,43 @@ impl Batch {
         (whole, PayloadSpan { serializer, args, kwargs })
     }
 
+    /// Names a session of the receiving shard.
+    pub(crate) fn put_callee(&mut self, slot: u32, session: u64) -> Span {
+        let span = self.put(&slot.to_le_bytes());
+        self.put(&session.to_le_bytes());
+        Span { len: CALLEE_BYTES as u32, ..span }
+    }
+
+    /// The session that [`Batch::put_callee`] named.
+    pub(crate) fn callee(&self, span: Span) -> (u32, u64) {
+        let bytes = self.bytes(span).first_chunk::<CALLEE_BYTES>().expect("callees are put as callees");
+        let (slot, session) = bytes.split_at(4);
+        let session = session.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        (slot.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte)), session)
+    }
+
+    /// Puts attributes of payload passthru mode, and before them a call's routing key if it has one.
+    #[inline]
+    pub(crate) fn put_attributes(&mut self, terms: Terms, key: u64, ppt: &[u8]) -> Span {
+        if !terms.is(Terms::KEYED) {
+            return self.put(ppt);
+        }
+        let span = self.put(&key.to_le_bytes());
+        self.put(ppt);
+        Span { len: KEY_BYTES as u32 + ppt.len() as u32, ..span }
+    }
+
+    /// What [`Batch::put_attributes`] put.
+    #[inline]
+    pub(crate) fn attributes(&self, terms: Terms, span: Span) -> (u64, &[u8]) {
+        let bytes = self.bytes(span);
+        if !terms.is(Terms::KEYED) {
+            return (0, bytes);
+        }
+        let (key, ppt) = bytes.split_first_chunk::<KEY_BYTES>().expect("attributes are put as attributes");
+        (u64::from_le_bytes(*key), ppt)
+    }
+
     pub(crate) fn put_route(
         &mut self,
         realm: RealmId,
@@ -311,6 +417,13 @@ mod tests {
         let (whole, span) = batch.put_event(Serializer::MsgPack, event, inside);
         assert_eq!((batch.bytes(whole), batch.payload(span)), (&event[..], inside));
         assert_eq!(batch.len(), 1);
+        let callee = batch.put_callee(7, 1 << 52);
+        assert_eq!(batch.callee(callee), (7, 1 << 52));
+        for flags in [0, Terms::KEYED] {
+            let terms = Terms { flags, ..Terms::default() };
+            let span = batch.put_attributes(terms, u64::from(flags), b"ppt");
+            assert_eq!(batch.attributes(terms, span), (u64::from(flags), &b"ppt"[..]));
+        }
         batch.clear();
         assert!(batch.is_empty() && batch.bytes_len() == 0);
     }

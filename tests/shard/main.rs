@@ -2,6 +2,7 @@
 
 mod calls;
 mod nodes;
+mod registrations;
 mod rig;
 
 use common::metrics::Gauge;

@@ -269,6 +269,8 @@ impl Rig {
                 Gauge::Subscriptions,
                 Gauge::Registrations,
                 Gauge::CallsPending,
+                Gauge::SharedCalls,
+                Gauge::HeldCallBytes,
                 Gauge::QueuedBytes,
                 Gauge::MeshBacklogBytes,
             ] {

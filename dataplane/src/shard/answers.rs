@@ -6,6 +6,7 @@ use super::dealer::HeldCall;
 use super::features::Features;
 use super::flow::{Class, Queued};
 use super::options::{BadOption, is_progress, passthru, unpacked};
+use super::shared::is_shared;
 use crate::mesh::{Caller, Item, Terms};
 use common::metrics::Counter;
 use common::uri::wamp;
@@ -94,8 +95,20 @@ impl Shard {
         };
         let from = self.at(slot).serializer;
         if let Some(caller) = self.take_invocation(slot, "ERROR", request) {
+            let uri = if *uri == *wamp::UNAVAILABLE { self.unavailable(slot) } else { uri };
             self.answer(caller, &Answering { kind: Answer::Error(uri), ppt: &ppt, from, payload });
         }
+    }
+
+    /// What a callee says of itself with `wamp.error.unavailable`: that the call may go to another one, and that there is none
+    /// unless somebody finds one (WAMP, advanced profile, "Call Re-Routing"). In a strict realm only those may that announced it;
+    /// of others it is an error like any other.
+    fn unavailable(&mut self, slot: u32) -> &'static str {
+        let session = self.session(slot);
+        if session.strict && !session.features.has(Features::CALLEE_REROUTE) {
+            return wamp::UNAVAILABLE;
+        }
+        wamp::NO_AVAILABLE_CALLEE
     }
 
     /// The caller of an invocation this session answers for good.
@@ -138,6 +151,7 @@ impl Shard {
     /// The callee for which these calls were held will not be registered.
     pub(super) fn fail_held(&mut self, held: Vec<HeldCall>) {
         for call in held {
+            self.held_bytes -= call.bytes();
             self.foreign.remove(&call.caller);
             self.answer_error(call.caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
         }
@@ -145,6 +159,8 @@ impl Shard {
 
     /// An ERROR of the router itself to a caller anywhere.
     pub(super) fn answer_error(&mut self, caller: Caller, uri: &str, message: &str) {
+        // The callee that was chosen cannot take the call, but another one may.
+        let uri = if is_shared(caller) && uri == wamp::UNAVAILABLE { wamp::NO_AVAILABLE_CALLEE } else { uri };
         self.metrics.count(Counter::CallsFailed);
         let mut args = Vec::new();
         let from = Serializer::MsgPack;
@@ -155,7 +171,7 @@ impl Shard {
 
     /// Brings an answer to the caller's shard.
     #[inline]
-    fn answer(&mut self, caller: Caller, answering: &Answering<'_>) {
+    pub(super) fn answer(&mut self, caller: Caller, answering: &Answering<'_>) {
         if caller.owner.shard == self.me {
             return self.answer_here(caller, answering);
         }
@@ -175,6 +191,9 @@ impl Shard {
     pub(super) fn answer_here(&mut self, caller: Caller, answering: &Answering<'_>) {
         let (slot, request) = (caller.owner.slot, caller.request);
         let Some(session) = self.session_of(caller.owner) else {
+            if is_shared(caller) {
+                return self.shared_answered(caller, answering);
+            }
             return self.relay_answer(caller, answering);
         };
         let progress = answering.kind == Answer::Progress;

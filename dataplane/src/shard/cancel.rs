@@ -55,7 +55,8 @@ impl Shard {
             Route::Here { slot, invocation } => {
                 self.cancel_invocation(slot, invocation, caller, mode, timeout);
             }
-            Route::Held(index) => self.cancel_held(index, caller, mode),
+            Route::Held(_) | Route::HeldByGroup(_) => self.cancel_held(route, caller, mode),
+            Route::Shared(at) => self.cancel_shared(at, caller, mode, timeout),
             Route::Shard(shard) => self.mesh(shard).push(Item::Cancel { caller, mode, timeout }),
             Route::Lane { at, id } => self.relay_cancel(at, id, mode, timeout),
             Route::Nowhere => {}
@@ -63,11 +64,17 @@ impl Shard {
     }
 
     /// A call that waits for a callee's REGISTERED never gets there.
-    fn cancel_held(&mut self, index: u32, caller: Caller, mode: CancelMode) {
+    fn cancel_held(&mut self, route: Route, caller: Caller, mode: CancelMode) {
         self.foreign.remove(&caller);
-        if let Some(procedure) = self.procedures.get_mut(index as usize) {
-            procedure.held.retain(|call| call.caller != caller);
+        let mut freed = 0;
+        if let Some(held) = self.held(route) {
+            held.retain(|call| {
+                let stays = call.caller != caller;
+                freed += if stays { 0 } else { call.bytes() };
+                stays
+            });
         }
+        self.held_bytes -= freed;
         if mode == CancelMode::Kill {
             self.answer_error(caller, wamp::CANCELED, "the call was canceled");
         }

@@ -31,6 +31,7 @@ enum Resync {
     Sessions(usize),
     Topics(usize),
     Procedures(usize),
+    Groups(usize),
 }
 
 impl Claims {
@@ -90,11 +91,15 @@ impl Shard {
                 },
                 Resync::Procedures(from) => match self.list_procedures(from, &mut claims) {
                     Some(next) => Resync::Procedures(next),
+                    None => Resync::Groups(0),
+                },
+                Resync::Groups(from) => match self.list_groups(from, &mut claims) {
+                    Some(next) => Resync::Groups(next),
                     None if claims.is_empty() => {
                         self.claims.resync = Resync::Idle;
                         return Some(FeedUp::ClaimsEnd { shard, seq: self.claims.last_seq });
                     }
-                    None => Resync::Procedures(usize::MAX),
+                    None => Resync::Groups(usize::MAX),
                 },
             };
         }
@@ -133,9 +138,24 @@ impl Shard {
             if index - from >= RESYNC_SLOTS_MAX || claims.len() >= CLAIMS_FRAME_MAX {
                 return Some(index);
             }
-            if let Some(procedure) = self.procedures.get(index) {
+            // Those that are shared are claimed by their home shard.
+            if let Some(procedure) = self.procedures.get(index).filter(|procedure| !procedure.is_shared()) {
                 let realm = self.realms[procedure.realm as usize].id;
                 let (kind, policy, uri) = (RouteKind::Procedure, procedure.policy, procedure.uri.to_string());
+                claims.push(Claim::Routed { realm, kind, policy, uri });
+            }
+        }
+        None
+    }
+
+    fn list_groups(&self, from: usize, claims: &mut Vec<Claim>) -> Option<usize> {
+        for index in from..self.groups.capacity() {
+            if index - from >= RESYNC_SLOTS_MAX || claims.len() >= CLAIMS_FRAME_MAX {
+                return Some(index);
+            }
+            if let Some(group) = self.groups.get(index) {
+                let realm = self.realms[group.realm as usize].id;
+                let (kind, policy, uri) = (RouteKind::Procedure, group.policy, group.uri.to_string());
                 claims.push(Claim::Routed { realm, kind, policy, uri });
             }
         }

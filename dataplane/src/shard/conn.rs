@@ -124,6 +124,10 @@ pub(super) enum Route {
     },
     /// It waits for the REGISTERED of this procedure.
     Held(u32),
+    /// It waits for the REGISTERED of this group.
+    HeldByGroup(u32),
+    /// To a callee that this shard chose, by index of the shard's shared calls.
+    Shared(u32),
     Shard(ShardId),
     /// To another node, by this lane and under this id.
     Lane {

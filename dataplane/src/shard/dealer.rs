@@ -9,7 +9,7 @@ use super::conn::{Call, Invocation, Route};
 use super::features::Features;
 use super::flow::{Class, Queued};
 use super::identity::{self, Disclosed};
-use super::options::{BadOption, call_terms, passthru, unpacked};
+use super::options::{BadOption, call_key, call_terms, passthru, unpacked};
 use super::routes::{Callee, resolve_procedure};
 use crate::mesh::{Caller, Item, Terms};
 use common::ids::{ID_MAX, Match, RouteKind, ShardId};
@@ -24,6 +24,8 @@ use common::wire::{Dict, Payload, Serializer};
 pub(super) struct Calling<'a> {
     pub caller: Caller,
     pub terms: Terms,
+    /// The hash of the routing key, of meaning with [`Terms::KEYED`].
+    pub key: u64,
     /// What the callee may be told of the caller, packed; empty: it is anonymous.
     pub who: &'a [u8],
     /// Attributes of payload passthru mode, packed.
@@ -32,11 +34,23 @@ pub(super) struct Calling<'a> {
     pub payload: Payload<'a>,
 }
 
+/// Whence a call came to this shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Came {
+    /// From another shard, straight from the caller's.
+    Shard,
+    /// From another shard by way of a third, or on another node's behalf.
+    Forwarded,
+    /// From another node: it stays in this one.
+    Node,
+}
+
 /// A call, or the continuation of one, that came before its callee's REGISTERED could be sent.
 #[derive(Debug)]
 pub(super) struct HeldCall {
     pub caller: Caller,
     pub terms: Terms,
+    pub key: u64,
     pub procedure: Box<str>,
     pub who: Vec<u8>,
     pub serializer: Serializer,
@@ -46,20 +60,47 @@ pub(super) struct HeldCall {
 }
 
 impl HeldCall {
+    pub fn new(procedure: &str, calling: &Calling<'_>) -> Self {
+        let Calling { caller, terms, key, who, ppt, from, payload } = *calling;
+        Self {
+            caller,
+            terms,
+            key,
+            procedure: procedure.into(),
+            who: who.to_vec(),
+            serializer: from,
+            ppt: ppt.to_vec(),
+            args: payload.args.map(<[u8]>::to_vec),
+            kwargs: payload.kwargs.map(<[u8]>::to_vec),
+        }
+    }
+
     pub fn calling(&self) -> Calling<'_> {
         Calling {
             caller: self.caller,
             terms: self.terms,
+            key: self.key,
             who: &self.who,
             ppt: &self.ppt,
             from: self.serializer,
             payload: Payload { args: self.args.as_deref(), kwargs: self.kwargs.as_deref() },
         }
     }
+
+    pub fn bytes(&self) -> usize {
+        let payload = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len);
+        size_of::<Self>()
+            + self.procedure.len()
+            + self.who.len()
+            + self.ppt.len()
+            + payload(&self.args)
+            + payload(&self.kwargs)
+    }
 }
 
-/// Calls held for one registration.
+/// Calls held for one registration, and bytes of the calls that a shard holds for all of them.
 const HELD_CALLS_MAX: usize = 256;
+const HELD_BYTES_MAX: usize = 16 << 20;
 
 impl Shard {
     /// CALL from a session of this shard.
@@ -75,7 +116,7 @@ impl Shard {
         let from = self.at(slot).serializer;
         let session = self.session(slot);
         let (realm, guess) = (session.realm, session.last_procedure);
-        let (mut terms, ppt) = match self.what_call_asks(slot, options) {
+        let (mut terms, key, ppt) = match self.what_call_asks(slot, options) {
             Ok(asked) => asked,
             Err(bad) => return self.bad_option(slot, &bad),
         };
@@ -93,7 +134,7 @@ impl Shard {
                 let text = format!("CALL.Request {request} is the id of a call that is not yet answered");
                 return self.violation(slot, &text);
             }
-            let calling = Calling { caller, terms, who: &[], ppt: &ppt, from, payload };
+            let calling = Calling { caller, terms, key, who: &[], ppt: &ppt, from, payload };
             return self.continue_call(slot, &calling);
         }
         if session.calls.len() >= calls_max {
@@ -101,13 +142,18 @@ impl Shard {
             let text = format!("{calls_max} calls of this session wait for an answer already");
             return self.refuse_call(slot, request, wamp::UNAVAILABLE, &text);
         }
+        if terms.flags & Terms::CHOICE == Terms::PARTITION {
+            let text = "CALL.Options.runmode \"partition\" needs a routing key, CALL.Options.rkey";
+            return self.refuse_call(slot, request, wamp::INVALID_ARGUMENT, text);
+        }
         session.calls.insert(request, Call::new(terms));
         self.calls += 1;
         self.metrics.count(Counter::Calls);
         self.set_call_deadline(slot, request, terms.timeout_ms);
-        let calling = Calling { caller, terms, who: &who, ppt: &ppt, from, payload };
+        let calling = Calling { caller, terms, key, who: &who, ppt: &ppt, from, payload };
         let route = match self.callee_from(slot, realm, procedure, guess) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, &calling),
+            Some(Callee::Group(index)) => self.call_group(index, procedure, &calling),
             Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, &calling, false)),
             Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, &calling),
             Some(Callee::Nobody) => {
@@ -130,13 +176,15 @@ impl Shard {
 
     /// Reads a CALL's options. What only peers may ask for that announced it is a violation in a strict realm.
     #[inline]
-    fn what_call_asks(&mut self, slot: u32, options: &Dict<'_>) -> Result<(Terms, Vec<u8>), BadOption> {
+    fn what_call_asks(&mut self, slot: u32, options: &Dict<'_>) -> Result<(Terms, u64, Vec<u8>), BadOption> {
         if options.is_empty() {
-            return Ok((Terms::default(), Vec::new()));
+            return Ok((Terms::default(), 0, Vec::new()));
         }
         let session = self.session(slot);
         let (strict, features) = (session.strict, session.features);
-        let terms = call_terms(options, strict)?;
+        let mut terms = call_terms(options, strict)?;
+        let (flags, key) = call_key(options, strict)?;
+        terms.flags |= flags;
         let ppt = passthru(options, "CALL")?;
         for (asked, feature, name) in [
             (
@@ -150,7 +198,7 @@ impl Shard {
                 return Err(BadOption(format!("CALL asks for {name}, which this client did not announce")));
             }
         }
-        Ok((terms, ppt))
+        Ok((terms, key, ppt))
     }
 
     pub(super) fn refuse_call(&mut self, slot: u32, request: u64, uri: &str, message: &str) {
@@ -198,12 +246,12 @@ impl Shard {
         calling: &Calling<'_>,
         forwarded: bool,
     ) -> Route {
-        let Calling { caller, terms, who, ppt, from, payload } = *calling;
+        let Calling { caller, terms, key, who, ppt, from, payload } = *calling;
         let realm = self.realms[realm as usize].id;
         let batch = self.mesh(shard);
         let procedure = batch.put(procedure.as_bytes());
         let who = batch.put(who);
-        let ppt = batch.put(ppt);
+        let ppt = batch.put_attributes(terms, key, ppt);
         let payload = batch.put_payload(from, payload);
         batch.push(Item::Call { realm, procedure, caller, terms, who, ppt, payload, forwarded });
         Route::Shard(shard)
@@ -216,11 +264,12 @@ impl Shard {
         realm: u32,
         procedure: &str,
         calling: &Calling<'_>,
-        forwarded: bool,
+        came: Came,
     ) -> Option<Route> {
         match self.callee(realm, procedure).map(|(callee, _)| callee) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, calling),
-            Some(Callee::Remote(shard)) if !forwarded => {
+            Some(Callee::Group(index)) => self.call_group(index, procedure, calling),
+            Some(Callee::Remote(shard)) if came != Came::Forwarded => {
                 Some(self.pass_call(shard, realm, procedure, calling, true))
             }
             _ => {
@@ -236,13 +285,10 @@ impl Shard {
         let caller = calling.caller;
         let procedure = &self.procedures[index as usize];
         if !procedure.spread.missing.is_empty() {
-            return self.hold_call(index, uri, calling);
+            return self.hold_call(Route::Held(index), uri, calling);
         }
         let (slot, registration) = (procedure.callee, procedure.id);
-        let plain = procedure.policy == Match::Exact
-            && !procedure.options.disclose_caller
-            && calling.terms.is_plain()
-            && calling.ppt.is_empty();
+        let plain = !procedure.detailed && calling.terms.is_plain() && calling.ppt.is_empty();
         let pending_max = self.config.limits.invocations_pending_max as usize;
         let session = self.session(slot);
         if session.invocations.len() >= pending_max {
@@ -276,46 +322,55 @@ impl Shard {
         Some(route)
     }
 
-    /// Keeps a call until its callee's REGISTERED is sent.
+    /// Keeps a call until a REGISTERED is sent, that of the callee or the group `route` names.
     #[cold]
-    fn hold_call(&mut self, index: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
-        let Calling { caller, terms, who, ppt, from, payload } = *calling;
-        let held = &mut self.procedures[index as usize].held;
-        if held.len() >= HELD_CALLS_MAX {
+    pub(super) fn hold_call(&mut self, route: Route, uri: &str, calling: &Calling<'_>) -> Option<Route> {
+        let caller = calling.caller;
+        let bytes_left = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
+        let call = HeldCall::new(uri, calling);
+        let bytes = call.bytes();
+        let held = self.held(route).filter(|held| held.len() < HELD_CALLS_MAX && bytes <= bytes_left);
+        let Some(held) = held else {
+            self.metrics.count(Counter::LimitReached);
             self.answer_error(caller, wamp::UNAVAILABLE, "the callee is still being registered");
             return None;
-        }
-        held.push(HeldCall {
-            caller,
-            terms,
-            procedure: uri.into(),
-            who: who.to_vec(),
-            serializer: from,
-            ppt: ppt.to_vec(),
-            args: payload.args.map(<[u8]>::to_vec),
-            kwargs: payload.kwargs.map(<[u8]>::to_vec),
-        });
-        let route = Route::Held(index);
+        };
+        held.push(call);
+        self.held_bytes += bytes;
         if caller.owner.shard != self.me {
             self.foreign.insert(caller, route);
         }
         Some(route)
     }
 
+    /// The calls that wait where `route` says.
+    pub(super) fn held(&mut self, route: Route) -> Option<&mut Vec<HeldCall>> {
+        match route {
+            Route::Held(index) => {
+                self.procedures.get_mut(index as usize).map(|procedure| &mut procedure.held)
+            }
+            Route::HeldByGroup(index) => self.groups.get_mut(index as usize).map(|group| &mut group.held),
+            _ => None,
+        }
+    }
+
     /// Sends what was held, in order. Calls whose callers gave them up are no longer among them.
-    pub(super) fn release_held(&mut self, index: u32, held: &[HeldCall]) {
+    pub(super) fn release_held(
+        &mut self,
+        held: Vec<HeldCall>,
+        mut go: impl FnMut(&mut Self, &HeldCall) -> Option<Route>,
+    ) {
         for call in held {
+            self.held_bytes -= call.bytes();
             let calling = call.calling();
             match self.route_of(calling.caller) {
-                Some(Route::Here { slot, invocation }) => {
-                    self.invoke_more(slot, invocation, &calling);
-                }
-                Some(_) => {
-                    let route = self.invoke(index, &call.procedure, &calling);
-                    if let Some(route) = route {
+                Some(Route::Held(_) | Route::HeldByGroup(_)) => {
+                    self.foreign.remove(&calling.caller);
+                    if let Some(route) = go(self, &call) {
                         self.set_route(calling.caller, route);
                     }
                 }
+                Some(route) => self.pass_more(route, &calling),
                 None => {}
             }
         }
@@ -361,7 +416,9 @@ impl Shard {
         progress: bool,
         calling: &Calling<'_>,
     ) -> Option<Queued> {
-        let timed = self.session(slot).features.has(Features::CALLEE_TIMEOUT);
+        let features = self.session(slot).features;
+        let timed = features.has(Features::CALLEE_TIMEOUT);
+        let trusts = features.has(Features::CALLEE_TRUSTLEVELS);
         let procedure = &self.procedures[index as usize];
         let (registration, terms) = (procedure.id, calling.terms);
         let mut details = Vec::new();
@@ -373,6 +430,10 @@ impl Shard {
         }
         if terms.is(Terms::PROGRESS) {
             details.push(("progress", Field::Bool(true)));
+        }
+        if trusts {
+            // Callers are anonymous: nothing is known of them.
+            details.push(("trustlevel", Field::UInt(0)));
         }
         if terms.timeout_ms > 0 && (timed || procedure.options.forward_timeout) {
             details.push(("timeout", Field::UInt(terms.timeout_ms.into())));
@@ -413,7 +474,7 @@ impl Shard {
         let (route, wanted) = (call.route, call.terms);
         // What the first CALL asked for holds for all of them.
         let terms = Terms {
-            flags: wanted.flags & !Terms::PROGRESS | calling.terms.flags & Terms::PROGRESS,
+            flags: wanted.flags & !(Terms::PROGRESS | Terms::CHOICE) | calling.terms.flags & Terms::PROGRESS,
             ..wanted
         };
         self.pass_more(route, &Calling { terms, ..*calling });
@@ -423,13 +484,14 @@ impl Shard {
     pub(super) fn pass_more(&mut self, route: Route, calling: &Calling<'_>) {
         match route {
             Route::Here { slot, invocation } => self.invoke_more(slot, invocation, calling),
-            Route::Held(index) => {
-                self.hold_call(index, "", calling);
+            Route::Held(_) | Route::HeldByGroup(_) => {
+                self.hold_call(route, "", calling);
             }
+            Route::Shared(at) => self.more_of_shared(at, calling),
             Route::Shard(shard) => {
-                let Calling { caller, terms, ppt, from, payload, .. } = *calling;
+                let Calling { caller, terms, key, ppt, from, payload, .. } = *calling;
                 let batch = self.mesh(shard);
-                let ppt = batch.put(ppt);
+                let ppt = batch.put_attributes(terms, key, ppt);
                 let payload = batch.put_payload(from, payload);
                 batch.push(Item::CallMore { caller, terms, ppt, payload });
             }

@@ -15,6 +15,8 @@ impl Features {
     pub const CALLEE_REVOCATION: Self = Self(1 << 5);
     pub const SUBSCRIBER_REVOCATION: Self = Self(1 << 6);
     pub const PASSTHRU: Self = Self(1 << 7);
+    pub const CALLEE_REROUTE: Self = Self(1 << 8);
+    pub const CALLEE_TRUSTLEVELS: Self = Self(1 << 9);
 
     /// Those of `HELLO.Details.roles`; what is not a boolean `true` counts as not announced.
     pub fn announced(details: &Dict<'_>) -> Self {
@@ -40,6 +42,8 @@ impl Features {
             ("callee", "call_canceling" | "call_cancelling") => Self::CALLEE_CANCELING,
             ("callee", "call_timeout") => Self::CALLEE_TIMEOUT,
             ("callee", "registration_revocation") => Self::CALLEE_REVOCATION,
+            ("callee", "call_reroute") => Self::CALLEE_REROUTE,
+            ("callee", "call_trustlevels") => Self::CALLEE_TRUSTLEVELS,
             ("subscriber", "subscription_revocation") => Self::SUBSCRIBER_REVOCATION,
             _ => Self::default(),
         }

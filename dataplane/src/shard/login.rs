@@ -35,13 +35,17 @@ pub(super) fn roles() -> OwnedValue {
             "dealer".to_owned(),
             features(&[
                 "call_canceling",
+                "call_reroute",
                 "call_timeout",
+                "call_trustlevels",
                 "caller_identification",
                 "pattern_based_registration",
                 "payload_passthru_mode",
                 "progressive_call_invocations",
                 "progressive_call_results",
                 "registration_revocation",
+                "sharded_registration",
+                "shared_registration",
             ]),
         ),
     ])

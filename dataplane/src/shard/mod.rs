@@ -19,8 +19,10 @@ mod conn;
 mod dealer;
 mod features;
 mod flow;
+mod groups;
 mod identity;
 mod login;
+mod members;
 mod nodes;
 mod options;
 mod outbound;
@@ -33,6 +35,7 @@ pub(crate) mod relay;
 mod remote;
 mod routes;
 mod session;
+mod shared;
 mod timers;
 
 use crate::feed::{FeedDown, FeedUp};
@@ -47,7 +50,7 @@ use hashbrown::HashMap;
 use nodes::Nodes;
 pub(crate) use options::CancelMode;
 use outbound::Pool;
-use realm::{Procedure, Realm, Topic};
+use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
 use routes::{Cache, Folded};
@@ -159,6 +162,12 @@ pub struct Shard {
     version: SnapshotVersion,
     topics: Slab<Topic>,
     procedures: Slab<Procedure>,
+    /// Registrations of several callees that this shard is the home of.
+    groups: Slab<Group>,
+    /// Calls for which this shard chose the callee.
+    shared: shared::Shared,
+    /// Bytes of calls that wait for a REGISTERED.
+    held_bytes: usize,
     subscriptions: u64,
     calls: u64,
     /// Calls of other shards that are open or held here, and their way.
@@ -235,6 +244,9 @@ impl Shard {
             version: SnapshotVersion(0),
             topics: Slab::new(),
             procedures: Slab::new(),
+            groups: Slab::new(),
+            shared: shared::Shared::default(),
+            held_bytes: 0,
             subscriptions: 0,
             calls: 0,
             foreign: HashMap::with_hasher(hasher.clone()),
@@ -566,6 +578,8 @@ impl Shard {
             (Gauge::Subscriptions, self.subscriptions),
             (Gauge::Registrations, self.procedures.len() as u64),
             (Gauge::CallsPending, self.calls),
+            (Gauge::SharedCalls, self.shared.len() as u64),
+            (Gauge::HeldCallBytes, (self.held_bytes + self.shared.kept_bytes()) as u64),
             (Gauge::OverlayRoutes, overlay as u64),
             (Gauge::SnapshotRoutes, self.folded.len() as u64),
             (Gauge::SnapshotVersion, self.version.0),

@@ -1,8 +1,9 @@
 //! Options and details of requests, read once. A known key with a value of the wrong type is a protocol violation in a
 //! strict realm and counts as absent in a compatible one (null counts as absent in both).
 
-use crate::mesh::Terms;
+use crate::mesh::{Terms, Wish};
 use common::ids::Match;
+use common::share::{Invoke, routing_key};
 use common::wire::{Dict, Value};
 
 /// A known option has a value it may not have. The text is for ABORT.
@@ -32,6 +33,16 @@ impl Options<'_> {
             Some(Value::Bool(value)) => Ok(value),
             Some(_) if self.strict => self.bad(key, "a boolean"),
             Some(_) => Ok(default),
+        }
+    }
+
+    /// A number; 0 when there is none.
+    fn number(self, key: &str) -> Result<u32, BadOption> {
+        match self.dict.get(key) {
+            None => Ok(0),
+            Some(Value::UInt(value)) => Ok(u32::try_from(value).unwrap_or(u32::MAX)),
+            Some(_) if self.strict => self.bad(key, "a number from 0 on"),
+            Some(_) => Ok(0),
         }
     }
 
@@ -134,6 +145,33 @@ pub(super) fn call_terms(dict: &Dict<'_>, strict: bool) -> Result<Terms, BadOpti
     Ok(Terms { flags, timeout_ms: options.milliseconds("timeout")?, session: 0 })
 }
 
+/// The routing key of a CALL, by which a callee of a shared registration is chosen, and whether only the callee of that key may
+/// have it (WAMP, advanced profile, "Sharded Registration"), as flags of [`Terms`].
+pub(super) fn call_key(dict: &Dict<'_>, strict: bool) -> Result<(u8, u64), BadOption> {
+    let options = Options { message: "CALL", dict, strict };
+    let (mut flags, mut hash) = (0, 0);
+    for (key, value) in dict.iter() {
+        match (&*key, value) {
+            ("runmode" | "rkey" | "_routing_key", Value::Null) => {}
+            ("runmode", mode) if is_text(&mode, "partition") => flags |= Terms::PARTITION,
+            ("runmode", _) if strict => return options.bad("runmode", "\"partition\""),
+            ("_routing_key", _) if flags & Terms::KEYED != 0 => {}
+            ("rkey" | "_routing_key", Value::Str(text)) => {
+                (flags, hash) = (flags | Terms::KEYED, routing_key(text.as_bytes()));
+            }
+            ("rkey" | "_routing_key", Value::UInt(number)) => {
+                (flags, hash) = (flags | Terms::KEYED, routing_key(number.to_string().as_bytes()));
+            }
+            ("rkey" | "_routing_key", Value::Int(number)) => {
+                (flags, hash) = (flags | Terms::KEYED, routing_key(number.to_string().as_bytes()));
+            }
+            ("rkey" | "_routing_key", _) if strict => return options.bad(&key, "a string or an integer"),
+            _ => {}
+        }
+    }
+    Ok((flags, hash))
+}
+
 /// Whether a YIELD is a progressive result.
 #[inline]
 pub(super) fn is_progress(dict: &Dict<'_>, strict: bool) -> Result<bool, BadOption> {
@@ -199,6 +237,7 @@ pub(super) struct RegisterOptions {
     pub disclose_caller: bool,
     /// The callee wants to know of timeouts.
     pub forward_timeout: bool,
+    pub wish: Wish,
 }
 
 impl RegisterOptions {
@@ -210,7 +249,29 @@ impl RegisterOptions {
         Ok(Self {
             disclose_caller: options.flag("disclose_caller", false)?,
             forward_timeout: options.flag("forward_timeout", false)?,
+            wish: Wish {
+                invoke: invoke(options)?,
+                concurrency: match options.number("concurrency")? {
+                    0 => options.number("x_concurrency")?,
+                    bound => bound,
+                },
+                force: options.flag("force_reregister", false)?,
+            },
         })
+    }
+}
+
+/// The policy by which callees share a registration (WAMP, advanced profile, "Shared Registration").
+fn invoke(options: Options<'_>) -> Result<Invoke, BadOption> {
+    match options.dict.get("invoke") {
+        None => Ok(Invoke::Single),
+        Some(Value::Str(name)) => match Invoke::named(&name) {
+            Some(invoke) => Ok(invoke),
+            // Taking it for another policy would send calls where they do not belong, so no degree accepts it.
+            None => options.bad("invoke", "a policy such as \"single\", \"roundrobin\" or \"random\""),
+        },
+        Some(_) if options.strict => options.bad("invoke", "a policy such as \"single\""),
+        Some(_) => Ok(Invoke::Single),
     }
 }
 
@@ -273,6 +334,32 @@ mod tests {
         assert!(with(wrong, |dict| call_terms(dict, true)).is_err());
         let long = with(r#"{"timeout": 99999999999}"#, |dict| call_terms(dict, true)).unwrap();
         assert_eq!(long.timeout_ms, u32::MAX);
+    }
+
+    #[test]
+    fn how_a_registration_is_shared_is_read() {
+        let text = r#"{"invoke": "qlls", "x_concurrency": 3, "force_reregister": true}"#;
+        let wish = with(text, |dict| RegisterOptions::read(dict, true)).unwrap().wish;
+        assert_eq!(wish, Wish { invoke: Invoke::LeastLoadedSample, concurrency: 3, force: true });
+        assert!(with("{}", |dict| RegisterOptions::read(dict, true)).unwrap().wish.is_direct());
+        for strict in [false, true] {
+            assert!(with(r#"{"invoke": "all"}"#, |dict| RegisterOptions::read(dict, strict)).is_err());
+            let odd = with(r#"{"invoke": 3, "concurrency": -1}"#, |dict| RegisterOptions::read(dict, strict));
+            assert_eq!(odd.is_err(), strict);
+        }
+    }
+
+    #[test]
+    fn routing_keys_are_text_or_numbers() {
+        let read = |text: &str, strict| with(text, |dict| call_key(dict, strict));
+        let key = read(r#"{"runmode": "partition", "rkey": "a"}"#, true).unwrap();
+        assert_eq!(key, (Terms::KEYED | Terms::PARTITION, routing_key(b"a")));
+        assert_eq!(read(r#"{"_routing_key": 12}"#, true).unwrap(), (Terms::KEYED, routing_key(b"12")));
+        assert_eq!(read(r#"{"rkey": -1}"#, true).unwrap(), (Terms::KEYED, routing_key(b"-1")));
+        for odd in [r#"{"rkey": [1]}"#, r#"{"runmode": "all"}"#] {
+            assert!(read(odd, true).is_err());
+            assert_eq!(read(odd, false).unwrap(), (0, 0));
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use super::Shard;
 use super::answers::{Answer, Answering};
-use super::dealer::Calling;
+use super::dealer::{Calling, Came};
 use super::overlay::Source;
-use super::realm::Realm;
-use crate::mesh::{Batch, Caller, Item, PayloadSpan, RouteSpan, Span, Terms};
+use super::realm::{Asker, Realm};
+use crate::mesh::{Batch, Caller, Item, Owner, PayloadSpan, RouteSpan, Span, Terms};
 use common::ids::{RealmId, ShardId, ShardSet};
 use common::metrics::Counter;
 use std::time::Instant;
@@ -36,7 +36,15 @@ impl Shard {
                 let realm = self.realm_of(realm);
                 let who = batch.bytes(who);
                 let calling = Calling { who, ..calling(batch, caller, terms, ppt, payload) };
-                self.call_from_elsewhere(realm, batch.text(procedure), &calling, forwarded);
+                let came = if forwarded { Came::Forwarded } else { Came::Shard };
+                self.call_from_elsewhere(realm, batch.text(procedure), &calling, came);
+            }
+            Item::Invoke { registration, callee, procedure, caller, terms, who, ppt, payload } => {
+                let (slot, session) = batch.callee(callee);
+                let callee = Owner { shard: self.me, slot, session };
+                let who = batch.bytes(who);
+                let calling = Calling { who, ..calling(batch, caller, terms, ppt, payload) };
+                self.invoke_member(callee, registration, batch.text(procedure), &calling);
             }
             Item::CallMore { caller, terms, ppt, payload } => {
                 if let Some(route) = self.foreign.get(&caller).copied() {
@@ -62,15 +70,18 @@ impl Shard {
             }
             Item::RouteRemove { route, seq } => self.route_said(from, batch, route, false, seq),
             Item::RouteAck { token } => self.acknowledged(token, from),
-            Item::RegisterAsk { route, token } => {
+            Item::RegisterAsk { route, token, owner, wish } => {
                 let realm = self.realm_of(route.realm);
-                let granted = self.claim_home(realm, route.policy, batch.text(route.uri), from);
-                self.mesh(from).push(Item::RegisterAnswer { token, granted });
+                let asker = Asker { shard: from, token };
+                self.ask_home((realm, route.policy, batch.text(route.uri)), asker, owner, wish);
             }
-            Item::RegisterAnswer { token, granted } => self.register_answer(token, granted),
-            Item::Unregister { route, token } => {
+            Item::RegisterAnswer { token, grant } => self.register_answer(token, grant),
+            Item::Evict { callee, registration, grant, lost } => {
+                self.evicted(callee, registration, grant, lost);
+            }
+            Item::Unregister { route, grant, token } => {
                 let realm = self.realm_of(route.realm);
-                self.free_home(realm, route.policy, batch.text(route.uri), from);
+                self.free_home((realm, route.policy, batch.text(route.uri)), grant);
                 if token != 0 {
                     self.mesh(from).push(Item::UnregisterAck { token });
                 }
@@ -111,8 +122,8 @@ impl Shard {
 }
 
 fn calling(batch: &Batch, caller: Caller, terms: Terms, ppt: Span, payload: PayloadSpan) -> Calling<'_> {
-    let (ppt, from) = (batch.bytes(ppt), payload.serializer);
-    Calling { caller, terms, who: &[], ppt, from, payload: batch.payload(payload) }
+    let (key, ppt) = batch.attributes(terms, ppt);
+    Calling { caller, terms, key, who: &[], ppt, from: payload.serializer, payload: batch.payload(payload) }
 }
 
 fn answering<'a>(batch: &'a Batch, kind: Answer<'a>, ppt: Span, payload: PayloadSpan) -> Answering<'a> {

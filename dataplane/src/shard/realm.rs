@@ -1,8 +1,9 @@
 //! A realm as one shard sees it.
 
+use super::members::Members;
 use super::overlay::Overlay;
 use crate::mesh::Owner;
-use common::ids::{Match, RealmId, ShardId, ShardSet};
+use common::ids::{Match, RealmId, ShardSet};
 use common::pattern::PatternMap;
 use common::snapshot::Anonymous;
 use common::uri::UriRule;
@@ -26,11 +27,11 @@ pub(super) struct Realm {
     pub version: u64,
     /// Topics this shard's sessions are subscribed to, as indexes of the shard's topic table.
     pub topics: PatternMap<u32>,
-    /// Procedures this shard's sessions have registered.
-    pub procedures: PatternMap<u32>,
+    /// Procedures whose calls come to this shard.
+    pub procedures: PatternMap<Local>,
     pub overlay: Overlay,
-    /// Registrations this shard is the home of, and which shard holds each.
-    pub home: PatternMap<ShardId>,
+    /// Registrations this shard is the home of, and who holds each.
+    pub home: PatternMap<Home>,
     pub sessions: u32,
 }
 
@@ -47,6 +48,24 @@ impl Realm {
             sessions: 0,
         }
     }
+}
+
+/// Who takes the calls of a procedure that come to this shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Local {
+    /// The one callee, by index of the shard's procedures.
+    Callee(u32),
+    /// One of several, by index of the shard's groups: this shard is its home.
+    Group(u32),
+}
+
+/// Who holds a registration, as its home shard knows it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Home {
+    /// One callee, to which calls go directly.
+    Callee { owner: Owner, grant: u64 },
+    /// By index of the shard's groups.
+    Group(u32),
 }
 
 /// A subscription or registration on its way to being known by every shard.
@@ -79,7 +98,7 @@ pub(super) struct Topic {
     pub spread: Spread,
 }
 
-/// A registration held on this shard.
+/// A registration held by a session of this shard.
 #[derive(Debug)]
 pub(super) struct Procedure {
     pub id: u64,
@@ -89,7 +108,41 @@ pub(super) struct Procedure {
     /// Slot of the callee.
     pub callee: u32,
     pub options: super::options::RegisterOptions,
+    /// The number under which its home shard gave it.
+    pub grant: u64,
+    /// An INVOCATION has details whatever the call asks for.
+    pub detailed: bool,
+    /// Complete from the start when the home shard passes the calls on.
     pub spread: Spread,
     /// Calls that came before REGISTERED could be sent.
     pub held: Vec<super::dealer::HeldCall>,
+}
+
+impl Procedure {
+    /// Calls come by way of the home shard, which chooses the callee and counts.
+    pub fn is_shared(&self) -> bool {
+        !self.options.wish.is_direct()
+    }
+}
+
+/// A registration whose calls its home shard, this one, passes to one of its callees in the node.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub id: u64,
+    pub realm: u32,
+    pub policy: Match,
+    pub uri: Box<str>,
+    pub members: Members,
+    pub spread: Spread,
+    /// Members that are told when every shard routes here.
+    pub asked: Vec<(Asker, u64)>,
+    /// Calls that came before that.
+    pub held: Vec<super::dealer::HeldCall>,
+}
+
+/// Who asked for a registration: a shard, and its name for the question.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Asker {
+    pub shard: common::ids::ShardId,
+    pub token: u64,
 }

@@ -1,19 +1,21 @@
 //! Registrations: who may hold one, and when the node's shards know it.
 //!
 //! ```text
-//! REGISTER ─▶ home shard of the URI (one owner at a time) ─▶ granted ─▶ every shard routes here ─▶ REGISTERED
+//! REGISTER ─▶ home shard of the URI ─▶ granted ─▶ every shard routes here, or to the home ─▶ REGISTERED
 //! ```
+//! Calls to a registration of one callee go to its shard; to one that is shared or counted they go by way of its home shard
+//! ([`super::groups`]).
 
 use super::Shard;
+use super::features::Features;
 use super::options::{self, RegisterOptions};
-use super::realm::{Procedure, Spread, Waiting};
-use super::routes::is_held_elsewhere;
-use crate::mesh::Item;
-use common::ids::{Match, RouteKind, ShardId, route_id};
+use super::realm::{Asker, Local, Procedure, Spread, Waiting};
+use crate::mesh::{Item, Lost, Owner};
+use common::ids::{Match, RouteKind, ShardId, ShardSet, route_id};
 use common::metrics::Counter;
 use common::uri::{is_reserved, is_valid_pattern, wamp};
 use common::wire::Dict;
-use common::wire::encode;
+use common::wire::encode::{self, Field};
 use common::wire::message::code;
 
 /// What a token stands for.
@@ -23,6 +25,8 @@ pub(super) enum Awaited {
     Topic(u32),
     /// Acknowledgements of a procedure's route.
     Procedure(u32),
+    /// Acknowledgements of a group's route.
+    Group(u32),
     /// The home shard's word on a REGISTER.
     Grant(Wanted),
     /// The home shard's word that a registration is given up.
@@ -37,7 +41,12 @@ pub(super) struct Wanted {
     policy: Match,
     uri: Box<str>,
     options: RegisterOptions,
+    /// Another node was found to hold it meanwhile.
+    lost: bool,
 }
+
+/// (realm, matching policy, URI) of a registration.
+pub(super) type Registration<'a> = (u32, Match, &'a str);
 
 impl Shard {
     /// REGISTER (WAMP, basic profile, "Registering and Unregistering").
@@ -62,21 +71,27 @@ impl Shard {
             let text = format!("a session may hold {} registrations", self.config.limits.registrations_max);
             return self.error(slot, code::REGISTER, request, wamp::UNAVAILABLE, &text);
         }
+        let id = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, uri);
+        let held_already = self.session(slot).registrations.get(&id).copied();
+        if held_already.is_some_and(|index| *self.procedures[index as usize].uri == *uri)
+            && !options.wish.force
+        {
+            let text = format!("this session has registered {uri} already");
+            return self.error(slot, code::REGISTER, request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
+        }
         self.session(slot).pending += 1;
-        let waiting = Waiting { owner: self.owner(slot), request };
-        let wanted = Wanted { waiting, realm, policy, uri: uri.into(), options };
+        let (owner, wish, token) = (self.owner(slot), options.wish, self.token());
+        let waiting = Waiting { owner, request };
+        let wanted = Wanted { waiting, realm, policy, uri: uri.into(), options, lost: false };
+        self.awaited.insert(token, Awaited::Grant(wanted));
         let home = self.home_of(realm, policy, uri);
         if home == self.me {
-            let granted = self.claim_home(realm, policy, uri, home);
-            self.granted(wanted, granted);
-        } else {
-            let token = self.token();
-            self.awaited.insert(token, Awaited::Grant(wanted));
-            let realm = self.realms[realm as usize].id;
-            let batch = self.mesh(home);
-            let route = batch.put_route(realm, RouteKind::Procedure, policy, uri);
-            batch.push(Item::RegisterAsk { route, token });
+            return self.ask_home((realm, policy, uri), Asker { shard: home, token }, owner, wish);
         }
+        let realm = self.realms[realm as usize].id;
+        let batch = self.mesh(home);
+        let route = batch.put_route(realm, RouteKind::Procedure, policy, uri);
+        batch.push(Item::RegisterAsk { route, token, owner, wish });
     }
 
     /// The shard that decides who holds a registration.
@@ -86,41 +101,46 @@ impl Shard {
         ShardId((id % self.config.shards as u64) as u8)
     }
 
-    /// As the home shard: gives a registration to `shard` unless somebody has it, here or on another node.
-    pub(super) fn claim_home(&mut self, realm: u32, policy: Match, uri: &str, shard: ShardId) -> bool {
-        let state = &mut self.realms[realm as usize];
-        let free =
-            state.home.get(policy, uri).is_none() && !is_held_elsewhere(state, &self.folded, policy, uri);
-        if free {
-            state.home.insert(policy, uri, shard);
+    /// The home shard's word on a REGISTER of this shard; 0: refused.
+    pub(super) fn register_answer(&mut self, token: u64, grant: u64) {
+        if let Some(Awaited::Grant(wanted)) = self.awaited.remove(&token) {
+            self.granted(wanted, grant);
         }
-        free
     }
 
-    /// The home shard has decided about a REGISTER of this shard.
-    pub(super) fn granted(&mut self, wanted: Wanted, granted: bool) {
-        let Wanted { waiting, realm, policy, uri, options } = wanted;
+    fn granted(&mut self, wanted: Wanted, grant: u64) {
+        let Wanted { waiting, realm, policy, uri, options, lost } = wanted;
         let slot = waiting.owner.slot;
         let Some(session) = self.session_of(waiting.owner) else {
-            if granted {
-                self.release(realm, policy, &uri, 0);
+            if grant != 0 {
+                self.release((realm, policy, &uri), grant, 0);
             }
             return;
         };
-        if !granted {
+        if grant == 0 || lost {
             session.pending -= 1;
-            let text = format!("procedure {uri} is already registered");
-            return self.error(slot, code::REGISTER, waiting.request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
+            if grant != 0 {
+                self.release((realm, policy, &uri), grant, 0);
+            }
+            return self.already_registered(slot, waiting.request, &uri);
         }
+        let detailed = policy != Match::Exact
+            || options.disclose_caller
+            || session.features.has(Features::CALLEE_TRUSTLEVELS);
         let registration = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, &uri);
-        if self.session(slot).registrations.contains_key(&registration) {
-            self.metrics.count(Counter::IdCollisions);
+        if let Some(other) = self.session(slot).registrations.get(&registration).copied() {
             self.session(slot).pending -= 1;
-            self.release(realm, policy, &uri, 0);
+            self.release((realm, policy, &uri), grant, 0);
+            if self.procedures[other as usize].uri == uri {
+                return self.already_registered(slot, waiting.request, &uri);
+            }
+            self.metrics.count(Counter::IdCollisions);
             let text = "its registration id belongs to another registration of this session";
             return self.error(slot, code::REGISTER, waiting.request, wamp::UNAVAILABLE, text);
         }
-        let spread = Spread { missing: self.others(), token: self.token(), waiting: vec![waiting] };
+        let is_direct = options.wish.is_direct();
+        let missing = if is_direct { self.others() } else { ShardSet::EMPTY };
+        let spread = Spread { missing, token: self.token(), waiting: vec![waiting] };
         let token = spread.token;
         let procedure = Procedure {
             id: registration,
@@ -129,16 +149,25 @@ impl Shard {
             uri: uri.clone(),
             callee: slot,
             options,
+            grant,
+            detailed,
             spread,
             held: Vec::new(),
         };
         let index = self.procedures.insert(procedure) as u32;
         self.session(slot).registrations.insert(registration, index);
-        let state = &mut self.realms[realm as usize];
-        state.procedures.insert(policy, &uri, index);
-        state.version += 1;
-        self.spread_route(realm, RouteKind::Procedure, policy, &uri, token, Awaited::Procedure(index));
+        if is_direct {
+            let state = &mut self.realms[realm as usize];
+            state.procedures.insert(policy, &uri, Local::Callee(index));
+            state.version += 1;
+            self.spread_route(realm, RouteKind::Procedure, policy, &uri, token, Awaited::Procedure(index));
+        }
         self.registered_if_known(index);
+    }
+
+    fn already_registered(&mut self, slot: u32, request: u64, uri: &str) {
+        let text = format!("procedure {uri} is already registered");
+        self.error(slot, code::REGISTER, request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
     }
 
     /// Answers the REGISTER once every shard routes to the procedure, then lets the calls go that came before.
@@ -156,7 +185,7 @@ impl Shard {
                 encode::ids(serializer, out, code::REGISTERED, &[waiting.request, registration]);
             });
         }
-        self.release_held(index, &held);
+        self.release_held(held, |shard, call| shard.invoke(index, &call.procedure, &call.calling()));
     }
 
     /// Another shard routes to what `token` stands for.
@@ -187,6 +216,15 @@ impl Shard {
                     self.registered_if_known(procedure);
                 }
             }
+            Some(Awaited::Group(group)) => {
+                let group = *group;
+                let spread = &mut self.groups[group as usize].spread;
+                spread.missing = spread.missing.without(from);
+                if spread.missing.is_empty() {
+                    self.awaited.remove(&token);
+                    self.group_known(group);
+                }
+            }
             Some(Awaited::Grant(_) | Awaited::Release(_)) | None => {}
         }
     }
@@ -209,34 +247,79 @@ impl Shard {
 
     /// Gives a registration up: here, on every shard, and at its home, which answers when `token` is not 0.
     pub(super) fn remove_procedure(&mut self, index: u32, token: u64) {
-        let procedure = self.procedures.remove(index as usize);
-        self.awaited.remove(&procedure.spread.token);
-        let realm = &mut self.realms[procedure.realm as usize];
-        realm.procedures.remove(procedure.policy, &procedure.uri);
-        realm.version += 1;
-        self.fail_held(procedure.held);
-        self.unspread_route(procedure.realm, RouteKind::Procedure, procedure.policy, &procedure.uri);
-        self.release(procedure.realm, procedure.policy, &procedure.uri, token);
+        let procedure = self.drop_procedure(index);
+        self.release((procedure.realm, procedure.policy, &procedure.uri), procedure.grant, token);
     }
 
-    /// Tells the home shard that a registration is free.
-    fn release(&mut self, realm: u32, policy: Match, uri: &str, token: u64) {
+    /// As [`Shard::remove_procedure`], of one whose home knows of it.
+    fn drop_procedure(&mut self, index: u32) -> Procedure {
+        let mut procedure = self.procedures.remove(index as usize);
+        if !procedure.is_shared() {
+            self.awaited.remove(&procedure.spread.token);
+            let realm = &mut self.realms[procedure.realm as usize];
+            realm.procedures.remove(procedure.policy, &procedure.uri);
+            realm.version += 1;
+            self.fail_held(std::mem::take(&mut procedure.held));
+            let (realm, policy) = (procedure.realm, procedure.policy);
+            self.unspread_route(realm, RouteKind::Procedure, policy, &procedure.uri);
+        }
+        procedure
+    }
+
+    /// Tells the home shard that a registration is given up.
+    pub(super) fn release(&mut self, (realm, policy, uri): Registration<'_>, grant: u64, token: u64) {
         let home = self.home_of(realm, policy, uri);
         if home == self.me {
-            self.free_home(realm, policy, uri, home);
+            self.free_home((realm, policy, uri), grant);
             return self.released(token);
         }
         let realm = self.realms[realm as usize].id;
         let batch = self.mesh(home);
         let route = batch.put_route(realm, RouteKind::Procedure, policy, uri);
-        batch.push(Item::Unregister { route, token });
+        batch.push(Item::Unregister { route, grant, token });
     }
 
-    /// As the home shard: `shard` gives a registration up.
-    pub(super) fn free_home(&mut self, realm: u32, policy: Match, uri: &str, shard: ShardId) {
-        let home = &mut self.realms[realm as usize].home;
-        if home.get(policy, uri) == Some(&shard) {
-            home.remove(policy, uri);
+    /// The home shard takes a registration away.
+    pub(super) fn evicted(&mut self, callee: Owner, registration: u64, grant: u64, lost: Lost) {
+        let held = self.session_of(callee).and_then(|session| session.registrations.get(&registration));
+        if let Some(index) = held.copied().filter(|index| self.procedures[*index as usize].grant == grant) {
+            self.take_away(index, lost);
+        }
+    }
+
+    /// Takes a registration away from its callee, which is told if it knows how (WAMP, advanced profile, "Registration
+    /// Revocation").
+    pub(super) fn take_away(&mut self, index: u32, lost: Lost) -> Procedure {
+        let procedure = &mut self.procedures[index as usize];
+        let (slot, registration) = (procedure.callee, procedure.id);
+        let waiting = std::mem::take(&mut procedure.spread.waiting);
+        self.metrics.count(Counter::RegistrationsRevoked);
+        self.session(slot).registrations.remove(&registration);
+        if waiting.is_empty() && self.session(slot).features.has(Features::CALLEE_REVOCATION) {
+            self.reply(slot, |serializer, out| {
+                let details =
+                    [("registration", Field::UInt(registration)), ("reason", Field::Str(lost.reason()))];
+                encode::id_dict(serializer, out, code::UNREGISTERED, 0, &details);
+            });
+        }
+        let procedure = self.drop_procedure(index);
+        for waiting in waiting {
+            self.session(slot).pending -= 1;
+            self.already_registered(slot, waiting.request, &procedure.uri);
+        }
+        procedure
+    }
+
+    /// Another node holds a registration with the better right, and the home shard has not yet said whether a session here may
+    /// have it: it may not.
+    pub(super) fn lose_wanted(&mut self, (realm, policy, uri): Registration<'_>) {
+        for awaited in self.awaited.values_mut() {
+            if let Awaited::Grant(wanted) = awaited
+                && (wanted.realm, wanted.policy, &*wanted.uri) == (realm, policy, uri)
+                && wanted.options.wish.is_direct()
+            {
+                wanted.lost = true;
+            }
         }
     }
 
@@ -247,13 +330,6 @@ impl Shard {
             self.reply(waiting.owner.slot, |serializer, out| {
                 encode::ids(serializer, out, code::UNREGISTERED, &[waiting.request]);
             });
-        }
-    }
-
-    /// The home shard's answer to `RegisterAsk`.
-    pub(super) fn register_answer(&mut self, token: u64, granted: bool) {
-        if let Some(Awaited::Grant(wanted)) = self.awaited.remove(&token) {
-            self.granted(wanted, granted);
         }
     }
 }

@@ -1,14 +1,11 @@
 //! What the control plane says of other nodes: which there are, what they want, and which registrations are theirs.
 
 use super::Shard;
-use super::features::Features;
 use super::overlay::Source;
+use super::realm::Local;
+use crate::mesh::Lost;
 use common::ids::{Match, NodeId, RealmId};
 use common::link::{Peer, RouteChange};
-use common::metrics::Counter;
-use common::uri::wamp;
-use common::wire::encode::{self, Field};
-use common::wire::message::code;
 
 /// Numbers of changes of other nodes' routes that grow over all links.
 ///
@@ -97,30 +94,16 @@ impl Shard {
         }
     }
 
-    /// The callee here of a registration loses it to another node's (WAMP, advanced profile, "Registration
-    /// Revocation"). Only the shard that holds it acts.
+    /// The callees here of a registration lose it to another node's. Only the shard that takes its calls acts.
     pub(super) fn revoke(&mut self, realm: RealmId, policy: Match, uri: &str) {
-        let Some(realm) = self.realm_index.get(&realm).map(|index| *index as usize) else { return };
-        let Some(index) = self.realms[realm].procedures.get(policy, uri).copied() else { return };
-        let procedure = &mut self.procedures[index as usize];
-        let (slot, registration) = (procedure.callee, procedure.id);
-        let waiting = std::mem::take(&mut procedure.spread.waiting);
-        self.metrics.count(Counter::RegistrationsRevoked);
-        self.session(slot).registrations.remove(&registration);
-        if waiting.is_empty() && self.session(slot).features.has(Features::CALLEE_REVOCATION) {
-            self.reply(slot, |serializer, out| {
-                let details = [
-                    ("registration", Field::UInt(registration)),
-                    ("reason", Field::Str("another node holds the registration")),
-                ];
-                encode::id_dict(serializer, out, code::UNREGISTERED, 0, &details);
-            });
+        let Some(realm) = self.realm_index.get(&realm).copied() else { return };
+        match self.realms[realm as usize].procedures.get(policy, uri).copied() {
+            Some(Local::Callee(index)) => {
+                let procedure = self.take_away(index, Lost::OtherNode);
+                self.release((realm, policy, uri), procedure.grant, 0);
+            }
+            Some(Local::Group(_)) => self.evict((realm, policy, uri), Lost::OtherNode),
+            None => self.lose_wanted((realm, policy, uri)),
         }
-        for waiting in waiting {
-            self.session(slot).pending -= 1;
-            let text = format!("procedure {uri} is already registered");
-            self.error(slot, code::REGISTER, waiting.request, wamp::PROCEDURE_ALREADY_EXISTS, &text);
-        }
-        self.remove_procedure(index, 0);
     }
 }

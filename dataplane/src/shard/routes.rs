@@ -11,7 +11,7 @@
 
 use super::nodes::{NodeSet, Nodes};
 use super::overlay::{Source, Sources, Words};
-use super::realm::Realm;
+use super::realm::{Local, Realm};
 use crate::feed::SharedSnapshot;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet, route_id};
 use common::snapshot::RouteView;
@@ -167,6 +167,8 @@ impl Folded {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Callee {
     Local(u32),
+    /// One of several, which this shard chooses.
+    Group(u32),
     Remote(ShardId),
     /// On another node.
     Node(u16),
@@ -176,7 +178,7 @@ pub(super) enum Callee {
 impl Callee {
     fn nearness(self) -> u8 {
         match self {
-            Self::Local(_) => 3,
+            Self::Local(_) | Self::Group(_) => 3,
             Self::Remote(_) => 2,
             Self::Node(_) => 1,
             Self::Nobody => 0,
@@ -341,8 +343,12 @@ pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri
             best = Some(offered);
         }
     };
-    realm.procedures.for_each_match(uri, |policy, pattern, procedure| {
-        offer(policy, pattern, Callee::Local(*procedure));
+    realm.procedures.for_each_match(uri, |policy, pattern, local| {
+        let callee = match *local {
+            Local::Callee(procedure) => Callee::Local(procedure),
+            Local::Group(group) => Callee::Group(group),
+        };
+        offer(policy, pattern, callee);
     });
     let mut offer_sources = |policy: Match, pattern: &str, sources: Sources| {
         if let Some(shard) = sources.shards.without(me).iter().next() {
@@ -578,7 +584,7 @@ mod tests {
         assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Remote(A), "this node before another");
         realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.a", Source::Shard(B), true, 1);
         assert_eq!(callee(&realm, &cluster, "p.a"), Callee::Remote(B));
-        realm.procedures.insert(Match::Exact, "p.a", 7);
+        realm.procedures.insert(Match::Exact, "p.a", Local::Callee(7));
         assert_eq!(callee(&realm, &cluster, "p.a"), Callee::Local(7));
         realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.b", Source::Node(2), true, 1);
         assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Node(2));

@@ -2,7 +2,7 @@
 
 use super::super::answers::{Answer, Answering};
 use super::super::conn::Route;
-use super::super::dealer::Calling;
+use super::super::dealer::{Calling, Came};
 use super::super::identity::DISCLOSED_BYTES_MAX;
 use super::super::options::PASSTHRU_BYTES_MAX;
 use super::super::{CancelMode, Shard};
@@ -16,35 +16,46 @@ use common::metrics::Counter;
 use common::relay::{Content, EXTRA_BYTES_MAX, Frame, Kind, put_with_extra};
 use common::uri::wamp;
 
-/// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8 │ length u16 of who calls`. What may be told
-/// of who calls follows, then the attributes of payload passthru mode.
+/// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8 │ length u16 of who calls`. The routing key
+/// follows if there is one, then what may be told of who calls, then the attributes of payload passthru mode.
 const TERMS_BYTES: usize = 15;
-const _: () = assert!(TERMS_BYTES + DISCLOSED_BYTES_MAX + PASSTHRU_BYTES_MAX <= EXTRA_BYTES_MAX);
+const KEY_BYTES: usize = 8;
+const _: () = assert!(TERMS_BYTES + KEY_BYTES + DISCLOSED_BYTES_MAX + PASSTHRU_BYTES_MAX <= EXTRA_BYTES_MAX);
 
-fn pack(terms: Terms, who: &[u8], ppt: &[u8], out: &mut Vec<u8>) {
+fn pack(calling: &Calling<'_>, out: &mut Vec<u8>) {
+    let Calling { terms, key, who, ppt, .. } = *calling;
     out.clear();
     out.extend_from_slice(&terms.session.to_le_bytes());
     out.extend_from_slice(&terms.timeout_ms.to_le_bytes());
     out.push(terms.flags);
     out.extend_from_slice(&(who.len() as u16).to_le_bytes());
+    if terms.is(Terms::KEYED) {
+        out.extend_from_slice(&key.to_le_bytes());
+    }
     out.extend_from_slice(who);
     out.extend_from_slice(ppt);
 }
 
-/// What a call asks for, what may be told of who calls, and its attributes of payload passthru mode.
-fn unpack(extra: &[u8]) -> Option<(Terms, &[u8], &[u8])> {
+/// What a call asks for, its routing key, what may be told of who calls, and its attributes of payload passthru mode.
+fn unpack(extra: &[u8]) -> Option<(Terms, u64, &[u8], &[u8])> {
     let (head, rest) = extra.split_first_chunk::<TERMS_BYTES>()?;
     let (session, head) = head.split_first_chunk::<8>()?;
     let (timeout, head) = head.split_first_chunk::<4>()?;
     let (flags, who) = head.split_first_chunk::<1>()?;
     let who = usize::from(u16::from_le_bytes(*who.first_chunk()?));
-    let (who, ppt) = rest.split_at_checked(who)?;
     let terms = Terms {
         session: u64::from_le_bytes(*session),
         timeout_ms: u32::from_le_bytes(*timeout),
         flags: flags[0],
     };
-    Some((terms, who, ppt))
+    let (key, rest) = if terms.is(Terms::KEYED) {
+        let (key, rest) = rest.split_first_chunk::<KEY_BYTES>()?;
+        (u64::from_le_bytes(*key), rest)
+    } else {
+        (0, rest)
+    };
+    let (who, ppt) = rest.split_at_checked(who)?;
+    Some((terms, key, who, ppt))
 }
 
 impl Shard {
@@ -90,7 +101,7 @@ impl Shard {
         let mut scratch = std::mem::take(&mut self.relay.scratch);
         let mut extra = std::mem::take(&mut self.relay.extra);
         scratch.clear();
-        pack(calling.terms, calling.who, calling.ppt, &mut extra);
+        pack(calling, &mut extra);
         let (serializer, payload) = (calling.from, calling.payload);
         Content { kind, realm, id, uri, extra: &extra, progress: false, serializer, payload }
             .put(&mut scratch);
@@ -162,7 +173,7 @@ impl Shard {
 
     /// A call from another node, for a callee of this one.
     pub(super) fn guest_calls(&mut self, slot: u32, link: u64, frame: &Frame<'_>) -> Result<(), BadFrame> {
-        let (terms, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
+        let (terms, key, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
         let Some(guest) = self.relay.links.get_mut(&slot) else { return Ok(()) };
         let full = guest.calls.len() >= CALLS_MAX;
         if guest.calls.insert(frame.id, Route::Nowhere).is_some() {
@@ -178,8 +189,9 @@ impl Shard {
             self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
             return Ok(());
         };
-        let calling = Calling { caller, terms, who, ppt, from: frame.serializer, payload: frame.payload };
-        if let Some(route) = self.call_from_elsewhere(realm, frame.uri, &calling, false) {
+        let calling =
+            Calling { caller, terms, key, who, ppt, from: frame.serializer, payload: frame.payload };
+        if let Some(route) = self.call_from_elsewhere(realm, frame.uri, &calling, Came::Node) {
             self.relay_set_route(caller, route);
         }
         Ok(())
@@ -196,10 +208,11 @@ impl Shard {
         link: u64,
         frame: &Frame<'_>,
     ) -> Result<(), BadFrame> {
-        let (terms, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
+        let (terms, key, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
         let caller = self.guest_caller(slot, link, frame.id);
         if let Some(route) = self.relay_route(caller) {
-            let calling = Calling { caller, terms, who, ppt, from: frame.serializer, payload: frame.payload };
+            let calling =
+                Calling { caller, terms, key, who, ppt, from: frame.serializer, payload: frame.payload };
             self.pass_more(route, &calling);
         }
         Ok(())
@@ -287,11 +300,24 @@ mod tests {
 
     #[test]
     fn terms_read_back() {
-        let terms = Terms { session: 1 << 53, timeout_ms: 1_500, flags: Terms::PROGRESS };
-        let mut extra = Vec::new();
-        pack(terms, b"who", b"ppt", &mut extra);
-        assert_eq!(unpack(&extra), Some((terms, &b"who"[..], &b"ppt"[..])));
-        assert_eq!(unpack(&extra[..TERMS_BYTES + 2]), None);
-        assert_eq!(unpack(&extra[..TERMS_BYTES - 1]), None);
+        for flags in [Terms::PROGRESS, Terms::PROGRESS | Terms::KEYED] {
+            let terms = Terms { session: 1 << 53, timeout_ms: 1_500, flags };
+            let key = if terms.is(Terms::KEYED) { u64::MAX - 1 } else { 0 };
+            let owner = Owner { shard: common::ids::ShardId(0), slot: 0, session: 1 };
+            let calling = Calling {
+                caller: Caller { owner, request: 1 },
+                terms,
+                key,
+                who: b"who",
+                ppt: b"ppt",
+                from: common::wire::Serializer::Json,
+                payload: common::wire::Payload::default(),
+            };
+            let mut extra = Vec::new();
+            pack(&calling, &mut extra);
+            assert_eq!(unpack(&extra), Some((terms, key, &b"who"[..], &b"ppt"[..])));
+            let whole = extra.len() - b"ppt".len();
+            assert!((0..whole).all(|cut| unpack(&extra[..cut]).is_none()));
+        }
     }
 }

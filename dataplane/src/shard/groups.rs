@@ -1,0 +1,175 @@
+//! Registrations of several callees, at their home shard.
+//!
+//! ```text
+//! caller's shard ─ CALL ─▶ home shard: chooses ─ Invoke ─▶ callee's shard
+//!                 ◀─────── answers ◀──────────────────────
+//! ```
+//! The home shard of a procedure decides who holds it. If its calls need a choice, or are counted, all shards route to the
+//! home, whose [`super::shared`] passes each call to a callee and the answers back.
+//!
+//! Invariants: a registration has callees that are called directly, or a group, never both; a group has a member.
+
+use super::Shard;
+use super::members::{CALLEES_MAX, Members};
+use super::realm::{Asker, Group, Home, Local, Spread};
+use super::register::{Awaited, Registration};
+use super::routes::is_held_elsewhere;
+use crate::mesh::{Item, Lost, Owner, Wish};
+use common::ids::{RouteKind, route_id};
+use common::metrics::Counter;
+use common::share::Invoke;
+
+impl Shard {
+    /// As the home shard: gives a registration to a session of the asking shard, or refuses it. The first callee fixes the
+    /// policy (WAMP, advanced profile, "Shared Registration").
+    pub(super) fn ask_home(&mut self, wanted: Registration<'_>, asker: Asker, owner: Owner, wish: Wish) {
+        let (realm, policy, uri) = wanted;
+        if wish.force {
+            self.evict(wanted, Lost::Replaced);
+        }
+        let state = &self.realms[realm as usize];
+        let held = state.home.get(policy, uri).copied();
+        let elsewhere = is_held_elsewhere(state, &self.folded, policy, uri);
+        match held {
+            None if elsewhere => self.answer_ask(asker, 0),
+            None => {
+                let grant = self.token();
+                if wish.is_direct() {
+                    let home = &mut self.realms[realm as usize].home;
+                    home.insert(policy, uri, Home::Callee { owner, grant });
+                    self.answer_ask(asker, grant);
+                } else {
+                    self.make_group(wanted, (asker, grant), owner, wish);
+                }
+            }
+            Some(Home::Group(index)) => self.join_group(index, asker, owner, wish),
+            Some(Home::Callee { .. }) => self.answer_ask(asker, 0),
+        }
+    }
+
+    fn answer_ask(&mut self, asker: Asker, grant: u64) {
+        if asker.shard == self.me {
+            self.register_answer(asker.token, grant);
+        } else {
+            self.mesh(asker.shard).push(Item::RegisterAnswer { token: asker.token, grant });
+        }
+    }
+
+    /// The first callee of a group; it is told when every shard routes here.
+    fn make_group(&mut self, wanted: Registration<'_>, asked: (Asker, u64), owner: Owner, wish: Wish) {
+        let (realm, policy, uri) = wanted;
+        let id = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, uri);
+        let token = self.token();
+        let mut members = Members::new(wish.invoke);
+        members.insert(asked.1, owner, wish.concurrency);
+        let spread = Spread { missing: self.others(), token, waiting: Vec::new() };
+        let uri: Box<str> = uri.into();
+        let asked = vec![asked];
+        let group = Group { id, realm, policy, uri: uri.clone(), members, spread, asked, held: Vec::new() };
+        let index = self.groups.insert(group) as u32;
+        let state = &mut self.realms[realm as usize];
+        state.home.insert(policy, &uri, Home::Group(index));
+        state.procedures.insert(policy, &uri, Local::Group(index));
+        state.version += 1;
+        self.spread_route(realm, RouteKind::Procedure, policy, &uri, token, Awaited::Group(index));
+        self.group_known(index);
+    }
+
+    fn join_group(&mut self, index: u32, asker: Asker, owner: Owner, wish: Wish) {
+        let grant = self.token();
+        let group = &mut self.groups[index as usize];
+        let fits = wish.invoke == group.members.invoke && wish.invoke != Invoke::Single;
+        if !fits || group.members.len() >= CALLEES_MAX {
+            if fits {
+                self.metrics.count(Counter::LimitReached);
+            }
+            return self.answer_ask(asker, 0);
+        }
+        group.members.insert(grant, owner, wish.concurrency);
+        if group.spread.missing.is_empty() {
+            self.answer_ask(asker, grant);
+        } else {
+            group.asked.push((asker, grant));
+        }
+    }
+
+    /// Answers those that wait once every shard routes here, then lets the calls go that came before.
+    pub(super) fn group_known(&mut self, index: u32) {
+        let group = &mut self.groups[index as usize];
+        if !group.spread.missing.is_empty() {
+            return;
+        }
+        let asked = std::mem::take(&mut group.asked);
+        let held = std::mem::take(&mut group.held);
+        for (asker, grant) in asked {
+            self.answer_ask(asker, grant);
+        }
+        if !self.groups.contains(index as usize) {
+            // The last of those that asked had left.
+            return self.fail_held(held);
+        }
+        self.release_held(held, |shard, call| shard.call_group(index, &call.procedure, &call.calling()));
+    }
+
+    /// As the home shard: what was given under `grant` is given up. It may have been taken away before.
+    pub(super) fn free_home(&mut self, (realm, policy, uri): Registration<'_>, grant: u64) {
+        let home = &mut self.realms[realm as usize].home;
+        match home.get(policy, uri).copied() {
+            Some(Home::Callee { grant: given, .. }) if given == grant => {
+                home.remove(policy, uri);
+            }
+            Some(Home::Group(index)) => {
+                let group = &mut self.groups[index as usize];
+                group.members.remove(grant);
+                group.asked.retain(|(_, asked)| *asked != grant);
+                if group.members.is_empty() {
+                    self.drop_group(index);
+                }
+            }
+            Some(Home::Callee { .. }) | None => {}
+        }
+    }
+
+    /// As the home shard: takes a registration away from all who hold it. Each is told; calls they were given they may answer.
+    pub(super) fn evict(&mut self, (realm, policy, uri): Registration<'_>, lost: Lost) {
+        let id = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, uri);
+        let home = &mut self.realms[realm as usize].home;
+        match home.get(policy, uri).copied() {
+            Some(Home::Callee { owner, grant }) => {
+                home.remove(policy, uri);
+                self.evict_one(owner, id, grant, lost);
+            }
+            Some(Home::Group(index)) => {
+                let group = self.drop_group(index);
+                for (asker, _) in &group.asked {
+                    self.answer_ask(*asker, 0);
+                }
+                let is_asked = |grant| group.asked.iter().any(|(_, asked)| *asked == grant);
+                for (grant, member) in group.members.iter().filter(|(grant, _)| !is_asked(*grant)) {
+                    self.evict_one(member.owner, id, grant, lost);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn evict_one(&mut self, callee: Owner, registration: u64, grant: u64, lost: Lost) {
+        if callee.shard == self.me {
+            self.evicted(callee, registration, grant, lost);
+        } else {
+            self.mesh(callee.shard).push(Item::Evict { callee, registration, grant, lost });
+        }
+    }
+
+    fn drop_group(&mut self, index: u32) -> Group {
+        let mut group = self.groups.remove(index as usize);
+        self.awaited.remove(&group.spread.token);
+        let realm = &mut self.realms[group.realm as usize];
+        realm.home.remove(group.policy, &group.uri);
+        realm.procedures.remove(group.policy, &group.uri);
+        realm.version += 1;
+        self.fail_held(std::mem::take(&mut group.held));
+        self.unspread_route(group.realm, RouteKind::Procedure, group.policy, &group.uri);
+        group
+    }
+}
