@@ -2,7 +2,7 @@
 //! framings, stop reading, and time passes. Nothing may panic, and with the last connection everything is gone.
 #![no_main]
 
-#[path = "../../tests/shard/rig.rs"]
+#[path = "../../tests/shard/rig/mod.rs"]
 mod rig;
 
 use arbitrary::{Arbitrary, Unstructured};

@@ -8,7 +8,9 @@
 
 #[path = "../sim/client.rs"]
 mod client;
+#[path = "../shard/rig/node.rs"]
 mod node;
+#[path = "../shard/rig/wires.rs"]
 mod wires;
 mod world;
 

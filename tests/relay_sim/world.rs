@@ -1,16 +1,18 @@
 //! Nodes, clients and the schedule that moves bytes between them.
 
 use crate::client::{Client, Mark, Request};
-use crate::node::Node;
-use crate::wires::{End, Place, Wire};
-use common::ids::Match;
+use crate::node::{self, Node};
+use crate::wires::{Wire, Wires};
+use common::config::{SlowPolicy, SlowReceiver};
+use common::ids::{Match, RealmId, SnapshotVersion};
 use common::link::Peer;
 use common::metrics::{Counter, Gauge};
+use common::snapshot::{Anonymous, Realm, Source};
 use common::transport::Framing;
 use common::uri;
 use common::wire::Serializer;
 use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Dial, Flow, Output, SendBuf};
+use dataplane::shard::{ConnId, Flow, Output, SendBuf, ShardConfig};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -24,8 +26,6 @@ const PATTERNS: [(&str, &str); 6] = [
     ("wildcard", "a..c"),
     ("wildcard", ".b"),
 ];
-/// The index of the relay's listener.
-const RELAY: usize = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Faults {
@@ -69,11 +69,8 @@ pub struct World {
     step: u64,
     nodes: Vec<Node>,
     seats: Vec<Seat>,
-    wires: Vec<Wire>,
-    /// Who dials whom.
-    dials: Vec<(usize, usize, Dial, usize)>,
+    wires: Wires,
     next_name: u64,
-    generation: u32,
     hash: DefaultHasher,
 }
 
@@ -82,8 +79,13 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let now = Instant::now();
         let (count, connections) = (rng.usize(2..=3), rng.usize(1..=2));
-        let nodes =
-            (0..count).map(|node| Node::new(node, rng.usize(1..=2), connections, seed, now)).collect();
+        let source = source();
+        let node = |node| {
+            let shards = rng.usize(1..=2);
+            let configs = (0..shards).map(|shard| config(node, shard, shards, connections, seed)).collect();
+            Node::new(node, configs, &source, now)
+        };
+        let nodes = (0..count).map(node).collect();
         let mut world = Self {
             rng,
             faults,
@@ -91,10 +93,8 @@ impl World {
             step: 0,
             nodes,
             seats: Vec::new(),
-            wires: Vec::new(),
-            dials: Vec::new(),
+            wires: Wires::default(),
             next_name: 0,
-            generation: 0,
             hash: DefaultHasher::new(),
         };
         world.tell_peers();
@@ -169,19 +169,12 @@ impl World {
         (!open.is_empty()).then(|| open[self.rng.usize(0..open.len())])
     }
 
-    fn conn(&mut self, node: usize) -> ConnId {
-        self.generation += 1;
-        let slot = self.nodes[node].next_slot;
-        self.nodes[node].next_slot += 1;
-        ConnId { slot, generation: self.generation }
-    }
-
     fn connect(&mut self) {
         let framing = if self.rng.bool() { Framing::RawSocket } else { Framing::WebSocket };
         let serializer = Serializer::ALL[self.rng.usize(0..3)];
         let (node, shard) = self.any_shard();
         self.next_name += 1;
-        let conn = self.conn(node);
+        let conn = self.nodes[node].conn(shard);
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
         assert!(self.nodes[node].shards[shard].accept(self.now, conn, framing as usize, peer));
         let client = Client::new(self.next_name, framing, serializer);
@@ -248,35 +241,19 @@ impl World {
 
     fn drain_outputs(&mut self, node: usize, shard: usize) {
         while let Some(output) = self.nodes[node].shards[shard].poll() {
-            let conn = match output {
-                Output::Connect { dial, address } => {
-                    let target = self.nodes.iter().position(|node| node.address == address);
-                    self.dials.push((node, shard, dial, target.expect("an address of a node")));
-                    continue;
-                }
-                Output::Send(conn)
-                | Output::ShutdownWrite(conn)
-                | Output::Close(conn)
-                | Output::ResumeReads(conn) => conn,
-            };
-            let place = Place { node, shard, conn };
-            if let Some(end) =
-                self.wires.iter_mut().flat_map(|wire| &mut wire.ends).find(|end| end.place == place)
-            {
-                assert!(end.open, "nothing is wanted of a closed connection");
-                match output {
-                    Output::Send(_) => {
-                        assert!(end.sending.is_none(), "one send at a time");
-                        end.sending = Some(self.nodes[node].shards[shard].take_send(conn));
-                    }
-                    Output::ResumeReads(_) => end.paused = false,
-                    _ => self.close_end(place),
-                }
+            if self.wires.act(&mut self.nodes, (node, shard), output) {
                 continue;
             }
-            let found =
-                self.seats.iter_mut().find(|seat| (seat.node, seat.shard, seat.conn) == (node, shard, conn));
-            let seat = found.expect("outputs name connections the driver opened");
+            let (Output::Send(conn)
+            | Output::ShutdownWrite(conn)
+            | Output::Close(conn)
+            | Output::ResumeReads(conn)) = output
+            else {
+                panic!("an attempt to connect is between nodes");
+            };
+            let of_conn = |seat: &&mut Seat| (seat.node, seat.shard, seat.conn) == (node, shard, conn);
+            let seat =
+                self.seats.iter_mut().find(of_conn).expect("outputs name connections that were opened");
             assert!(seat.open, "nothing is wanted of a closed connection");
             match output {
                 Output::Send(_) => seat.sending = Some(self.nodes[node].shards[shard].take_send(conn)),
@@ -284,21 +261,10 @@ impl World {
                 Output::Close(_) => {
                     seat.open = false;
                     seat.client.gone = true;
+                    seat.sending = None;
+                    self.nodes[node].release(shard, conn);
                 }
                 _ => {}
-            }
-        }
-    }
-
-    /// A shard closes its end: the other still gets what was sent before.
-    fn close_end(&mut self, place: Place) {
-        for wire in &mut self.wires {
-            for index in 0..2 {
-                if wire.ends[index].place == place {
-                    wire.ends[index].open = false;
-                    wire.ends[index].sending = None;
-                    wire.ends[1 - index].last = true;
-                }
             }
         }
     }
@@ -317,75 +283,33 @@ impl World {
 
     /// Something happens on a random connection between nodes.
     fn move_wire(&mut self) {
-        let busy: Vec<(usize, usize)> = (0..self.wires.len())
-            .flat_map(|wire| [(wire, 0), (wire, 1)])
-            .filter(|(wire, end)| self.wires[*wire].ends[*end].is_busy())
-            .collect();
+        let busy = self.wires.busy();
         if busy.is_empty() {
             return;
         }
-        let (wire, end) = busy[self.rng.usize(0..busy.len())];
+        let end = busy[self.rng.usize(0..busy.len())];
         let most = if self.rng.u32(0..4) == 0 { self.rng.usize(1..200) } else { usize::MAX };
-        self.move_end(wire, end, most);
+        self.move_end(end, most);
     }
 
-    fn move_end(&mut self, wire: usize, index: usize, most: usize) {
-        let end = &mut self.wires[wire].ends[index];
-        let place = end.place;
-        if let Some(buf) = end.sending.take() {
-            let bytes = buf.segments.iter().flat_map(|segment| segment.as_slice());
-            let bytes: Vec<u8> = bytes.copied().collect();
-            assert!(!bytes.is_empty(), "a send has something to send");
-            bytes.hash(&mut self.hash);
-            let other = &mut self.wires[wire].ends[1 - index];
-            if other.open && !other.last {
-                other.coming.extend(bytes);
-            }
-            self.nodes[place.node].shards[place.shard].sent(self.now, place.conn, buf, true);
-        } else if !end.coming.is_empty() && !end.paused {
-            let mut bytes: Vec<u8> = end.coming.drain(..most.min(end.coming.len())).collect();
-            let flow = self.nodes[place.node].shards[place.shard].receive(self.now, place.conn, &mut bytes);
-            self.wires[wire].ends[index].paused = flow == Flow::Pause;
-        } else if end.last && end.open {
-            self.nodes[place.node].shards[place.shard].closed(self.now, place.conn);
-            self.drain_outputs(place.node, place.shard);
-            assert!(!self.wires[wire].ends[index].open, "a broken connection is closed");
-        }
+    fn move_end(&mut self, end: (usize, usize), most: usize) {
+        let (place, sent) = self.wires.advance(&mut self.nodes, self.now, end, most);
+        sent.hash(&mut self.hash);
         self.drain_outputs(place.node, place.shard);
-        self.wires.retain(|wire| wire.ends.iter().any(|end| end.open));
+        self.wires.sweep();
     }
 
     fn answer_dial(&mut self) {
-        if self.dials.is_empty() {
+        if self.wires.dials.is_empty() {
             return;
         }
-        let at = self.rng.usize(0..self.dials.len());
-        let (node, shard, dial, target) = self.dials.swap_remove(at);
-        if !self.nodes[node].alive {
-            return;
-        }
-        let refused = !self.nodes[target].alive || self.faults == Faults::Cuts && self.rng.u32(0..8) == 0;
-        let accepted = (!refused).then(|| {
-            let place = Place {
-                node: target,
-                shard: self.rng.usize(0..self.nodes[target].shards.len()),
-                conn: self.conn(target),
-            };
-            let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            self.nodes[target].shards[place.shard].accept(self.now, place.conn, RELAY, peer).then_some(place)
-        });
-        match accepted.flatten() {
-            None => self.nodes[node].shards[shard].dial_failed(self.now, dial),
-            Some(other) => {
-                let conn = self.conn(node);
-                let place = Place { node, shard, conn };
-                self.wires.push(Wire { ends: [End::new(place), End::new(other)] });
-                if !self.nodes[node].shards[shard].connected(self.now, dial, conn) {
-                    self.close_end(place);
-                }
-            }
-        }
-        self.drain_outputs(node, shard);
+        let at = self.rng.usize(0..self.wires.dials.len());
+        let call = self.wires.dials.swap_remove(at);
+        let target = &self.nodes[call.target];
+        let refused = !target.alive || self.faults == Faults::Cuts && self.rng.u32(0..8) == 0;
+        let shard = (!refused).then(|| self.rng.usize(0..target.shards.len()));
+        self.wires.answer(&mut self.nodes, self.now, call, shard);
+        self.drain_outputs(call.node, call.shard);
     }
 
     fn turn(&mut self, node: usize, shard: usize) {
@@ -411,9 +335,10 @@ impl World {
     }
 
     fn cut(&mut self) {
-        if !self.wires.is_empty() {
-            let at = self.rng.usize(0..self.wires.len());
-            self.wires[at].cut(&mut self.rng);
+        let wires = &mut self.wires.wires;
+        if !wires.is_empty() {
+            let at = self.rng.usize(0..wires.len());
+            wires[at].cut(|coming| self.rng.usize(0..=coming));
         }
     }
 
@@ -428,16 +353,10 @@ impl World {
             seat.open = false;
             seat.client.gone = true;
         }
-        for wire in &mut self.wires {
-            if wire.ends.iter().any(|end| end.place.node == node) {
-                wire.cut(&mut self.rng);
-            }
-            for end in wire.ends.iter_mut().filter(|end| end.place.node == node) {
-                end.open = false;
-            }
-        }
-        self.wires.retain(|wire| wire.ends.iter().any(|end| end.open));
+        self.wires.kill(node, |coming| self.rng.usize(0..=coming));
         self.tell_peers();
+        let id = self.nodes[node].id;
+        self.nodes.iter_mut().for_each(|node| node.tell_gone(id));
     }
 
     fn disconnect(&mut self, at: usize) {
@@ -465,11 +384,9 @@ impl World {
                     self.finish_send(at);
                 }
             }
-            for wire in (0..self.wires.len()).rev() {
-                for end in 0..2 {
-                    if self.wires.get(wire).is_some_and(|wire| wire.ends[end].is_busy()) {
-                        self.move_end(wire, end, usize::MAX);
-                    }
+            for end in self.wires.busy().into_iter().rev() {
+                if self.wires.is_busy(end) {
+                    self.move_end(end, usize::MAX);
                 }
             }
             self.answer_dial();
@@ -501,8 +418,7 @@ impl World {
         };
         self.seats.iter().all(quiet)
             && self.nodes.iter().all(|node| !node.alive || node.is_quiet())
-            && self.wires.iter().flat_map(|wire| &wire.ends).all(|end| !end.is_busy())
-            && self.dials.iter().all(|(node, ..)| !self.nodes[*node].alive)
+            && self.wires.is_quiet()
     }
 
     /// Nothing that was asked waits for an answer.
@@ -591,6 +507,7 @@ impl World {
     pub fn check_empty(&mut self) {
         let now = self.now;
         for node in self.nodes.iter_mut().filter(|node| node.alive) {
+            assert!(node.claims_nothing(), "its control plane knows of no route");
             for metrics in node.metrics(now) {
                 for gauge in [
                     Gauge::Connections,
@@ -613,17 +530,39 @@ impl World {
         }
         self.settle();
         let open = |wire: &Wire| wire.ends.iter().any(|end| end.open);
-        assert!(!self.wires.iter().any(open), "every connection was closed");
+        assert!(!self.wires.wires.iter().any(open), "every connection was closed");
         let drained =
             |node: &Node| !node.alive || node.shards.iter().all(dataplane::shard::Shard::is_drained);
         assert!(self.nodes.iter().all(drained));
     }
 }
 
+/// One realm, strict.
+fn source() -> Source {
+    let realm = Realm {
+        id: RealmId::of("realm1"),
+        name: "realm1".to_owned(),
+        strict: true,
+        uri_strict: false,
+        anonymous: Anonymous::Anybody,
+    };
+    Source { version: SnapshotVersion(1), realms: vec![realm], ..Source::default() }
+}
+
+fn config(node: usize, shard: usize, shards: usize, connections: usize, seed: u64) -> ShardConfig {
+    let mut config = node::config(node, shard, shards, seed);
+    config.slow_receiver =
+        SlowReceiver { policy: SlowPolicy::DropOldest, queue_max: 64 << 20, reply_reserve: 1 << 20 };
+    if let Some(relay) = &mut config.relay {
+        relay.connections = connections;
+    }
+    config
+}
+
 /// Requests that stay open are named in failures.
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let open: Vec<&Request> = self.seats.iter().flat_map(|seat| seat.client.requests.values()).collect();
-        write!(f, "step {} open requests {open:?} dials {:?}", self.step, self.dials)
+        write!(f, "step {} open requests {open:?} dials {:?}", self.step, self.wires.dials)
     }
 }

@@ -1,6 +1,7 @@
 //! Calls with more to them than one question and one answer (WAMP, advanced profile): each history with both peers on one
-//! shard and on two.
+//! shard, on two, and on two nodes.
 
+use super::places::{self, PLACES, Place, REALMS};
 use super::rig::Rig;
 use super::{connect, frames, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
@@ -26,13 +27,13 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(shards: (usize, usize), realm: &str, callee: &str, register: &str) -> Self {
-        let mut rig = Rig::new(2, |config| config.timeouts.ping_interval = Duration::from_secs(86_400));
+    fn new(place: &Place, realm: &str, callee: &str, register: &str) -> Self {
+        let mut rig = place.rig(|_| {});
         let hello = |roles: &str| format!("[1,\"{realm}\",{{\"roles\":{roles}}}]");
         let register = format!("[64,1,{register},\"{PROCEDURE}\"]");
-        let callee = connect(&mut rig, shards.1, &[&hello(callee), &register]);
+        let callee = connect(&mut rig, place.second, &[&hello(callee), &register]);
         rig.run();
-        let caller = connect(&mut rig, shards.0, &[&hello(ABLE)]);
+        let caller = connect(&mut rig, place.first, &[&hello(ABLE)]);
         rig.run();
         messages(&mut rig, callee);
         messages(&mut rig, caller);
@@ -68,18 +69,12 @@ impl Pair {
     }
 }
 
-const PLACES: [(usize, usize); 3] = [(0, 0), (0, 1), (1, 0)];
-const REALMS: [&str; 2] = ["realm1", "strict"];
-
-/// Every place in both degrees of strictness.
 fn everywhere(callee: &str, register: &str, history: impl Fn(&mut Pair)) {
-    for places in PLACES {
-        for realm in REALMS {
-            let mut pair = Pair::new(places, realm, callee, register);
-            history(&mut pair);
-            pair.end();
-        }
-    }
+    places::everywhere(|place, realm| {
+        let mut pair = Pair::new(place, realm, callee, register);
+        history(&mut pair);
+        pair.end();
+    });
 }
 
 #[test]
@@ -106,13 +101,13 @@ fn progressive_results_come_before_the_last_one_to_callers_that_want_them() {
 
 #[test]
 fn progress_nobody_asked_for_goes_nowhere() {
-    for places in PLACES {
-        let mut pair = Pair::new(places, "realm1", ABLE, "{}");
+    for place in &PLACES {
+        let mut pair = Pair::new(place, "realm1", ABLE, "{}");
         pair.caller(&[r#"[48,1,{},"com.example.p"]"#]);
         pair.callee(&[r#"[70,1,{"progress":true},[1]]"#, r#"[70,1,{},[2]]"#]);
         pair.caller_hears(&["[50,1,{},[2]]"]);
         pair.end();
-        let mut pair = Pair::new(places, "strict", ABLE, "{}");
+        let mut pair = Pair::new(place, "strict", ABLE, "{}");
         pair.caller(&[r#"[48,1,{},"com.example.p"]"#]);
         pair.callee(&[r#"[70,1,{"progress":true},[1]]"#]);
         pair.caller_hears(&[r#"[8,48,1,{},"wamp.error.canceled",["the callee has left"]]"#]);
@@ -264,6 +259,63 @@ fn a_caller_that_leaves_interrupts_its_callees() {
         pair.callee_hears(&["[68,1,REG,{}]"]);
         pair.callee(&[r#"[70,1,{},["late"]]"#]);
     });
+}
+
+/// A call left once, so nobody can say whether it was done.
+#[test]
+fn a_call_to_a_node_that_is_lost_ends_and_so_does_its_invocation() {
+    for place in PLACES.iter().filter(|place| place.is_apart()) {
+        for realm in REALMS {
+            let mut pair = Pair::new(place, realm, ABLE, "{}");
+            let calls = [r#"[48,1,{},"com.example.p"]"#, r#"[48,2,{"timeout":5000},"com.example.p"]"#];
+            pair.caller(&calls);
+            pair.callee_hears(&["[68,1,REG,{}]", "[68,2,REG,{}]"]);
+            pair.rig.cut();
+            let error = |id: u64| {
+                format!(
+                    r#"[8,48,{id},{{}},"wamp.error.canceled",["the connection to the callee's node was lost"]]"#
+                )
+            };
+            let interrupt =
+                |id: u64| format!(r#"[69,{id},{{"mode":"killnowait","reason":"wamp.error.canceled"}}]"#);
+            // In any order.
+            let mut heard = [pair.caller, pair.callee].map(|at| messages(&mut pair.rig, at));
+            heard.iter_mut().for_each(|messages| messages.sort());
+            assert_eq!(heard, [[error(1), error(2)], [interrupt(1), interrupt(2)]]);
+            // Over the next connection the next call goes.
+            pair.rig.pass(Duration::from_millis(200));
+            pair.rig.run();
+            pair.caller(&[r#"[48,3,{},"com.example.p"]"#]);
+            pair.callee_hears(&["[68,3,REG,{}]"]);
+            pair.callee(&[r#"[70,1,{},["late"]]"#, r#"[70,3,{},["third"]]"#]);
+            pair.caller_hears(&[r#"[50,3,{},["third"]]"#]);
+            pair.end();
+        }
+    }
+}
+
+#[test]
+fn calls_from_and_to_a_node_that_dies_end() {
+    for place in PLACES.iter().filter(|place| place.is_apart()) {
+        for realm in REALMS {
+            let mut pair = Pair::new(place, realm, ABLE, "{}");
+            pair.caller(&[r#"[48,1,{},"com.example.p"]"#]);
+            pair.rig.kill(place.second);
+            pair.caller(&[r#"[48,2,{},"com.example.p"]"#]);
+            pair.caller_hears(&[
+                r#"[8,48,1,{},"wamp.error.canceled",["the connection to the callee's node was lost"]]"#,
+                r#"[8,48,2,{},"wamp.error.no_such_procedure",["no callee has registered com.example.p"]]"#,
+            ]);
+            pair.end();
+            let mut pair = Pair::new(place, realm, ABLE, "{}");
+            pair.caller(&[r#"[48,1,{},"com.example.p"]"#]);
+            pair.rig.kill(place.first);
+            let interrupt = r#"[69,1,{"mode":"killnowait","reason":"wamp.error.canceled"}]"#;
+            pair.callee_hears(&["[68,1,REG,{}]", interrupt]);
+            pair.callee(&[r#"[70,1,{},["late"]]"#]);
+            pair.end();
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod calls;
 mod nodes;
+mod places;
 mod registrations;
 mod rig;
 

@@ -1,0 +1,392 @@
+//! Shards with a driver that moves bytes when it is told to: connections, queues between shards, what is between nodes, and
+//! time. The control plane is reduced to telling nodes of each other.
+
+mod node;
+mod wires;
+
+use common::ids::{RealmId, RouteKind, SnapshotVersion};
+use common::metrics::Gauge;
+use common::snapshot::{Anonymous, Realm, Source};
+use dataplane::feed::FeedDown;
+use dataplane::shard::{ConnId, Flow, Output, SendBuf, ShardConfig};
+pub use node::snapshot;
+use node::{Key, Node};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+use wires::Wires;
+
+/// Rounds after which [`Rig::run`] gives up.
+const ROUNDS_MAX: usize = 100_000;
+/// All rigs are made from it.
+const SEED: u64 = 1;
+
+/// One connection of a client, seen from the driver.
+pub struct Link {
+    pub shard: usize,
+    conn: ConnId,
+    pub open: bool,
+    pub paused: bool,
+    /// The peer reads nothing: sends do not complete.
+    pub stuck: bool,
+    sending: Option<SendBuf>,
+    /// Bytes on their way to the shard.
+    coming: VecDeque<Vec<u8>>,
+    /// All the shard sent.
+    pub got: Vec<u8>,
+}
+
+/// Shards are numbered over all nodes.
+pub struct Rig {
+    pub now: Instant,
+    nodes: Vec<Node>,
+    /// Node and shard of it, by number.
+    places: Vec<(usize, usize)>,
+    wires: Wires,
+    pub links: Vec<Link>,
+    /// Nodes with a procedure, first come first.
+    holders: BTreeMap<Key, Vec<usize>>,
+}
+
+impl Rig {
+    /// One node by itself. `realm1` is compatible, `strict` is strict; both admit everybody.
+    pub fn new(shards: usize, change: impl Fn(&mut ShardConfig)) -> Self {
+        Self::cluster(&[shards], |config| {
+            config.relay = None;
+            change(config);
+        })
+    }
+
+    /// Nodes with so many shards each, connected.
+    pub fn cluster(shards: &[usize], change: impl Fn(&mut ShardConfig)) -> Self {
+        let now = Instant::now();
+        let make = |(node, shards): (usize, &usize)| {
+            let config = |shard| {
+                let mut config = node::config(node, shard, *shards, SEED);
+                change(&mut config);
+                config
+            };
+            Node::new(node, (0..*shards).map(config).collect(), &source(1), now)
+        };
+        let shards = shards.iter().enumerate();
+        let place = |(node, shards): (usize, &usize)| (0..*shards).map(move |shard| (node, shard));
+        let mut rig = Self {
+            now,
+            places: shards.clone().flat_map(place).collect(),
+            nodes: shards.map(make).collect(),
+            wires: Wires::default(),
+            links: Vec::new(),
+            holders: BTreeMap::new(),
+        };
+        if rig.nodes.len() > 1 {
+            rig.tell_peers();
+            rig.run();
+        }
+        rig
+    }
+
+    fn tell_peers(&mut self) {
+        for at in 0..self.nodes.len() {
+            let others = |node: &&Node| node.alive && node.id != self.nodes[at].id;
+            let peers = FeedDown::Peers(self.nodes.iter().filter(others).map(Node::peer).collect());
+            self.nodes[at].tell(&peers);
+        }
+    }
+
+    /// The version a shard last said it uses, if it said so since it was last asked.
+    pub fn taken(&mut self, shard: usize) -> Option<SnapshotVersion> {
+        let (node, shard) = self.places[shard];
+        self.hear(node, shard);
+        self.nodes[node].taken[shard].take()
+    }
+
+    /// A new connection on listener 0 (RawSocket) or 1 (WebSocket), or nothing when the shard refuses it.
+    pub fn connect(&mut self, shard: usize, listener: usize) -> Option<usize> {
+        let (at, index) = self.places[shard];
+        let node = &mut self.nodes[at];
+        let conn = node.conn(index);
+        if !node.shards[index].accept(self.now, conn, listener, IpAddr::V4(Ipv4Addr::LOCALHOST)) {
+            node.release(index, conn);
+            return None;
+        }
+        self.links.push(Link {
+            shard,
+            conn,
+            open: true,
+            paused: false,
+            stuck: false,
+            sending: None,
+            coming: VecDeque::new(),
+            got: Vec::new(),
+        });
+        Some(self.links.len() - 1)
+    }
+
+    /// Bytes arrive on a connection, or wait while it is paused.
+    pub fn receive(&mut self, at: usize, bytes: &[u8]) {
+        self.links[at].coming.push_back(bytes.to_vec());
+        self.let_in(at);
+    }
+
+    fn let_in(&mut self, at: usize) {
+        let link = &mut self.links[at];
+        if !link.open || link.paused {
+            return;
+        }
+        let Some(mut bytes) = link.coming.pop_front() else { return };
+        let (node, shard) = self.places[link.shard];
+        let flow = self.nodes[node].shards[shard].receive(self.now, link.conn, &mut bytes);
+        link.paused = flow == Flow::Pause;
+        self.act(node, shard);
+    }
+
+    /// The peer closes.
+    pub fn close(&mut self, at: usize) {
+        let link = &self.links[at];
+        if link.open {
+            let (node, shard) = self.places[link.shard];
+            self.nodes[node].shards[shard].closed(self.now, link.conn);
+            self.act(node, shard);
+            assert!(!self.links[at].open, "what the peer closed is closed");
+        }
+    }
+
+    /// The control planes say something to every shard.
+    pub fn feed(&mut self, down: &FeedDown) {
+        self.nodes.iter_mut().for_each(|node| node.tell(down));
+        for shard in 0..self.places.len() {
+            self.fed(shard);
+        }
+        self.run();
+    }
+
+    /// The next thing a control plane said reaches a shard.
+    fn fed(&mut self, shard: usize) {
+        let (node, shard) = self.places[shard];
+        self.nodes[node].feed(self.now, shard);
+        self.act(node, shard);
+    }
+
+    /// Time passes, and every shard looks at its timers.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for (node, shard) in self.places.clone() {
+            if !self.nodes[node].alive {
+                continue;
+            }
+            let state = &mut self.nodes[node].shards[shard];
+            if state.deadline().is_some_and(|deadline| deadline <= self.now) {
+                state.timeout(self.now);
+                self.act(node, shard);
+            }
+        }
+    }
+
+    fn act(&mut self, node: usize, shard: usize) {
+        while let Some(output) = self.nodes[node].shards[shard].poll() {
+            if self.wires.act(&mut self.nodes, (node, shard), output) {
+                continue;
+            }
+            let (Output::Send(conn)
+            | Output::ShutdownWrite(conn)
+            | Output::Close(conn)
+            | Output::ResumeReads(conn)) = output
+            else {
+                panic!("an attempt to connect is between nodes");
+            };
+            let of_conn = |link: &Link| self.places[link.shard] == (node, shard) && link.conn == conn;
+            let at = self.links.iter().rposition(of_conn).expect("outputs name connections that were opened");
+            let link = &mut self.links[at];
+            assert!(link.open, "nothing is wanted of a closed connection: {output:?}");
+            match output {
+                Output::Send(_) => {
+                    assert!(link.sending.is_none(), "one send at a time");
+                    let buf = self.nodes[node].shards[shard].take_send(conn);
+                    assert!(!buf.segments.is_empty(), "a send has something to send");
+                    link.sending = Some(buf);
+                }
+                Output::Close(_) => {
+                    link.open = false;
+                    link.sending = None;
+                    self.nodes[node].release(shard, conn);
+                }
+                Output::ResumeReads(_) => link.paused = false,
+                Output::ShutdownWrite(_) | Output::Connect { .. } => {}
+            }
+        }
+    }
+
+    /// The kernel took what was sent on a connection (`ok`), or found it broken. True when there was something.
+    pub fn finish_send(&mut self, at: usize, ok: bool) -> bool {
+        let link = &mut self.links[at];
+        let Some(buf) = link.sending.take() else { return false };
+        for segment in &buf.segments {
+            link.got.extend_from_slice(segment.as_slice());
+        }
+        let (node, shard) = self.places[link.shard];
+        self.nodes[node].shards[shard].sent(self.now, link.conn, buf, ok);
+        self.act(node, shard);
+        true
+    }
+
+    /// One turn of a shard: at most one batch of each other, and what it has for them.
+    pub fn turn(&mut self, shard: usize) {
+        if !self.nodes[self.places[shard].0].alive {
+            return;
+        }
+        self.fed(shard);
+        let (node, shard) = self.places[shard];
+        let changes = self.nodes[node].turn(self.now, shard);
+        self.spread(node, &changes);
+        self.act(node, shard);
+    }
+
+    fn hear(&mut self, node: usize, shard: usize) {
+        let changes = self.nodes[node].hear(shard);
+        self.spread(node, &changes);
+    }
+
+    /// The other nodes hear what a node began or ceased to want. Who registers a procedure that another node has loses it.
+    fn spread(&mut self, from: usize, changes: &[(Key, bool)]) {
+        if changes.is_empty() || self.nodes.len() == 1 {
+            return;
+        }
+        let id = self.nodes[from].id;
+        for at in (0..self.nodes.len()).filter(|at| *at != from) {
+            self.nodes[at].tell_routes(id, changes);
+        }
+        for (key, wanted) in changes.iter().filter(|((_, kind, ..), _)| *kind == RouteKind::Procedure) {
+            let holders = self.holders.entry(key.clone()).or_default();
+            if !wanted {
+                holders.retain(|node| *node != from);
+                continue;
+            }
+            holders.push(from);
+            if holders.len() > 1 {
+                let (realm, _, policy, uri) = key;
+                let (realm, policy, uri) = (*realm, *policy, uri.as_str().into());
+                self.nodes[from].tell(&FeedDown::Revoke { realm, policy, uri });
+            }
+        }
+    }
+
+    /// Every connection between nodes breaks, with what is under way.
+    pub fn cut(&mut self) {
+        self.wires.wires.iter_mut().for_each(|wire| wire.cut(|_| 0));
+        self.run();
+    }
+
+    /// The node of a shard dies with its clients. The others hear of it when their connections break, and later from
+    /// their control planes.
+    pub fn kill(&mut self, shard: usize) {
+        let (dead, _) = self.places[shard];
+        self.nodes[dead].alive = false;
+        let of_node = |link: &&mut Link| self.places[link.shard].0 == dead;
+        self.links.iter_mut().filter(of_node).for_each(|link| link.open = false);
+        self.wires.kill(dead, |_| 0);
+        self.run();
+        self.tell_peers();
+        self.holders.values_mut().for_each(|holders| holders.retain(|node| *node != dead));
+        let id = self.nodes[dead].id;
+        self.nodes.iter_mut().for_each(|node| node.tell_gone(id));
+        self.run();
+    }
+
+    /// Something happens on every connection between nodes.
+    pub fn carry(&mut self) {
+        for call in std::mem::take(&mut self.wires.dials) {
+            let target = &self.nodes[call.target];
+            let at = target.alive.then_some(call.shard % target.shards.len());
+            self.wires.answer(&mut self.nodes, self.now, call, at);
+            self.act(call.node, call.shard);
+        }
+        for end in self.wires.busy().into_iter().rev() {
+            if self.wires.is_busy(end) {
+                let (place, _) = self.wires.advance(&mut self.nodes, self.now, end, usize::MAX);
+                self.act(place.node, place.shard);
+                self.wires.sweep();
+            }
+        }
+    }
+
+    /// Lets everything under way arrive but what goes to stuck peers.
+    pub fn run(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            for at in 0..self.links.len() {
+                self.let_in(at);
+                if !self.links[at].stuck {
+                    self.finish_send(at, true);
+                }
+            }
+            self.carry();
+            (0..self.places.len()).for_each(|shard| self.turn(shard));
+            if self.is_quiet() {
+                return;
+            }
+        }
+        panic!("the shards do not come to rest");
+    }
+
+    fn is_quiet(&self) -> bool {
+        let quiet = |link: &Link| {
+            let waits = link.paused || link.coming.is_empty();
+            !link.open || waits && (link.stuck || link.sending.is_none())
+        };
+        self.links.iter().all(quiet)
+            && self.nodes.iter().all(|node| !node.alive || node.is_quiet())
+            && self.wires.is_quiet()
+    }
+
+    pub fn gauge(&mut self, shard: usize, gauge: Gauge) -> u64 {
+        let (node, shard) = self.places[shard];
+        (0..self.nodes[node].shards.len()).for_each(|shard| self.hear(node, shard));
+        self.nodes[node].metrics(self.now)[shard].gauge(gauge)
+    }
+
+    /// With every client gone, the shards hold nothing of them.
+    pub fn check_empty(&mut self) {
+        for at in 0..self.links.len() {
+            self.close(at);
+        }
+        self.run();
+        for shard in 0..self.places.len() {
+            if !self.nodes[self.places[shard].0].alive {
+                continue;
+            }
+            for gauge in [
+                Gauge::Connections,
+                Gauge::Sessions,
+                Gauge::Subscriptions,
+                Gauge::Registrations,
+                Gauge::CallsPending,
+                Gauge::SharedCalls,
+                Gauge::HeldCallBytes,
+                Gauge::QueuedBytes,
+                Gauge::MeshBacklogBytes,
+                Gauge::RelayCallsPending,
+                Gauge::RelayQueuedBytes,
+            ] {
+                assert_eq!(self.gauge(shard, gauge), 0, "{gauge:?} of shard {shard}");
+            }
+        }
+        let mut alive = self.nodes.iter().filter(|node| node.alive);
+        assert!(alive.all(Node::claims_nothing), "the control planes know of no route");
+    }
+}
+
+pub fn realm(name: &str) -> Realm {
+    Realm {
+        id: RealmId::of(name),
+        name: name.to_owned(),
+        strict: name == "strict",
+        uri_strict: false,
+        anonymous: Anonymous::Anybody,
+    }
+}
+
+/// What the first snapshot is made from, in a version. It stands for no claim.
+pub fn source(version: u64) -> Source {
+    let realms = vec![realm("realm1"), realm("strict")];
+    let epoch = node::epoch(SEED, 0);
+    Source { version: SnapshotVersion(version), epoch, realms, ..Source::default() }
+}

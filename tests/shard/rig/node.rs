@@ -1,0 +1,295 @@
+//! One node: its shards, the queues between them, and a control plane reduced to passing on what other nodes want.
+
+use common::config::{Config, Listener, Transport};
+use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
+use common::keys::ClusterKeys;
+use common::link::{Claim, Peer, RouteChange};
+use common::metrics::Metrics;
+use common::noise::{Entropy, Purpose, Terms};
+use common::snapshot::{Snapshot, Source, build};
+use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
+use dataplane::mesh::Batch;
+use dataplane::shard::{ConnId, RelayConfig, Shard, ShardConfig};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Batches one shard-to-shard queue holds here.
+const MESH_ENTRIES: usize = 2;
+
+pub type Key = (RealmId, RouteKind, Match, String);
+
+pub struct Node {
+    pub id: NodeId,
+    pub epoch: BootEpoch,
+    pub address: SocketAddr,
+    pub alive: bool,
+    pub shards: Vec<Shard>,
+    queues: Vec<Vec<VecDeque<Box<Batch>>>>,
+    claims: Vec<Claimed>,
+    /// How many shards want a route.
+    wanted: BTreeMap<Key, usize>,
+    /// What each shard will be fed, in order.
+    feeds: Vec<VecDeque<FeedDown>>,
+    /// Number of the last change of other nodes' routes.
+    last_seq: u64,
+    /// The version each shard last said it uses.
+    pub taken: Vec<Option<SnapshotVersion>>,
+    /// Slots to be used again, by shard.
+    free: Vec<Vec<u32>>,
+    slots: Vec<u32>,
+    generation: u32,
+}
+
+/// What one shard claims.
+#[derive(Default)]
+struct Claimed {
+    routes: BTreeSet<Key>,
+    /// What it has listed so far of its whole set.
+    listing: Option<BTreeSet<Key>>,
+}
+
+impl Node {
+    /// Node `index` of a cluster, with a shard for each configuration, all with the same snapshot.
+    pub fn new(index: usize, configs: Vec<ShardConfig>, source: &Source, now: Instant) -> Self {
+        let (shards, epoch) = (configs.len(), configs[0].epoch);
+        let source = Source { epoch, claims_folded: vec![0; shards], ..source.clone() };
+        let first = FeedDown::Snapshot(snapshot(&source));
+        let make = |config| {
+            let mut shard = Shard::new(config, now);
+            shard.feed(now, first.clone());
+            shard
+        };
+        Self {
+            id: NodeId([index as u8 + 1; 16]),
+            epoch,
+            address: SocketAddr::from(([127, 0, 0, 1], 9_000 + index as u16)),
+            alive: true,
+            shards: configs.into_iter().map(make).collect(),
+            queues: (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect(),
+            claims: (0..shards).map(|_| Claimed::default()).collect(),
+            wanted: BTreeMap::new(),
+            feeds: (0..shards).map(|_| VecDeque::new()).collect(),
+            last_seq: 0,
+            taken: vec![None; shards],
+            free: vec![Vec::new(); shards],
+            slots: vec![0; shards],
+            generation: 0,
+        }
+    }
+
+    /// Names a new connection of a shard.
+    pub fn conn(&mut self, shard: usize) -> ConnId {
+        let slot = self.free[shard].pop().unwrap_or_else(|| {
+            self.slots[shard] += 1;
+            self.slots[shard] - 1
+        });
+        self.generation += 1;
+        ConnId { slot, generation: self.generation }
+    }
+
+    /// A connection is closed, or was refused: its slot may be used again.
+    pub fn release(&mut self, shard: usize, conn: ConnId) {
+        self.free[shard].push(conn.slot);
+    }
+
+    pub fn peer(&self) -> Peer {
+        Peer { node: self.id, epoch: self.epoch, relay: self.address.to_string() }
+    }
+
+    pub fn tell(&mut self, down: &FeedDown) {
+        self.feeds.iter_mut().for_each(|feed| feed.push_back(down.clone()));
+    }
+
+    /// Passes on what another node wants.
+    pub fn tell_routes(&mut self, from: NodeId, changes: &[(Key, bool)]) {
+        let change = |((realm, kind, policy, uri), wanted): &(Key, bool)| RouteChange {
+            node: from,
+            realm: *realm,
+            kind: *kind,
+            policy: *policy,
+            uri: uri.clone(),
+            wanted: *wanted,
+        };
+        let first_seq = self.last_seq + 1;
+        self.last_seq += changes.len() as u64;
+        self.tell(&FeedDown::Routes { first_seq, changes: changes.iter().map(change).collect() });
+    }
+
+    /// Another node wants nothing any more.
+    pub fn tell_gone(&mut self, node: NodeId) {
+        self.last_seq += 1;
+        self.tell(&FeedDown::Unroute { seq: self.last_seq, node });
+    }
+
+    /// One thing from the control plane reaches a shard.
+    pub fn feed(&mut self, now: Instant, shard: usize) {
+        if let Some(down) = self.feeds[shard].pop_front() {
+            self.shards[shard].feed(now, down);
+        }
+    }
+
+    /// A turn of one shard: batches in, batches out, claims. Returns what the node began or ceased to want.
+    pub fn turn(&mut self, now: Instant, shard: usize) -> Vec<(Key, bool)> {
+        for from in 0..self.shards.len() {
+            if let Some(batch) = self.queues[from][shard].pop_front() {
+                self.shards[shard].mesh_in(now, ShardId(from as u8), batch);
+            }
+        }
+        let mut full = ShardSet::EMPTY;
+        for to in self.shards[shard].mesh_ready().iter() {
+            if self.queues[shard][to.index()].len() < MESH_ENTRIES {
+                let batch = self.shards[shard].take_batch(to);
+                self.queues[shard][to.index()].push_back(batch);
+            } else {
+                full = full.with(to);
+            }
+        }
+        self.shards[shard].mesh_full(now, full);
+        self.hear(shard)
+    }
+
+    /// Takes what a shard says to the control plane. Returns what the node began or ceased to want.
+    pub fn hear(&mut self, shard: usize) -> Vec<(Key, bool)> {
+        let mut changes = Vec::new();
+        while let Some(up) = self.shards[shard].take_feed() {
+            self.hear_one(shard, up, &mut changes);
+        }
+        changes
+    }
+
+    fn hear_one(&mut self, shard: usize, up: FeedUp, changes: &mut Vec<(Key, bool)>) {
+        match up {
+            FeedUp::Claims { claims, .. } => {
+                for (key, wanted) in claims.into_iter().filter_map(route) {
+                    let claimed = &mut self.claims[shard];
+                    if let Some(listing) = &mut claimed.listing {
+                        put(listing, &key, wanted);
+                    }
+                    let is_listing = claimed.listing.is_some();
+                    let is_news = put(&mut claimed.routes, &key, wanted);
+                    assert!(is_news || is_listing, "claimed once and given up once: {key:?}");
+                    if is_news {
+                        self.want(key, wanted, changes);
+                    }
+                }
+            }
+            FeedUp::ClaimsReset { .. } => self.claims[shard].listing = Some(BTreeSet::new()),
+            FeedUp::ClaimsPart { claims, .. } => {
+                let listing = self.claims[shard].listing.as_mut().expect("a set begins with a reset");
+                listing.extend(claims.into_iter().filter_map(route).map(|(key, _)| key));
+            }
+            FeedUp::ClaimsEnd { .. } => {
+                let listed = self.claims[shard].listing.take().expect("a set begins with a reset");
+                let before = std::mem::replace(&mut self.claims[shard].routes, listed.clone());
+                before.difference(&listed).for_each(|key| self.want(key.clone(), false, changes));
+                listed.difference(&before).for_each(|key| self.want(key.clone(), true, changes));
+            }
+            FeedUp::Taken { version, .. } => self.taken[shard] = Some(version),
+            FeedUp::Stats { .. } | FeedUp::Drained { .. } => {}
+        }
+    }
+
+    /// A shard began or ceased to want a route.
+    fn want(&mut self, key: Key, wanted: bool, changes: &mut Vec<(Key, bool)>) {
+        let shards = self.wanted.entry(key.clone()).or_default();
+        let before = *shards;
+        *shards = if wanted { before + 1 } else { before - 1 };
+        if before == 0 || *shards == 0 {
+            changes.push((key.clone(), wanted));
+        }
+        if *shards == 0 {
+            self.wanted.remove(&key);
+        }
+    }
+
+    /// No shard claims a route.
+    pub fn claims_nothing(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.queues.iter().flatten().all(VecDeque::is_empty)
+            && self.shards.iter().all(|shard| shard.mesh_ready().is_empty())
+            && self.feeds.iter().all(VecDeque::is_empty)
+    }
+
+    /// What each shard has counted. A node that lives is quiet.
+    pub fn metrics(&mut self, now: Instant) -> Vec<Metrics> {
+        let alive = self.alive;
+        let report = |shard: &mut Shard| {
+            shard.feed(now, FeedDown::Stats);
+            let mut found = None;
+            while let Some(up) = shard.take_feed() {
+                match up {
+                    FeedUp::Stats { metrics, .. } => found = Some(*metrics),
+                    other => assert!(!alive, "it had said all before: {other:?}"),
+                }
+            }
+            found.expect("stats are reported")
+        };
+        self.shards.iter_mut().map(report).collect()
+    }
+}
+
+/// The route of a claim, if it is about one, and whether it is wanted.
+fn route(claim: Claim) -> Option<(Key, bool)> {
+    match claim {
+        Claim::Routed { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), true)),
+        Claim::Unrouted { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), false)),
+        Claim::Joined { .. } | Claim::Left { .. } => None,
+    }
+}
+
+/// Puts a key in or takes it out; false when that changes nothing.
+fn put(set: &mut BTreeSet<Key>, key: &Key, wanted: bool) -> bool {
+    if wanted { set.insert(key.clone()) } else { set.remove(key) }
+}
+
+pub fn snapshot(source: &Source) -> SharedSnapshot {
+    let bytes = bytes::Bytes::from_owner(build(source, 1));
+    Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"))
+}
+
+/// The life of a node's data plane.
+pub fn epoch(seed: u64, node: usize) -> BootEpoch {
+    BootEpoch(seed * 100 + node as u64 + 1)
+}
+
+/// The configuration of a shard in a cluster: RawSocket and WebSocket, the defaults otherwise.
+pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfig {
+    let defaults = Config::default();
+    let listener = |transport, path: &str| Listener {
+        transport,
+        address: "127.0.0.1:0".parse().expect("an address"),
+        path: path.to_owned(),
+        connections_max: 10_000,
+        message_max: 1 << 20,
+        backlog: 16,
+    };
+    let mut entropy = [0; 32];
+    entropy[..8].copy_from_slice(&seed.to_le_bytes());
+    entropy[8] = node as u8;
+    entropy[9] = shard as u8;
+    let keys = ClusterKeys::parse(&"5a".repeat(32)).expect("a key");
+    ShardConfig {
+        shard: ShardId(shard as u8),
+        shards,
+        cpu: shard as u32,
+        epoch: epoch(seed, node),
+        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
+        limits: defaults.limits,
+        timeouts: defaults.timeouts,
+        slow_receiver: defaults.slow_receiver,
+        relay: Some(RelayConfig {
+            terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
+            connections: 1,
+            queue_max: 64 << 20,
+            tls: None,
+            entropy: Entropy::new(entropy),
+        }),
+        memory_max: 1 << 30,
+        seed: seed * 1_000 + node as u64 * 100 + shard as u64,
+    }
+}
