@@ -22,6 +22,10 @@ pub const FRAGMENT_BYTES: u32 = 64;
 pub const CONTROL_FRAME_BYTES_MAX: usize = 125;
 /// Largest RawSocket PING accepted and echoed.
 pub const RAW_PING_BYTES_MAX: usize = 4_096;
+/// Most receivers that the lists of one PUBLISH may name, all lists together.
+pub const AUDIENCE_ENTRIES_MAX: usize = 2_048;
+/// Most bytes that these lists may take, packed.
+pub const AUDIENCE_BYTES_MAX: usize = 24 * 1_024;
 /// Largest frame on the link between the planes.
 pub const LINK_FRAME_BYTES_MAX: usize = 64 * 1_024;
 

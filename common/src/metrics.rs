@@ -58,6 +58,7 @@ table! {
     RouteCacheMisses "signalbox_route_cache_misses_total" "" "Route look-ups that had to search.";
     IdCollisions "signalbox_id_collisions_total" "" "Subscriptions or registrations refused because their id belongs to another URI.";
     RegistrationsRevoked "signalbox_registrations_revoked_total" "" "Registrations a callee lost to another node's.";
+    SubscriptionsRevoked "signalbox_subscriptions_revoked_total" "" "Subscriptions that were taken away from their sessions.";
     LimitReached "signalbox_limit_reached_total" "" "Requests refused because a per-session or per-node limit was reached.";
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
     ClaimsResyncs "signalbox_claims_resyncs_total" "" "Times a shard's whole claim set was reported again.";

@@ -78,8 +78,8 @@ const IS_EVENT: u8 = 8;
 /// A result that others follow.
 const PROGRESS: u8 = 16;
 const FLAGS: u8 = HAS_ARGS | HAS_KWARGS | WANTS_ACK | IS_EVENT | PROGRESS;
-/// Longest extra: what a call asks for, and the attributes of payload passthru mode.
-pub const EXTRA_BYTES_MAX: usize = 8_192;
+/// Longest extra: what a call or a publication asks for, and the attributes of payload passthru mode.
+pub const EXTRA_BYTES_MAX: usize = 32 * 1_024;
 
 /// Why a frame is refused; the connection is of no use any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -189,6 +189,10 @@ pub struct Publish<'a> {
     pub subscription: u64,
     pub publication: u64,
     pub wants_ack: bool,
+    /// Who may get it, and what the event tells beside its payload: at most [`EXTRA_BYTES_MAX`] bytes.
+    pub extra: &'a [u8],
+    /// The event tells more than its payload, so the receiving node encodes it.
+    pub has_details: bool,
     pub serializer: Serializer,
     pub payload: Payload<'a>,
 }
@@ -196,9 +200,14 @@ pub struct Publish<'a> {
 impl Publish<'_> {
     /// Appends the frame.
     pub fn put(&self, out: &mut Vec<u8>) {
+        debug_assert!(self.extra.len() <= EXTRA_BYTES_MAX, "what is packed into it is bounded");
         let start = out.len();
         out.extend_from_slice(&[0; LENGTH_BYTES + HEADER_BYTES]);
         out.extend_from_slice(self.topic.as_bytes());
+        out.extend_from_slice(self.extra);
+        if self.has_details {
+            return self.put_payload(out, start);
+        }
         let data = out.len();
         encode::event(self.serializer, out, self.subscription, self.publication, &[], self.payload);
         // The payload ends the message, but for what JSON puts between and after its parts.
@@ -207,17 +216,28 @@ impl Publish<'_> {
         let end = out.len() - data - extra;
         let kwargs_at = end + extra - length(self.payload.kwargs);
         let args_at = kwargs_at - length(self.payload.args);
-        let ack = if self.wants_ack { WANTS_ACK } else { 0 };
-        let head = Head {
+        self.head(IS_EVENT).fill(out, start, (args_at, kwargs_at), self.payload);
+    }
+
+    /// Ends the frame that begins at `start` with the payload instead of the event.
+    #[cold]
+    fn put_payload(&self, out: &mut Vec<u8>, start: usize) {
+        let args = self.payload.args.unwrap_or_default();
+        out.extend_from_slice(args);
+        out.extend_from_slice(self.payload.kwargs.unwrap_or_default());
+        self.head(0).fill(out, start, (0, args.len()), self.payload);
+    }
+
+    fn head(&self, flags: u8) -> Head {
+        Head {
             kind: Kind::Publish,
             serializer: self.serializer,
-            flags: IS_EVENT | ack,
+            flags: flags | if self.wants_ack { WANTS_ACK } else { 0 },
             uri_bytes: self.topic.len(),
-            extra_bytes: 0,
+            extra_bytes: self.extra.len(),
             realm: self.realm,
             id: self.publication,
-        };
-        head.fill(out, start, (args_at, kwargs_at), self.payload);
+        }
     }
 }
 
@@ -415,6 +435,8 @@ mod tests {
                     subscription,
                     publication: 9,
                     wants_ack: args.is_some(),
+                    extra: &[],
+                    has_details: false,
                     serializer,
                     payload,
                 };

@@ -199,6 +199,8 @@ pub(crate) enum Item {
         realm: RealmId,
         topic: Span,
         publication: u64,
+        /// Who may get it and what the event tells, packed (`shard::publication`).
+        extra: Span,
         payload: PayloadSpan,
         /// The whole message for subscribers of exactly this topic, as another node encoded it.
         event: Option<Span>,
@@ -409,7 +411,8 @@ mod tests {
         let payload = Payload { args: Some(b"\x91\x01"), kwargs: None };
         let topic = batch.put(b"a.b");
         let span = batch.put_payload(Serializer::MsgPack, payload);
-        batch.push(Item::Publish { realm: RealmId(1), topic, publication: 9, payload: span, event: None });
+        let (realm, extra) = (RealmId(1), batch.put(&[]));
+        batch.push(Item::Publish { realm, topic, publication: 9, extra, payload: span, event: None });
         assert_eq!(batch.text(topic), "a.b");
         assert_eq!(batch.payload(span), payload);
         let event = b"..\x91\x01..";

@@ -1,6 +1,7 @@
 //! Calls and events between real data planes over loopback.
 
 mod cluster;
+mod events;
 #[path = "../support/mod.rs"]
 mod support;
 

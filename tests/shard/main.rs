@@ -1,6 +1,7 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
 mod calls;
+mod events;
 mod nodes;
 mod places;
 mod registrations;

@@ -1,176 +1,24 @@
-//! Subscriptions and events: PUBLISH in, EVENTs out.
-//!
-//! An event is encoded once for each serializer among its receivers here, whatever their number, and goes to another
-//! shard once, whatever the number of receivers there.
+//! Subscriptions and publications: PUBLISH in, each node and shard with a subscriber told once.
 
-use super::conn::{Conn, Subscribed};
-use super::flow::{Class, Queued, Queues};
-use super::options::{self, PublishOptions};
+use super::Shard;
+use super::conn::Subscribed;
+use super::delivery::Published;
+use super::features::Features;
+use super::options::{self, BadOption};
+use super::publication::{self, Extra, PublishOptions, Refused};
 use super::realm::{Spread, Topic, Waiting};
 use super::relay::Publication;
 use super::routes::resolve_topic;
-use super::{ConnId, Shard};
 use crate::mesh::Item;
-use bytes::Bytes;
-use common::ids::{Match, RouteKind, route_id};
+use common::ids::{Match, RouteKind, ShardSet, route_id};
+use common::limits::AUDIENCE_ENTRIES_MAX;
 use common::link::Claim;
 use common::metrics::Counter;
 use common::relay::Frame;
-use common::transport::{FrameKind, HEADER_BYTES_MAX, write_header};
 use common::uri::{is_reserved, is_valid, is_valid_pattern, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
-use common::wire::{Dict, Payload, Serializer, transcode};
-
-/// Events at least this long are shared by their receivers instead of copied to each.
-const SHARE_BYTES_MIN: usize = 2_048;
-
-/// Memory that is reused from message to message.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// The payload transcoded, by serializer.
-    payloads: [Transcoded; 3],
-    /// The event encoded, by serializer.
-    events: [Vec<u8>; 3],
-    /// The event framed for sharing, by serializer and framing.
-    shared: [[Option<Bytes>; 2]; 3],
-    /// Something is in `shared`.
-    is_shared: bool,
-}
-
-/// Bytes each scratch buffer keeps from message to message.
-const SCRATCH_KEEP_BYTES_MAX: usize = 1 << 16;
-
-/// A payload in another serializer.
-#[derive(Debug, Default)]
-pub(super) struct Transcoded {
-    state: TranscodeState,
-    bytes: Vec<u8>,
-    args_len: usize,
-    has_args: bool,
-    has_kwargs: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-enum TranscodeState {
-    #[default]
-    Not,
-    Done,
-    /// The payload cannot be said in this serializer.
-    Impossible,
-}
-
-impl Transcoded {
-    /// Transcodes once; later calls for the same payload (until `reset`) only read.
-    pub fn fill(&mut self, from: Serializer, to: Serializer, payload: Payload<'_>) -> Option<Payload<'_>> {
-        if self.state == TranscodeState::Not {
-            self.bytes.clear();
-            self.has_args = payload.args.is_some();
-            self.has_kwargs = payload.kwargs.is_some();
-            let args = payload.args.map_or(Ok(()), |args| transcode::value(from, args, to, &mut self.bytes));
-            self.args_len = self.bytes.len();
-            let kwargs =
-                payload.kwargs.map_or(Ok(()), |kwargs| transcode::value(from, kwargs, to, &mut self.bytes));
-            self.state =
-                if args.and(kwargs).is_ok() { TranscodeState::Done } else { TranscodeState::Impossible };
-        }
-        if self.state == TranscodeState::Impossible {
-            return None;
-        }
-        let (args, kwargs) = self.bytes.split_at(self.args_len);
-        Some(Payload { args: self.has_args.then_some(args), kwargs: self.has_kwargs.then_some(kwargs) })
-    }
-
-    pub fn reset(&mut self) {
-        if self.state != TranscodeState::Not {
-            self.state = TranscodeState::Not;
-            self.bytes.clear();
-            self.bytes.shrink_to(SCRATCH_KEEP_BYTES_MAX);
-        }
-    }
-}
-
-/// One event to deliver here.
-struct Event<'a> {
-    subscription: u64,
-    publication: u64,
-    /// The topic, said to pattern subscribers (WAMP, advanced profile, "Pattern-based Subscriptions").
-    topic: Option<&'a str>,
-    from: Serializer,
-    payload: Payload<'a>,
-    /// The whole message in `from`, as another node encoded it.
-    encoded: Option<&'a [u8]>,
-    /// Subscribers here; for few, encoding in place is cheaper than encoding once and copying.
-    receivers: usize,
-}
-
-impl Event<'_> {
-    #[inline]
-    fn write(&self, to: Serializer, out: &mut Vec<u8>, payload: Payload<'_>) {
-        match self.topic {
-            None => encode::event(to, out, self.subscription, self.publication, &[], payload),
-            Some(topic) => {
-                let details = [("topic", Field::Str(topic))];
-                encode::event(to, out, self.subscription, self.publication, &details, payload);
-            }
-        }
-    }
-}
-
-impl Scratch {
-    /// The event in `to`, or nothing when its payload cannot be said in it.
-    #[inline]
-    fn event(&mut self, event: &Event<'_>, to: Serializer) -> Option<&[u8]> {
-        let at = to.index();
-        if let Some(encoded) = event.encoded.filter(|_| to == event.from && self.events[at].is_empty()) {
-            self.events[at].extend_from_slice(encoded);
-        }
-        if self.events[at].is_empty() {
-            let payload = if to == event.from {
-                event.payload
-            } else {
-                self.payloads[at].fill(event.from, to, event.payload)?
-            };
-            event.write(to, &mut self.events[at], payload);
-        }
-        Some(&self.events[at])
-    }
-
-    /// The event's whole frame for `conn`, shared with every receiver of the same framing and serializer.
-    fn shared(&mut self, conn: &Conn) -> Bytes {
-        let (serializer, framing) = (conn.serializer, conn.framing);
-        let message = &self.events[serializer.index()];
-        self.is_shared = true;
-        let slot = &mut self.shared[serializer.index()][framing as usize];
-        slot.get_or_insert_with(|| {
-            let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
-            write_header(framing, serializer, FrameKind::Message, message.len(), &mut frame);
-            frame.extend_from_slice(message);
-            frame.into()
-        })
-        .clone()
-    }
-
-    fn next_subscription(&mut self) {
-        for event in &mut self.events {
-            event.clear();
-            if event.capacity() > SCRATCH_KEEP_BYTES_MAX {
-                *event = Vec::new();
-            }
-        }
-        if std::mem::take(&mut self.is_shared) {
-            self.shared = Default::default();
-        }
-    }
-
-    fn next_payload(&mut self) {
-        self.payloads.iter_mut().for_each(Transcoded::reset);
-    }
-
-    pub(super) fn payload(&mut self, to: Serializer) -> &mut Transcoded {
-        &mut self.payloads[to.index()]
-    }
-}
+use common::wire::{Dict, Payload};
 
 impl Shard {
     /// PUBLISH from a session of this shard.
@@ -183,14 +31,59 @@ impl Shard {
         topic: &str,
         payload: Payload<'_>,
     ) {
+        let strict = self.session(slot).strict;
+        match PublishOptions::read(options, strict) {
+            Ok(asked) if asked.is_plain => self.publish_with(slot, request, asked, &[], topic, payload),
+            Ok(asked) => self.publish_special(slot, request, asked, options, topic, payload),
+            Err(bad) => self.bad_option(slot, &bad),
+        }
+    }
+
+    /// PUBLISH that asks for more than most.
+    #[cold]
+    fn publish_special(
+        &mut self,
+        slot: u32,
+        request: u64,
+        asked: PublishOptions,
+        options: &Dict<'_>,
+        topic: &str,
+        payload: Payload<'_>,
+    ) {
+        let session = self.session(slot);
+        let unannounced = session.strict && !session.features.has(Features::PASSTHRU);
+        match publication::pack(options, &session.identity.disclosed(session.id), session.strict) {
+            Ok(packed) if unannounced && Extra::parse(&packed).is_some_and(|extra| !extra.ppt.is_empty()) => {
+                let text = "PUBLISH asks for payload_passthru_mode, which this client did not announce";
+                self.bad_option(slot, &BadOption(text.to_owned()));
+            }
+            Ok(packed) => self.publish_with(slot, request, asked, &packed, topic, payload),
+            Err(Refused::BadOption(bad)) => self.bad_option(slot, &bad),
+            Err(Refused::TooLong) => {
+                self.metrics.count(Counter::LimitReached);
+                if asked.acknowledge {
+                    let text = format!("the lists of receivers may have {AUDIENCE_ENTRIES_MAX} entries");
+                    self.error(slot, code::PUBLISH, request, wamp::INVALID_ARGUMENT, &text);
+                }
+            }
+        }
+    }
+
+    /// `extra`: what was packed; no bytes for most publications.
+    #[inline]
+    fn publish_with(
+        &mut self,
+        slot: u32,
+        request: u64,
+        options: PublishOptions,
+        extra: &[u8],
+        topic: &str,
+        payload: Payload<'_>,
+    ) {
         let conn = self.at(slot);
         let from = conn.serializer;
         let session = self.session(slot);
-        let (realm, strict, guess) = (session.realm, session.strict, session.last_topic);
-        let options = match PublishOptions::read(options, strict) {
-            Ok(options) => options,
-            Err(bad) => return self.bad_option(slot, &bad),
-        };
+        let (realm, guess) = (session.realm, session.last_topic);
         let Some(at) = self.topic_route_from(slot, realm, topic, guess) else {
             if options.acknowledge {
                 let text = format!("topic {:?} cannot be published to", super::login::shorten(topic));
@@ -202,24 +95,13 @@ impl Shard {
         let publication = self.global_id();
         let resolved = self.cache.get(at);
         let (shards, nodes, subscription) = (resolved.shards, resolved.nodes, resolved.subscription);
-        let topics = std::mem::take(&mut resolved.topics);
         let except = if options.exclude_me { slot } else { u32::MAX };
-        self.deliver(&topics, publication, topic, from, payload, None, except);
-        self.cache.get(at).topics = topics;
-        for shard in shards.iter() {
-            let realm = self.realms[realm as usize].id;
-            let batch = self.mesh(shard);
-            let topic = batch.put(topic.as_bytes());
-            let payload = batch.put_payload(from, payload);
-            batch.push(Item::Publish { realm, topic, publication, payload, event: None });
-        }
+        let published = Published { topic, publication, extra, from, payload, encoded: None };
+        self.deliver_at(at, &published, except);
+        self.publish_to_shards(realm, shards, &published);
         let acknowledge = options.acknowledge.then_some(request);
-        let answered = !nodes.is_empty() && {
-            let serializer = from;
-            let event =
-                Publication { realm, topic, subscription, publication, serializer, payload, acknowledge };
-            self.relay_publish(slot, nodes, &event)
-        };
+        let answered = !nodes.is_empty()
+            && self.relay_publish(slot, nodes, &Publication { realm, subscription, published, acknowledge });
         if options.acknowledge && !answered {
             self.reply(slot, |serializer, out| {
                 encode::ids(serializer, out, code::PUBLISHED, &[request, publication]);
@@ -227,43 +109,58 @@ impl Shard {
         }
     }
 
-    /// PUBLISH that came in on another shard.
-    pub(super) fn publish_from_mesh(
-        &mut self,
-        realm: u32,
-        topic: &str,
-        publication: u64,
-        from: Serializer,
-        payload: Payload<'_>,
-        event: Option<&[u8]>,
-    ) {
-        let Some(at) = self.topic_route(realm, topic) else { return };
+    /// Delivers to the subscribers here that the cache's entry `at` names.
+    #[inline]
+    fn deliver_at(&mut self, at: usize, published: &Published<'_>, except: u32) {
         let topics = std::mem::take(&mut self.cache.get(at).topics);
-        self.deliver(&topics, publication, topic, from, payload, event, u32::MAX);
+        if published.extra.is_empty() {
+            self.deliver(&topics, published, None, except);
+        } else if let Some(extra) = Extra::parse(published.extra) {
+            self.deliver(&topics, published, Some(&extra), except);
+        }
         self.cache.get(at).topics = topics;
     }
 
-    /// PUBLISH that came in on another node: for this node's sessions only.
-    pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>) {
-        let (topic, from, payload) = (frame.uri, frame.serializer, frame.payload);
-        let Some(at) = self.topic_route(realm, topic) else { return };
-        let resolved = self.cache.get(at);
-        let shards = resolved.shards;
-        let topics = std::mem::take(&mut resolved.topics);
-        self.deliver(&topics, frame.id, topic, from, payload, frame.event, u32::MAX);
-        self.cache.get(at).topics = topics;
+    #[inline]
+    fn publish_to_shards(&mut self, realm: u32, shards: ShardSet, published: &Published<'_>) {
+        let realm = self.realms[realm as usize].id;
+        let Published { publication, from, payload, .. } = *published;
         for shard in shards.iter() {
             let batch = self.mesh(shard);
-            let topic = batch.put(topic.as_bytes());
-            let (event, payload) = match frame.event {
+            let topic = batch.put(published.topic.as_bytes());
+            let extra = batch.put(published.extra);
+            let (event, payload) = match published.encoded {
                 Some(event) => {
                     let (event, payload) = batch.put_event(from, event, payload);
                     (Some(event), payload)
                 }
                 None => (None, batch.put_payload(from, payload)),
             };
-            batch.push(Item::Publish { realm: frame.realm, topic, publication: frame.id, payload, event });
+            batch.push(Item::Publish { realm, topic, publication, extra, payload, event });
         }
+    }
+
+    /// PUBLISH that came in on another shard.
+    pub(super) fn publish_from_mesh(&mut self, realm: u32, published: &Published<'_>) {
+        if let Some(at) = self.topic_route(realm, published.topic) {
+            self.deliver_at(at, published, u32::MAX);
+        }
+    }
+
+    /// PUBLISH that came in on another node: for this node's sessions only.
+    pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>) {
+        let Some(at) = self.topic_route(realm, frame.uri) else { return };
+        let shards = self.cache.get(at).shards;
+        let published = Published {
+            topic: frame.uri,
+            publication: frame.id,
+            extra: frame.extra,
+            from: frame.serializer,
+            payload: frame.payload,
+            encoded: frame.event,
+        };
+        self.deliver_at(at, &published, u32::MAX);
+        self.publish_to_shards(realm, shards, &published);
     }
 
     /// As `topic_route`, looking first where the session's last topic was.
@@ -294,57 +191,6 @@ impl Shard {
         self.metrics.count(Counter::RouteCacheMisses);
         let resolved = resolve_topic(state, &self.folded, self.me, topic);
         Some(self.cache.put(realm, RouteKind::Topic, topic, version, resolved))
-    }
-
-    /// Queues an event to every subscriber here of `topics`, except the connection in slot `except`. `encoded`: the
-    /// message for subscribers of exactly this topic, if it came as one.
-    fn deliver(
-        &mut self,
-        topics: &[u32],
-        publication: u64,
-        topic: &str,
-        from: Serializer,
-        payload: Payload<'_>,
-        encoded: Option<&[u8]>,
-        except: u32,
-    ) {
-        let scratch = &mut self.scratch;
-        scratch.next_payload();
-        for index in topics {
-            let Some(subscription) = self.topics.get(*index as usize) else { continue };
-            scratch.next_subscription();
-            let event = Event {
-                subscription: subscription.id,
-                publication,
-                topic: (subscription.policy != Match::Exact).then_some(topic),
-                from,
-                payload,
-                encoded: encoded.filter(|_| subscription.policy == Match::Exact),
-                receivers: subscription.subscribers.len(),
-            };
-            let conns = &mut self.conns;
-            let mut queues = Queues {
-                pool: &mut self.pool,
-                metrics: &mut self.metrics,
-                dirty: &mut self.dirty,
-                queued_bytes: &mut self.queued_bytes,
-                policy: &self.config.slow_receiver,
-            };
-            let mut events = 0;
-            for slot in &subscription.subscribers {
-                if *slot == except {
-                    continue;
-                }
-                let Some(Some(conn)) = conns.get_mut(*slot as usize) else { continue };
-                match queue_event(&mut queues, scratch, &event, *slot, conn) {
-                    Queued::Yes => events += 1,
-                    Queued::Doomed => self.doomed.push(ConnId { slot: *slot, generation: conn.generation }),
-                    Queued::TooLarge => queues.metrics.count(Counter::DroppedTooLarge),
-                    Queued::Full => {}
-                }
-            }
-            self.metrics.add(Counter::Events, events);
-        }
     }
 
     /// SUBSCRIBE (WAMP, basic profile, "Subscribing and Unsubscribing").
@@ -440,6 +286,24 @@ impl Shard {
         }
     }
 
+    /// Takes a subscription away from the session in a slot (WAMP, advanced profile, "Subscription Revocation"). False:
+    /// the session does not hold it.
+    #[expect(dead_code, reason = "the meta procedure that takes subscribers away calls it")]
+    pub(super) fn revoke_subscription(&mut self, slot: u32, subscription: u64, reason: &str) -> bool {
+        let session = self.session(slot);
+        let is_told = session.features.has(Features::SUBSCRIBER_REVOCATION);
+        let Some(held) = session.subscriptions.remove(&subscription) else { return false };
+        self.remove_subscriber(held.topic, held.place);
+        self.metrics.count(Counter::SubscriptionsRevoked);
+        if is_told {
+            self.reply(slot, |serializer, out| {
+                let details = [("subscription", Field::UInt(subscription)), ("reason", Field::Str(reason))];
+                encode::id_dict(serializer, out, code::UNSUBSCRIBED, 0, &details);
+            });
+        }
+        true
+    }
+
     /// Takes a subscriber out of a topic; the session's own table is the caller's business.
     pub(super) fn remove_subscriber(&mut self, topic: u32, place: u32) {
         let state = &mut self.topics[topic as usize];
@@ -502,69 +366,4 @@ impl Shard {
             batch.push(Item::RouteRemove { route, seq });
         }
     }
-}
-
-/// Queues one event to one receiver.
-#[inline]
-fn queue_event(
-    queues: &mut Queues<'_>,
-    scratch: &mut Scratch,
-    event: &Event<'_>,
-    slot: u32,
-    conn: &mut Conn,
-) -> Queued {
-    if conn.dropped > 0 {
-        return queue_event_after_loss(queues, scratch, event, slot, conn);
-    }
-    if let Some(message) = event.encoded
-        && conn.serializer == event.from
-        && message.len() < SHARE_BYTES_MIN
-    {
-        return queues.push(slot, conn, Class::Event, message);
-    }
-    if event.receivers <= 2 && conn.serializer == event.from {
-        return queues.push_with(slot, conn, Class::Event, |to, out| event.write(to, out, event.payload));
-    }
-    let Some(message) = scratch.event(event, conn.serializer) else {
-        queues.metrics.count(Counter::DroppedTranscode);
-        return Queued::Full;
-    };
-    if message.len() < SHARE_BYTES_MIN {
-        return queues.push(slot, conn, Class::Event, message);
-    }
-    let bytes = message.len();
-    let frame = scratch.shared(conn);
-    queues.push_shared(slot, conn, frame, bytes)
-}
-
-/// As `queue_event`, to a session that has lost events and is not yet told: this event says how many
-/// (`Details._dropped`).
-#[cold]
-fn queue_event_after_loss(
-    queues: &mut Queues<'_>,
-    scratch: &mut Scratch,
-    event: &Event<'_>,
-    slot: u32,
-    conn: &mut Conn,
-) -> Queued {
-    let dropped = std::mem::take(&mut conn.dropped);
-    let to = conn.serializer;
-    let payload = if to == event.from {
-        Some(event.payload)
-    } else {
-        scratch.payloads[to.index()].fill(event.from, to, event.payload)
-    };
-    let Some(payload) = payload else {
-        queues.metrics.count(Counter::DroppedTranscode);
-        return Queued::Full;
-    };
-    let mut details = vec![("_dropped", Field::UInt(u64::from(dropped)))];
-    details.extend(event.topic.map(|topic| ("topic", Field::Str(topic))));
-    let queued = queues.push_with(slot, conn, Class::Event, |to, out| {
-        encode::event(to, out, event.subscription, event.publication, &details, payload);
-    });
-    if queued != Queued::Yes {
-        conn.dropped = conn.dropped.saturating_add(dropped);
-    }
-    queued
 }

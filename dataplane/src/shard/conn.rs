@@ -55,6 +55,8 @@ pub(super) struct Conn {
     pub sending_bytes: u32,
     /// Bytes of an incomplete message.
     pub partial_bytes: u32,
+    /// Events tell the session how far they are trusted.
+    pub trusting: bool,
     /// Events dropped since the session was last told.
     pub dropped: u32,
     pub last_heard: Tick,
@@ -217,6 +219,7 @@ impl Conn {
             peer_message_max: u32::MAX,
             sending_bytes: 0,
             partial_bytes: 0,
+            trusting: false,
             dropped: 0,
             last_heard: now,
             deadline: now,

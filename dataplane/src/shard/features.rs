@@ -17,6 +17,7 @@ impl Features {
     pub const PASSTHRU: Self = Self(1 << 7);
     pub const CALLEE_REROUTE: Self = Self(1 << 8);
     pub const CALLEE_TRUSTLEVELS: Self = Self(1 << 9);
+    pub const SUBSCRIBER_TRUST: Self = Self(1 << 10);
 
     /// Those of `HELLO.Details.roles`; what is not a boolean `true` counts as not announced.
     pub fn announced(details: &Dict<'_>) -> Self {
@@ -44,6 +45,7 @@ impl Features {
             ("callee", "registration_revocation") => Self::CALLEE_REVOCATION,
             ("callee", "call_reroute") => Self::CALLEE_REROUTE,
             ("callee", "call_trustlevels") => Self::CALLEE_TRUSTLEVELS,
+            ("subscriber", "publication_trustlevels") => Self::SUBSCRIBER_TRUST,
             ("subscriber", "subscription_revocation") => Self::SUBSCRIBER_REVOCATION,
             _ => Self::default(),
         }

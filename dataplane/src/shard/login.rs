@@ -30,7 +30,17 @@ pub(super) fn roles() -> OwnedValue {
         OwnedValue::Dict(vec![("features".to_owned(), OwnedValue::Dict(on))])
     };
     OwnedValue::Dict(vec![
-        ("broker".to_owned(), features(&["pattern_based_subscription", "publisher_exclusion"])),
+        (
+            "broker".to_owned(),
+            features(&[
+                "pattern_based_subscription",
+                "payload_passthru_mode",
+                "publication_trustlevels",
+                "publisher_exclusion",
+                "publisher_identification",
+                "subscriber_blackwhite_listing",
+            ]),
+        ),
         (
             "dealer".to_owned(),
             features(&[
@@ -184,6 +194,7 @@ impl Shard {
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);
+        conn.trusting = features.has(Features::SUBSCRIBER_TRUST);
         conn.session = Some(session);
         conn.phase = Phase::Open;
         self.logins -= 1;

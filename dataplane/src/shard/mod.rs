@@ -17,6 +17,7 @@ mod cancel;
 mod claims;
 mod conn;
 mod dealer;
+mod delivery;
 mod features;
 mod flow;
 mod groups;
@@ -28,6 +29,7 @@ mod options;
 mod outbound;
 mod overlay;
 mod peers;
+mod publication;
 mod realm;
 mod realms;
 mod register;
@@ -198,7 +200,7 @@ pub struct Shard {
     #[expect(clippy::vec_box, reason = "batches travel between shards as boxes")]
     spare_batches: Vec<Box<Batch>>,
     pool: Pool,
-    scratch: broker::Scratch,
+    scratch: delivery::Scratch,
     /// Bytes queued to all connections.
     queued_bytes: usize,
     /// Bytes of incomplete messages of all connections.
@@ -268,7 +270,7 @@ impl Shard {
             fed: ShardSet::EMPTY,
             spare_batches: Vec::new(),
             pool: Pool::default(),
-            scratch: broker::Scratch::default(),
+            scratch: delivery::Scratch::default(),
             queued_bytes: 0,
             partial_bytes: 0,
             dirty: Vec::new(),

@@ -106,31 +106,6 @@ pub(super) fn unpacked(mut packed: &[u8]) -> impl Iterator<Item = (&'static str,
     })
 }
 
-/// What PUBLISH may ask for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct PublishOptions {
-    pub acknowledge: bool,
-    pub exclude_me: bool,
-}
-
-impl PublishOptions {
-    #[inline]
-    pub fn read(dict: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
-        if dict.is_empty() {
-            return Ok(Self { acknowledge: false, exclude_me: true });
-        }
-        let options = Options { message: "PUBLISH", dict, strict };
-        if strict && dict.get(PASSTHRU[0]).is_some() {
-            let text = "PUBLISH.Options.ppt_scheme asks for what this broker does not announce";
-            return Err(BadOption(text.to_owned()));
-        }
-        Ok(Self {
-            acknowledge: options.flag("acknowledge", false)?,
-            exclude_me: options.flag("exclude_me", true)?,
-        })
-    }
-}
-
 /// What CALL may ask for; the timeout in milliseconds, 0 for none.
 #[inline]
 pub(super) fn call_terms(dict: &Dict<'_>, strict: bool) -> Result<Terms, BadOption> {

@@ -3,6 +3,7 @@
 use super::Shard;
 use super::answers::{Answer, Answering};
 use super::dealer::{Calling, Came};
+use super::delivery::Published;
 use super::overlay::Source;
 use super::realm::{Asker, Realm};
 use crate::mesh::{Batch, Caller, Item, Owner, PayloadSpan, RouteSpan, Span, Terms};
@@ -26,11 +27,13 @@ impl Shard {
     #[inline]
     fn mesh_item(&mut self, from: ShardId, batch: &Batch, item: &Item) {
         match *item {
-            Item::Publish { realm, topic, publication, payload, event } => {
+            Item::Publish { realm, topic, publication, extra, payload, event } => {
                 let realm = self.realm_of(realm);
-                let (topic, bytes) = (batch.text(topic), batch.payload(payload));
-                let event = event.map(|event| batch.bytes(event));
-                self.publish_from_mesh(realm, topic, publication, payload.serializer, bytes, event);
+                let (from, encoded) = (payload.serializer, event.map(|event| batch.bytes(event)));
+                let (extra, payload) = (batch.bytes(extra), batch.payload(payload));
+                let published =
+                    Published { topic: batch.text(topic), publication, extra, from, payload, encoded };
+                self.publish_from_mesh(realm, &published);
             }
             Item::Call { realm, procedure, caller, terms, who, ppt, payload, forwarded } => {
                 let realm = self.realm_of(realm);

@@ -226,6 +226,7 @@ impl Shard {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
         let Some(session) = conn.session.take() else { return };
         conn.dropped = 0;
+        conn.trusting = false;
         // The connection is in no counted phase until the caller gives it one.
         conn.phase = Phase::Leaving;
         self.sessions -= 1;

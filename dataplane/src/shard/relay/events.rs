@@ -1,13 +1,15 @@
 //! Events to other nodes, and from them.
 
 use super::super::Shard;
+use super::super::delivery::Published;
 use super::super::nodes::NodeSet;
+use super::super::publication::Extra;
 use super::SCRATCH_KEEP_BYTES_MAX;
+use super::frames::BadFrame;
 use super::lanes::{Outgoing, Passed};
 use bytes::Bytes;
 use common::metrics::Counter;
 use common::relay::{Frame, Kind, Publish, put_bare};
-use common::wire::{Payload, Serializer};
 
 /// Frames at least this long are shared by several lanes instead of copied to each.
 const SHARE_BYTES_MIN: usize = 4_096;
@@ -16,12 +18,9 @@ const SHARE_BYTES_MIN: usize = 4_096;
 #[derive(Clone, Copy)]
 pub(in crate::shard) struct Publication<'a> {
     pub realm: u32,
-    pub topic: &'a str,
-    /// Of exactly this topic.
+    /// Of exactly its topic.
     pub subscription: u64,
-    pub publication: u64,
-    pub serializer: Serializer,
-    pub payload: Payload<'a>,
+    pub published: Published<'a>,
     /// The request that waits for the other nodes to have taken it.
     pub acknowledge: Option<u64>,
 }
@@ -38,14 +37,17 @@ impl Shard {
         let realm = self.realms[event.realm as usize].id;
         let mut scratch = std::mem::take(&mut self.relay.scratch);
         scratch.clear();
+        let Published { topic, publication, extra, from, payload, .. } = event.published;
         let frame = Publish {
             realm,
-            topic: event.topic,
+            topic,
             subscription: event.subscription,
-            publication: event.publication,
+            publication,
             wants_ack: event.acknowledge.is_some(),
-            serializer: event.serializer,
-            payload: event.payload,
+            extra,
+            has_details: !extra.is_empty() && Extra::parse(extra).is_some_and(|extra| extra.has_details()),
+            serializer: from,
+            payload,
         };
         frame.put(&mut scratch);
         let shared = (scratch.len() >= SHARE_BYTES_MIN).then(|| Bytes::from(std::mem::take(&mut scratch)));
@@ -66,13 +68,14 @@ impl Shard {
         }
         scratch.shrink_to(SCRATCH_KEEP_BYTES_MAX);
         self.relay.scratch = scratch;
-        event
-            .acknowledge
-            .is_some_and(|request| self.await_acks(slot, request, event.publication, taken, refused))
+        event.acknowledge.is_some_and(|request| self.await_acks(slot, request, publication, taken, refused))
     }
 
     /// An event of another node, for whoever wants it here.
-    pub(super) fn guest_publishes(&mut self, slot: u32, frame: &Frame<'_>) {
+    pub(super) fn guest_publishes(&mut self, slot: u32, frame: &Frame<'_>) -> Result<(), BadFrame> {
+        if !frame.extra.is_empty() && Extra::parse(frame.extra).is_none() {
+            return Err(BadFrame::Extra);
+        }
         // Without a realm there is nobody here who could want it.
         if let Some(realm) = self.realm_index.get(&frame.realm).copied() {
             self.publish_from_node(realm, frame);
@@ -80,5 +83,6 @@ impl Shard {
         if frame.wants_ack {
             self.link_reply(slot, |out| put_bare(out, Kind::PublishAck, frame.id));
         }
+        Ok(())
     }
 }

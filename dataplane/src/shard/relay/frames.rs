@@ -16,7 +16,7 @@ pub(super) enum BadFrame {
     Answer(u64),
     #[error("call {0} is open already")]
     Call(u64),
-    #[error("what a call asks for is malformed")]
+    #[error("what a call or a publication asks for is malformed")]
     Extra,
 }
 
@@ -88,7 +88,7 @@ impl Shard {
         let frame = Frame::check(bytes)?;
         self.metrics.count(Counter::RelayFramesReceived);
         match (frame.kind, role) {
-            (Kind::Publish, Role::Guest) => self.guest_publishes(slot, &frame),
+            (Kind::Publish, Role::Guest) => self.guest_publishes(slot, &frame)?,
             (Kind::Call, Role::Guest) => self.guest_calls(slot, id, &frame)?,
             (Kind::CallMore, Role::Guest) => self.guest_continues(slot, id, &frame)?,
             (Kind::Cancel, Role::Guest) => self.guest_cancels(slot, id, &frame)?,
