@@ -76,7 +76,7 @@ impl Bench {
                 let hello = rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 };
                 bytes.extend_from_slice(&rawsocket::write(hello));
             }
-            Framing::WebSocket => upgrade::write_request("node", "/ws", serializer, [1; 16], &mut bytes),
+            _ => upgrade::write_request("node", "/ws", serializer, [1; 16], &mut bytes),
         }
         let role = OwnedValue::Dict(vec![]);
         let roles = OwnedValue::Dict(

@@ -502,7 +502,7 @@ fn announced_lengths_take_no_memory() {
         match wire.framing {
             Framing::RawSocket if n % 4 < 2 => client.send_raw(&[0, 0x0f, 0xff, 0xff, 1, 2, 3]),
             Framing::RawSocket => client.send_raw(&[0, 0, 0x0f, 0xff, 1, 2, 3]),
-            Framing::WebSocket => client.send_raw(b"\x81\xfe\x0f\xff\0\0\0\0[16,1"),
+            _ => client.send_raw(b"\x81\xfe\x0f\xff\0\0\0\0[16,1"),
         }
         held.push(client);
     }

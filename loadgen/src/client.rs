@@ -155,7 +155,7 @@ impl Client {
                         out.extend_from_slice(&rawsocket::write(offer));
                         Stage::RawHandshake { octets: [0; 4], filled: 0, login }
                     }
-                    Framing::WebSocket => {
+                    _ => {
                         let key = mask.u128(..).to_le_bytes();
                         upgrade::write_request(host, path, plan.serializer, key, out);
                         Stage::Upgrade { head: Vec::new(), key, login }
@@ -430,9 +430,9 @@ mod tests {
                     assert_eq!(handshake.serializer, self.serializer);
                     rawsocket::write(handshake).to_vec()
                 }
-                Framing::WebSocket => {
+                _ => {
                     let upgrade = upgrade::parse_request(&request, "/ws").unwrap().unwrap();
-                    assert_eq!(upgrade.serializer, self.serializer);
+                    assert_eq!(upgrade.subprotocol, self.serializer.into());
                     let mut out = Vec::new();
                     upgrade::write_accept(&upgrade, &mut out);
                     out

@@ -108,7 +108,7 @@ fn shake_hands(stream: &mut TcpStream, framing: Framing) -> io::Result<Serialize
             stream.write_all(&rawsocket::write(handshake))?;
             Ok(handshake.serializer)
         }
-        Framing::WebSocket => {
+        _ => {
             let mut head = Vec::new();
             loop {
                 let mut octet = [0];
@@ -118,7 +118,7 @@ fn shake_hands(stream: &mut TcpStream, framing: Framing) -> io::Result<Serialize
                     let mut out = Vec::new();
                     upgrade::write_accept(&upgrade, &mut out);
                     stream.write_all(&out)?;
-                    return Ok(upgrade.serializer);
+                    return Ok(upgrade.subprotocol.serializer);
                 }
             }
         }

@@ -211,7 +211,7 @@ fn describe(load: &Load, common: &Common, endpoint: &Endpoint) -> String {
 fn describe_transport(common: &Common, endpoint: &Endpoint) -> String {
     let transport = match endpoint.framing {
         Framing::RawSocket => "RawSocket",
-        Framing::WebSocket => "WebSocket",
+        _ => "WebSocket",
     };
     format!("{transport} {:?}", common.serializer)
 }

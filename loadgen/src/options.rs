@@ -207,7 +207,7 @@ impl Common {
                 let framing = self.transport.framing();
                 let standard = match framing {
                     Framing::RawSocket => "127.0.0.1:18082",
-                    Framing::WebSocket => "127.0.0.1:18080",
+                    _ => "127.0.0.1:18080",
                 };
                 (framing, self.address.clone().unwrap_or_else(|| standard.into()), "/ws".into())
             }

@@ -148,6 +148,9 @@ run_suites() {
                 suite "python $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
             done
         done
+        for serializer in "${SERIALIZERS[@]}"; do
+            suite "python $WS_URL $serializer.batched" "$python" "$suites/python/suite.py" "$WS_URL" "$serializer.batched"
+        done
         if [ -f README.md ]; then
             suite readme "$python" "$suites/python/readme.py" README.md "$WS_URL"
         else

@@ -1,6 +1,8 @@
 //! A client that talks WAMP over one framing and serializer and remembers enough to judge every answer.
 
-use common::transport::{Frame, FrameKind, Framer, Framing, Role, rawsocket, upgrade, write_client_frame};
+use common::transport::{
+    Frame, Framer, Framing, Role, Subprotocol, batch, rawsocket, upgrade, write_client_message,
+};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{Message, OwnedValue, Payload, Serializer, decode};
@@ -70,8 +72,9 @@ impl Client {
                 let hello = rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 };
                 outgoing.extend_from_slice(&rawsocket::write(hello));
             }
-            Framing::WebSocket => {
-                upgrade::write_request("node", "/ws", serializer, [7; 16], &mut outgoing);
+            _ => {
+                let subprotocol = Subprotocol { serializer, batched: framing.is_batched() };
+                upgrade::write_request("node", "/ws", subprotocol, [7; 16], &mut outgoing);
             }
         }
         let mut client = Self {
@@ -107,14 +110,7 @@ impl Client {
         let mut message = Vec::new();
         write(self.serializer, &mut message);
         let mask = [1, 2, 3, self.name as u8];
-        write_client_frame(
-            self.framing,
-            self.serializer,
-            FrameKind::Message,
-            &message,
-            mask,
-            &mut self.outgoing,
-        );
+        write_client_message(self.framing, self.serializer, &message, mask, &mut self.outgoing);
     }
 
     fn request(&mut self, request: Request) -> u64 {
@@ -213,8 +209,10 @@ impl Client {
                 }
                 Err(_) => None,
             },
-            Framing::WebSocket => upgrade::parse_answer(&self.handshake, self.serializer, [7; 16])
-                .expect("the upgrade is accepted"),
+            framing => {
+                let subprotocol = Subprotocol { serializer: self.serializer, batched: framing.is_batched() };
+                upgrade::parse_answer(&self.handshake, subprotocol, [7; 16]).expect("the upgrade is accepted")
+            }
         };
         if let Some(taken) = taken {
             self.framer = Some(Framer::new(self.framing, Role::Client, self.serializer, 1 << 24));
@@ -228,9 +226,11 @@ impl Client {
         let mut chunk = bytes.as_mut_slice();
         while let Some(frame) = framer.next(&mut chunk).expect("the router's frames are well formed") {
             match frame {
-                Frame::Message(message) => {
-                    let message = message.to_vec();
-                    self.message(now, &message);
+                Frame::Message(messages) => {
+                    let messages = messages.to_vec();
+                    for message in batch::split(self.framing, self.serializer, &messages) {
+                        self.message(now, message.expect("the router's batches are well formed"));
+                    }
                 }
                 Frame::Close { .. } => self.gone = true,
                 Frame::Ping(_) | Frame::Pong(_) => {}

@@ -127,13 +127,15 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let framing = if self.rng.bool() { Framing::RawSocket } else { Framing::WebSocket };
+        const FRAMINGS: [Framing; 4] =
+            [Framing::RawSocket, Framing::WebSocket, Framing::Batched, Framing::BatchedCan];
+        let framing = FRAMINGS[self.rng.usize(0..4)];
         let serializer = Serializer::ALL[self.rng.usize(0..3)];
         let shard = self.rng.usize(0..self.shards.len());
         self.next_name += 1;
         let conn = ConnId { slot: self.next_slot, generation: self.next_name as u32 };
         self.next_slot += 1;
-        let listener = framing as usize;
+        let listener = usize::from(framing.is_websocket());
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
         assert!(self.shards[shard].accept(self.now, conn, listener, peer));
         let client = Client::new(self.next_name, framing, serializer);

@@ -1,7 +1,10 @@
 //! A blocking WAMP client. Messages are JSON values whatever the serializer: `json!([32, 1, {}, "a.b"])`.
 
 use super::{Node, PATIENCE};
-use common::transport::{Frame, FrameKind, Framer, Framing, Role, rawsocket, upgrade, write_client_frame};
+use common::transport::{
+    Frame, FrameKind, Framer, Framing, Role, Subprotocol, batch, rawsocket, upgrade, write_client_frame,
+    write_client_message,
+};
 use common::wire::{OwnedValue, Serializer};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -25,12 +28,17 @@ impl Wire {
         Self { framing: Framing::WebSocket, serializer }
     }
 
+    /// What a WebSocket client offers.
+    fn subprotocol(self) -> Subprotocol {
+        Subprotocol { serializer: self.serializer, batched: self.framing.is_batched() }
+    }
+
     /// RawSocket with MessagePack, where it does not matter.
     pub const PLAIN: Self = Self::raw(Serializer::MsgPack);
 
     /// Every combination.
     pub fn all() -> impl Iterator<Item = Self> {
-        let framings = [Framing::RawSocket, Framing::WebSocket];
+        let framings = [Framing::RawSocket, Framing::WebSocket, Framing::Batched];
         framings
             .into_iter()
             .flat_map(|framing| Serializer::ALL.map(|serializer| Self { framing, serializer }))
@@ -88,7 +96,7 @@ impl Client {
         stream.set_write_timeout(Some(PATIENCE))?;
         let rest = match wire.framing {
             Framing::RawSocket => rawsocket_handshake(&mut stream, wire.serializer)?,
-            Framing::WebSocket => websocket_handshake(&mut stream, wire.serializer)?,
+            _ => websocket_handshake(&mut stream, wire.subprotocol())?,
         };
         let bytes_max = common::limits::MESSAGE_BYTES_MAX;
         let mut client = Self {
@@ -121,9 +129,12 @@ impl Client {
         self.send_bytes(&encode(self.wire.serializer, message));
     }
 
-    /// Sends a frame whose payload may be anything.
-    pub fn send_bytes(&mut self, payload: &[u8]) {
-        self.send_frame(FrameKind::Message, payload);
+    /// Sends a message that may be anything.
+    pub fn send_bytes(&mut self, message: &[u8]) {
+        let mut out = Vec::new();
+        let Wire { framing, serializer } = self.wire;
+        write_client_message(framing, serializer, message, [7, 1, 200, 9], &mut out);
+        self.send_raw(&out);
     }
 
     pub fn send_frame(&mut self, kind: FrameKind, payload: &[u8]) {
@@ -328,7 +339,13 @@ impl Client {
         let mut pings = Vec::new();
         while let Some(frame) = self.framer.next(&mut rest).expect("the router frames its messages well") {
             match frame {
-                Frame::Message(bytes) => self.inbox.push_back(decode(self.wire.serializer, bytes)),
+                Frame::Message(bytes) => {
+                    let Wire { framing, serializer } = self.wire;
+                    for message in batch::split(framing, serializer, bytes) {
+                        let message = message.expect("the router batches well");
+                        self.inbox.push_back(decode(serializer, message));
+                    }
+                }
                 Frame::Ping(payload) => pings.push(payload.to_vec()),
                 Frame::Pong(payload) => self.pongs.push_back(payload.to_vec()),
                 Frame::Close { code } => self.close = Some(code),
@@ -372,15 +389,15 @@ fn rawsocket_handshake(stream: &mut TcpStream, serializer: Serializer) -> io::Re
     }
 }
 
-fn websocket_handshake(stream: &mut TcpStream, serializer: Serializer) -> io::Result<Vec<u8>> {
+fn websocket_handshake(stream: &mut TcpStream, subprotocol: Subprotocol) -> io::Result<Vec<u8>> {
     let key = [42; 16];
     let mut request = Vec::new();
-    upgrade::write_request("localhost", "/ws", serializer, key, &mut request);
+    upgrade::write_request("localhost", "/ws", subprotocol, key, &mut request);
     stream.write_all(&request)?;
     let mut head = Vec::new();
     let mut chunk = [0; 4_096];
     loop {
-        match upgrade::parse_answer(&head, serializer, key) {
+        match upgrade::parse_answer(&head, subprotocol, key) {
             Ok(Some(head_bytes)) => return Ok(head.split_off(head_bytes)),
             Ok(None) => {}
             Err(reason) => return Err(io::Error::other(reason)),

@@ -127,8 +127,8 @@ impl Node {
     /// Where clients of `wire` connect.
     pub fn address(&self, wire: Wire) -> SocketAddr {
         match wire.framing {
-            Framing::WebSocket => self.websocket,
             Framing::RawSocket => self.rawsocket,
+            _ => self.websocket,
         }
     }
 

@@ -160,7 +160,7 @@ impl Framer {
                 }
                 Some(&mut take(chunk, frame_bytes)[rawsocket::PREFIX_BYTES..])
             }
-            Framing::WebSocket => {
+            _ => {
                 let (first, header_bytes, payload_bytes, mask) = websocket::parse_short(chunk, self.role)?;
                 let is_text = self.is_text_expected?;
                 let frame_bytes = header_bytes + payload_bytes;
@@ -229,7 +229,7 @@ impl Framer {
                 let head = Head { kind, is_final: true, mask: [0; 4], payload_bytes: payload_bytes as u32 };
                 Ok(Some((head, rawsocket::PREFIX_BYTES)))
             }
-            Framing::WebSocket => {
+            _ => {
                 let Some((header, header_bytes)) = websocket::parse_header(bytes, self.role)? else {
                     return Ok(None);
                 };

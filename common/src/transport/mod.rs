@@ -3,12 +3,15 @@
 //! A [`Framer`] takes received chunks and yields frames that borrow from the chunk when they are whole in it, and from
 //! its own buffer when they are not.
 
+pub mod batch;
 mod framer;
 pub mod rawsocket;
+mod subprotocol;
 pub mod upgrade;
 pub mod websocket;
 
 pub use framer::Framer;
+pub use subprotocol::Subprotocol;
 
 use crate::wire::Serializer;
 
@@ -25,12 +28,28 @@ pub enum Role {
 pub enum Framing {
     RawSocket = 0,
     WebSocket = 1,
+    /// WebSocket messages that hold one or more WAMP messages each ([`batch`]).
+    Batched = 2,
+    /// The same, with the other terminator of JSON messages.
+    BatchedCan = 3,
+}
+
+impl Framing {
+    #[inline]
+    pub const fn is_websocket(self) -> bool {
+        !matches!(self, Self::RawSocket)
+    }
+
+    #[inline]
+    pub const fn is_batched(self) -> bool {
+        matches!(self, Self::Batched | Self::BatchedCan)
+    }
 }
 
 /// What a framer found.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Frame<'a> {
-    /// One whole WAMP message.
+    /// One whole WAMP message, or a batch of them.
     Message(&'a [u8]),
     /// Answer with a pong of the same payload.
     Ping(&'a [u8]),
@@ -66,7 +85,7 @@ impl FrameError {
     }
 }
 
-/// Bytes of the header that [`write_header`] writes at most.
+/// Bytes of the header that [`write_header`] writes at most, and of all that [`write_message`] adds to a message.
 pub const HEADER_BYTES_MAX: usize = 14;
 
 /// What a frame carries when we write one.
@@ -80,7 +99,7 @@ pub enum FrameKind {
 }
 
 /// Appends the header of a server's frame whose payload of `payload_bytes` follows. WebSocket messages are text or
-/// binary by `serializer`.
+/// binary by `serializer`. The payload of a batched message is a batch; [`write_message`] makes it one.
 ///
 /// # Panics
 /// When RawSocket cannot say it: a close, or more than 2^24 bytes.
@@ -94,7 +113,23 @@ pub fn write_header(
 ) {
     match framing {
         Framing::RawSocket => out.extend_from_slice(&rawsocket::prefix(kind, payload_bytes)),
-        Framing::WebSocket => websocket::write_header(kind, serializer.is_text(), payload_bytes, None, out),
+        _ => websocket::write_header(kind, serializer.is_text(), payload_bytes, None, out),
+    }
+}
+
+/// Appends one message as a server's frame.
+///
+/// # Panics
+/// As [`write_header`].
+#[inline]
+pub fn write_message(framing: Framing, serializer: Serializer, message: &[u8], out: &mut Vec<u8>) {
+    if framing.is_batched() {
+        let (before, after) = batch::overhead(serializer);
+        write_header(framing, serializer, FrameKind::Message, before + message.len() + after, out);
+        batch::write(framing, serializer, message, out);
+    } else {
+        write_header(framing, serializer, FrameKind::Message, message.len(), out);
+        out.extend_from_slice(message);
     }
 }
 
@@ -115,10 +150,43 @@ pub fn finish_frame(framing: Framing, serializer: Serializer, start: usize, out:
             out[start..start + HEADER_ROOM].copy_from_slice(&prefix);
         }
         Framing::WebSocket => websocket::finish_frame(serializer.is_text(), start, HEADER_ROOM, out),
+        Framing::Batched | Framing::BatchedCan => {
+            if serializer.is_text() {
+                out.push(batch::terminator(framing));
+                websocket::finish_frame(true, start, HEADER_ROOM, out);
+            } else {
+                // The length takes the room; the frame's header needs another.
+                out[start..start + HEADER_ROOM].copy_from_slice(&batch::length(message_bytes));
+                out.resize(out.len() + HEADER_ROOM, 0);
+                out.copy_within(start..start + HEADER_ROOM + message_bytes, start + HEADER_ROOM);
+                websocket::finish_frame(false, start, HEADER_ROOM, out);
+            }
+        }
     }
 }
 
-/// Appends a client's whole frame; WebSocket payloads are masked with `mask`.
+/// Appends one message as a client's frame.
+///
+/// # Panics
+/// As [`write_header`].
+pub fn write_client_message(
+    framing: Framing,
+    serializer: Serializer,
+    message: &[u8],
+    mask: [u8; 4],
+    out: &mut Vec<u8>,
+) {
+    let mut batch = Vec::new();
+    let payload = if framing.is_batched() {
+        batch::write(framing, serializer, message, &mut batch);
+        &batch
+    } else {
+        message
+    };
+    write_client_frame(framing, serializer, FrameKind::Message, payload, mask, out);
+}
+
+/// Appends a client's whole frame; WebSocket payloads are masked with `mask`. A batched message's payload is a batch.
 ///
 /// # Panics
 /// As [`write_header`].
@@ -135,7 +203,7 @@ pub fn write_client_frame(
             out.extend_from_slice(&rawsocket::prefix(kind, payload.len()));
             out.extend_from_slice(payload);
         }
-        Framing::WebSocket => {
+        _ => {
             websocket::write_header(kind, serializer.is_text(), payload.len(), Some(mask), out);
             let start = out.len();
             out.extend_from_slice(payload);
@@ -150,7 +218,7 @@ pub fn write_client_frame(
 pub fn walk_own_frame(framing: Framing, bytes: &[u8]) -> Option<(usize, usize)> {
     let (payload_start, payload_bytes) = match framing {
         Framing::RawSocket => (rawsocket::PREFIX_BYTES, rawsocket::own_payload_bytes(*bytes.first_chunk()?)),
-        Framing::WebSocket => websocket::walk_own_header(bytes)?,
+        _ => websocket::walk_own_header(bytes)?,
     };
     let frame_bytes = payload_start.checked_add(payload_bytes)?;
     (frame_bytes <= bytes.len()).then_some((frame_bytes, payload_start))

@@ -7,14 +7,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha1::{Digest, Sha1};
 
+use super::Subprotocol;
 use crate::limits::{UPGRADE_BYTES_MAX, UPGRADE_HEADERS_MAX};
-use crate::wire::Serializer;
 
 /// A client's valid upgrade request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upgrade {
     /// The first offered WAMP subprotocol that we speak.
-    pub serializer: Serializer,
+    pub subprotocol: Subprotocol,
     /// The `Sec-WebSocket-Accept` value to answer.
     pub accept: String,
     /// Bytes of the request head; what follows belongs to the WebSocket.
@@ -70,8 +70,8 @@ impl UpgradeError {
             Self::Path => "There is no such path here.\n".into(),
             Self::Method => "The method must be GET.\n".into(),
             Self::Subprotocol => {
-                let [first, second, third] = Serializer::ALL.map(Serializer::subprotocol);
-                format!("Sec-WebSocket-Protocol must offer one of {first}, {second}, {third}.\n")
+                let names: Vec<&str> = Subprotocol::all().map(Subprotocol::name).collect();
+                format!("Sec-WebSocket-Protocol must offer one of {}.\n", names.join(", "))
             }
             Self::Version => "Sec-WebSocket-Version must be 13.\n".into(),
             Self::TooLarge => "The request head is over the limit.\n".into(),
@@ -108,8 +108,8 @@ pub fn parse_request(head: &[u8], path: &str) -> Result<Option<Upgrade>, Upgrade
     }
     check_request_line(&request, path)?;
     let offer = Offer::read(request.headers)?;
-    let (serializer, accept) = offer.check()?;
-    Ok(Some(Upgrade { serializer, accept, head_bytes }))
+    let (subprotocol, accept) = offer.check()?;
+    Ok(Some(Upgrade { subprotocol, accept, head_bytes }))
 }
 
 /// Method, version and target. The query is not part of the path.
@@ -139,7 +139,7 @@ struct Offer<'h> {
     content_length: Option<&'h [u8]>,
     is_upgrade: bool,
     is_connection_upgrade: bool,
-    serializer: Option<Serializer>,
+    subprotocol: Option<Subprotocol>,
 }
 
 impl<'h> Offer<'h> {
@@ -161,15 +161,15 @@ impl<'h> Offer<'h> {
                 offer.is_upgrade |= has_token(value, "websocket");
             } else if is("connection") {
                 offer.is_connection_upgrade |= has_token(value, "upgrade");
-            } else if is("sec-websocket-protocol") && offer.serializer.is_none() {
-                offer.serializer = tokens(value).find_map(Serializer::from_subprotocol);
+            } else if is("sec-websocket-protocol") && offer.subprotocol.is_none() {
+                offer.subprotocol = tokens(value).find_map(Subprotocol::from_name);
             }
         }
         Ok(offer)
     }
 
-    /// The serializer to speak and the accept value to answer.
-    fn check(&self) -> Result<(Serializer, String), UpgradeError> {
+    /// What to speak and the accept value to answer.
+    fn check(&self) -> Result<(Subprotocol, String), UpgradeError> {
         match self.host {
             Some(host) if is_host(host) => {}
             Some(_) => return Err(UpgradeError::Malformed("Host is not a host and port")),
@@ -193,8 +193,8 @@ impl<'h> Offer<'h> {
         if !is_key(key) {
             return Err(UpgradeError::Malformed("Sec-WebSocket-Key is not 16 bytes in base64"));
         }
-        let serializer = self.serializer.ok_or(UpgradeError::Subprotocol)?;
-        Ok((serializer, accept_value(key)))
+        let subprotocol = self.subprotocol.ok_or(UpgradeError::Subprotocol)?;
+        Ok((subprotocol, accept_value(key)))
     }
 }
 
@@ -246,12 +246,12 @@ fn accept_value(key: &[u8]) -> String {
 
 /// Appends the 101 answer.
 pub fn write_accept(upgrade: &Upgrade, out: &mut Vec<u8>) {
-    let Upgrade { serializer, accept, .. } = upgrade;
+    let Upgrade { subprotocol, accept, .. } = upgrade;
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
         accept,
         "\r\nSec-WebSocket-Protocol: ",
-        serializer.subprotocol(),
+        subprotocol.name(),
         "\r\n\r\n",
     ] {
         out.extend_from_slice(part.as_bytes());
@@ -271,9 +271,15 @@ pub fn write_refusal(error: UpgradeError, out: &mut Vec<u8>) {
 }
 
 /// Appends a client's request. `host` and `path` come from our own configuration.
-pub fn write_request(host: &str, path: &str, serializer: Serializer, key: [u8; 16], out: &mut Vec<u8>) {
+pub fn write_request(
+    host: &str,
+    path: &str,
+    subprotocol: impl Into<Subprotocol>,
+    key: [u8; 16],
+    out: &mut Vec<u8>,
+) {
     let key = BASE64.encode(key);
-    let subprotocol = serializer.subprotocol();
+    let subprotocol = subprotocol.into().name();
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n",
@@ -283,7 +289,12 @@ pub fn write_request(host: &str, path: &str, serializer: Serializer, key: [u8; 1
 
 /// Reads the server's answer for `key`. `Ok(None)`: not whole yet; otherwise the bytes of the answer's head. The error
 /// says what was wrong.
-pub fn parse_answer(head: &[u8], serializer: Serializer, key: [u8; 16]) -> Result<Option<usize>, String> {
+pub fn parse_answer(
+    head: &[u8],
+    subprotocol: impl Into<Subprotocol>,
+    key: [u8; 16],
+) -> Result<Option<usize>, String> {
+    let subprotocol = subprotocol.into().name();
     let mut headers = [httparse::EMPTY_HEADER; UPGRADE_HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let within = &head[..head.len().min(UPGRADE_BYTES_MAX)];
@@ -313,8 +324,8 @@ pub fn parse_answer(head: &[u8], serializer: Serializer, key: [u8; 16]) -> Resul
     if value("Sec-WebSocket-Accept")? != Some(accept.as_bytes()) {
         return Err("the answer's Sec-WebSocket-Accept is wrong".into());
     }
-    if value("Sec-WebSocket-Protocol")? != Some(serializer.subprotocol().as_bytes()) {
-        return Err(format!("the server does not speak {}", serializer.subprotocol()));
+    if value("Sec-WebSocket-Protocol")? != Some(subprotocol.as_bytes()) {
+        return Err(format!("the server does not speak {subprotocol}"));
     }
     if value("Sec-WebSocket-Extensions")?.is_some_and(|extensions| !extensions.is_empty()) {
         return Err("the server chose an extension that was not offered".into());
@@ -325,6 +336,7 @@ pub fn parse_answer(head: &[u8], serializer: Serializer, key: [u8; 16]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Serializer;
     use proptest::prelude::*;
 
     const REQUEST: &str = "GET /ws HTTP/1.1\r\nHost: server.example.com\r\nUpgrade: websocket\r\n\
@@ -349,7 +361,7 @@ mod tests {
     #[test]
     fn the_example_of_the_rfc_is_accepted() {
         let upgrade = parse(&format!("{REQUEST}rest")).unwrap().unwrap();
-        assert_eq!(upgrade.serializer, Serializer::Json);
+        assert_eq!(upgrade.subprotocol, Serializer::Json.into());
         assert_eq!(upgrade.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_eq!(upgrade.head_bytes, REQUEST.len());
     }
@@ -377,13 +389,16 @@ mod tests {
     fn the_first_subprotocol_that_is_spoken_wins() {
         let chosen = |offer: &str| {
             let offer = format!("Sec-WebSocket-Protocol: {offer}");
-            replaced("Sec-WebSocket-Protocol: wamp.2.json", &offer).map(|upgrade| upgrade.serializer)
+            replaced("Sec-WebSocket-Protocol: wamp.2.json", &offer).map(|upgrade| upgrade.subprotocol.name())
         };
-        assert_eq!(chosen("wamp.2.cbor, wamp.2.json"), Ok(Serializer::Cbor));
-        assert_eq!(chosen("wamp.2.flatbuffers,wamp.2.msgpack"), Ok(Serializer::MsgPack));
-        assert_eq!(chosen("mqtt\r\nSec-WebSocket-Protocol: wamp.2.cbor"), Ok(Serializer::Cbor));
-        assert_eq!(chosen("wamp.2.json\r\nSec-WebSocket-Protocol: wamp.2.cbor"), Ok(Serializer::Json));
-        assert_eq!(chosen("wamp.2.json.batched"), Err(UpgradeError::Subprotocol));
+        assert_eq!(chosen("wamp.2.cbor, wamp.2.json"), Ok("wamp.2.cbor"));
+        assert_eq!(chosen("wamp.2.flatbuffers,wamp.2.msgpack"), Ok("wamp.2.msgpack"));
+        assert_eq!(chosen("mqtt\r\nSec-WebSocket-Protocol: wamp.2.cbor"), Ok("wamp.2.cbor"));
+        assert_eq!(chosen("wamp.2.json\r\nSec-WebSocket-Protocol: wamp.2.cbor"), Ok("wamp.2.json"));
+        assert_eq!(chosen("wamp.2.json.batched"), Ok("wamp.2.json.batched"));
+        assert_eq!(chosen("wamp.2.cbor, wamp.2.cbor.batched"), Ok("wamp.2.cbor"));
+        assert_eq!(chosen("wamp.2.cbor.batched, wamp.2.cbor"), Ok("wamp.2.cbor.batched"));
+        assert_eq!(chosen("wamp.2.ubjson.batched"), Err(UpgradeError::Subprotocol));
         assert_eq!(chosen("WAMP.2.JSON"), Err(UpgradeError::Subprotocol));
         assert_eq!(chosen(&vec!["x"; 500].join(",")), Err(UpgradeError::Subprotocol));
         assert_eq!(replaced("Sec-WebSocket-Protocol: wamp.2.json\r\n", ""), Err(UpgradeError::Subprotocol));
@@ -497,18 +512,18 @@ mod tests {
 
     #[test]
     fn both_roles_agree() {
-        for serializer in Serializer::ALL {
+        for subprotocol in Subprotocol::all() {
             let (mut request, mut answer) = (Vec::new(), Vec::new());
-            write_request("localhost:18080", "/ws", serializer, [7; 16], &mut request);
+            write_request("localhost:18080", "/ws", subprotocol, [7; 16], &mut request);
             let upgrade = parse_request(&request, "/ws").unwrap().unwrap();
-            assert_eq!((upgrade.serializer, upgrade.head_bytes), (serializer, request.len()));
+            assert_eq!((upgrade.subprotocol, upgrade.head_bytes), (subprotocol, request.len()));
             write_accept(&upgrade, &mut answer);
             for end in 0..answer.len() {
-                assert_eq!(parse_answer(&answer[..end], serializer, [7; 16]), Ok(None));
+                assert_eq!(parse_answer(&answer[..end], subprotocol, [7; 16]), Ok(None));
             }
             answer.extend_from_slice(b"\x81\x00");
-            assert_eq!(parse_answer(&answer, serializer, [7; 16]), Ok(Some(answer.len() - 2)));
-            assert!(parse_answer(&answer, serializer, [8; 16]).is_err());
+            assert_eq!(parse_answer(&answer, subprotocol, [7; 16]), Ok(Some(answer.len() - 2)));
+            assert!(parse_answer(&answer, subprotocol, [8; 16]).is_err());
         }
     }
 
@@ -516,7 +531,7 @@ mod tests {
     fn wrong_answers_are_told() {
         let mut answer = Vec::new();
         let accept = accept_value(BASE64.encode([7; 16]).as_bytes());
-        write_accept(&Upgrade { serializer: Serializer::Json, accept, head_bytes: 0 }, &mut answer);
+        write_accept(&Upgrade { subprotocol: Serializer::Json.into(), accept, head_bytes: 0 }, &mut answer);
         let answer = String::from_utf8(answer).unwrap();
         let parse = |answer: &str| parse_answer(answer.as_bytes(), Serializer::Json, [7; 16]);
         assert!(parse(&answer).is_ok());

@@ -53,19 +53,6 @@ impl Serializer {
         }
     }
 
-    /// The WebSocket subprotocol, `wamp.2.*`.
-    pub const fn subprotocol(self) -> &'static str {
-        match self {
-            Self::Json => "wamp.2.json",
-            Self::MsgPack => "wamp.2.msgpack",
-            Self::Cbor => "wamp.2.cbor",
-        }
-    }
-
-    pub fn from_subprotocol(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|serializer| serializer.subprotocol() == name)
-    }
-
     /// The format's own name.
     pub const fn format(self) -> &'static str {
         match self {

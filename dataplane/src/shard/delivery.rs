@@ -10,7 +10,7 @@ use super::{ConnId, Shard};
 use bytes::Bytes;
 use common::ids::Match;
 use common::metrics::Counter;
-use common::transport::{FrameKind, HEADER_BYTES_MAX, write_header};
+use common::transport::{Framing, HEADER_BYTES_MAX, write_message};
 use common::wire::encode::{self, Field};
 use common::wire::{Payload, Serializer, transcode};
 
@@ -24,10 +24,16 @@ pub(super) struct Scratch {
     payloads: [Transcoded; 3],
     /// The event encoded, by form and serializer.
     events: [[Vec<u8>; 3]; FORMS],
-    /// The event framed for sharing, by form, serializer and framing.
-    shared: [[[Option<Bytes>; 2]; 3]; FORMS],
-    /// Something is in `shared`.
-    is_shared: bool,
+    /// The event framed for sharing: one of each way at most.
+    shared: Vec<(Way, Bytes)>,
+}
+
+/// What makes two frames of one event the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Way {
+    trusting: bool,
+    serializer: Serializer,
+    framing: Framing,
 }
 
 /// Forms of an event: without the trust level, and with it.
@@ -164,17 +170,16 @@ impl Scratch {
 
     /// The event's whole frame for `conn`, shared with every receiver of the same framing and serializer.
     fn shared(&mut self, conn: &Conn) -> Bytes {
-        let (form, serializer, framing) = (usize::from(conn.trusting), conn.serializer, conn.framing);
-        let message = &self.events[form][serializer.index()];
-        self.is_shared = true;
-        let slot = &mut self.shared[form][serializer.index()][framing as usize];
-        slot.get_or_insert_with(|| {
-            let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
-            write_header(framing, serializer, FrameKind::Message, message.len(), &mut frame);
-            frame.extend_from_slice(message);
-            frame.into()
-        })
-        .clone()
+        let way = Way { trusting: conn.trusting, serializer: conn.serializer, framing: conn.framing };
+        if let Some((_, frame)) = self.shared.iter().find(|(made, _)| *made == way) {
+            return frame.clone();
+        }
+        let message = &self.events[usize::from(way.trusting)][way.serializer.index()];
+        let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
+        write_message(way.framing, way.serializer, message, &mut frame);
+        let frame = Bytes::from(frame);
+        self.shared.push((way, frame.clone()));
+        frame
     }
 
     fn next_subscription(&mut self) {
@@ -184,9 +189,7 @@ impl Scratch {
                 *event = Vec::new();
             }
         }
-        if std::mem::take(&mut self.is_shared) {
-            self.shared = Default::default();
-        }
+        self.shared.clear();
     }
 
     fn next_payload(&mut self) {

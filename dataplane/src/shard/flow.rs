@@ -11,7 +11,7 @@ use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::{Counter, Metrics};
 use common::transport::{
-    FrameKind, Framer, Framing, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header,
+    FrameKind, Framer, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header, write_message,
 };
 use common::uri::wamp;
 use common::wire::{Serializer, encode};
@@ -72,8 +72,7 @@ impl Queues<'_> {
         let (framing, serializer) = (conn.framing, conn.serializer);
         let queued = conn.out.append(self.pool, |out| {
             out.reserve(bytes);
-            write_header(framing, serializer, FrameKind::Message, message.len(), out);
-            out.extend_from_slice(message);
+            write_message(framing, serializer, message, out);
         });
         self.queued(slot, conn, queued)
     }
@@ -235,7 +234,7 @@ impl Shard {
             self.metrics.count(Counter::HandshakesFailed);
         }
         let conn = self.at(slot);
-        let closes = conn.framing == Framing::WebSocket && conn.phase != Phase::Opening;
+        let closes = conn.framing.is_websocket() && conn.phase != Phase::Opening;
         conn.phase = Phase::Flushing;
         conn.handshake = Vec::new();
         if closes {

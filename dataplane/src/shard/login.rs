@@ -130,7 +130,7 @@ impl Shard {
                 let mut answer = Vec::new();
                 upgrade::write_accept(&request, &mut answer);
                 self.push_bytes(slot, &answer);
-                self.framed(slot, Framing::WebSocket, request.serializer);
+                self.framed(slot, request.subprotocol.framing(), request.subprotocol.serializer);
                 let rest = request.head_bytes.saturating_sub(held).min(bytes.len());
                 self.frames(slot, &mut bytes[rest..]);
             }

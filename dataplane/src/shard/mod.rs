@@ -22,6 +22,7 @@ mod features;
 mod flow;
 mod groups;
 mod identity;
+mod inbound;
 mod login;
 mod members;
 mod nodes;
@@ -96,6 +97,12 @@ pub struct ShardConfig {
 pub struct SendBuf {
     /// Never empty when taken from a shard.
     pub segments: Vec<Segment>,
+}
+
+impl SendBuf {
+    fn bytes(&self) -> usize {
+        self.segments.iter().map(|segment| segment.as_slice().len()).sum()
+    }
 }
 
 /// A piece of a [`SendBuf`].
@@ -361,9 +368,17 @@ impl Shard {
         let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else {
             return self.relay_take_send(conn);
         };
-        state.sending_bytes = state.out.bytes() as u32;
-        self.metrics.add(Counter::BytesSent, u64::from(state.sending_bytes));
-        state.out.take(&mut self.pool)
+        let queued = state.out.bytes();
+        let buf = if state.framing.is_batched() {
+            state.out.take_batched(&mut self.pool)
+        } else {
+            state.out.take(&mut self.pool)
+        };
+        let bytes = buf.bytes();
+        state.sending_bytes = bytes as u32;
+        self.queued_bytes = self.queued_bytes + bytes - queued;
+        self.metrics.add(Counter::BytesSent, bytes as u64);
+        buf
     }
 
     /// A `SendBuf` went out whole (`ok`), or the connection broke.

@@ -5,7 +5,7 @@
 
 use super::{Segment, SendBuf};
 use bytes::Bytes;
-use common::transport::{Framing, walk_own_frame};
+use common::transport::{Framing, batch, walk_own_frame};
 use common::wire::Serializer;
 
 /// Buffers of emptied queues, kept for the next connection that has something to send.
@@ -129,6 +129,22 @@ impl Outbound {
         buf
     }
 
+    /// As [`Outbound::take`], with neighbouring messages that are batches joined to longer ones.
+    pub fn take_batched(&mut self, pool: &mut Pool) -> SendBuf {
+        let mut unframed = self.unframed;
+        let mut buf = self.take(pool);
+        for segment in &mut buf.segments {
+            let Segment::Owned(frames) = segment else { continue };
+            let mut joined = pool.buffer();
+            joined.reserve(frames.len());
+            let (before, frames_only) = frames.split_at(std::mem::take(&mut unframed));
+            joined.extend_from_slice(before);
+            batch::coalesce(frames_only, &mut joined);
+            pool.put_back(std::mem::replace(frames, joined));
+        }
+        buf
+    }
+
     /// Drops everything; returns the bytes dropped.
     pub fn clear(&mut self, pool: &mut Pool) -> usize {
         self.head = Vec::new();
@@ -194,9 +210,12 @@ fn drop_events(
 fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: usize) -> bool {
     let is_message = match framing {
         Framing::RawSocket => frame[0] & 7 == 0,
-        Framing::WebSocket => matches!(frame[0] & 0x0f, 1 | 2),
+        _ => matches!(frame[0] & 0x0f, 1 | 2),
     };
-    let message = &frame[payload_at..];
+    let message = match framing.is_batched() && !serializer.is_text() {
+        true => frame.get(payload_at + 4..).unwrap_or_default(),
+        false => &frame[payload_at..],
+    };
     is_message
         && match serializer {
             Serializer::Json => message.starts_with(b"[36,"),
@@ -213,13 +232,12 @@ fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::transport::{FrameKind, write_header};
+    use common::transport::{Frame, Framer, Role, write_message};
     use common::wire::{Payload, encode};
 
     fn frame(framing: Framing, serializer: Serializer, message: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        write_header(framing, serializer, FrameKind::Message, message.len(), &mut out);
-        out.extend_from_slice(message);
+        write_message(framing, serializer, message, &mut out);
         out
     }
 
@@ -237,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_oldest_events_go_and_replies_stay_in_order() {
-        for framing in [Framing::RawSocket, Framing::WebSocket] {
+        for framing in [Framing::RawSocket, Framing::WebSocket, Framing::Batched, Framing::BatchedCan] {
             for serializer in Serializer::ALL {
                 let mut pool = Pool::default();
                 let mut queue = Outbound::default();
@@ -280,6 +298,40 @@ mod tests {
             let expected = [answer, &last].concat();
             assert_eq!(queue.drop_oldest_events(framing, serializer, expected.len()), 3);
             assert_eq!(queue.take(&mut pool).segments[0].as_slice(), expected);
+        }
+    }
+
+    #[test]
+    fn what_waits_in_one_turn_leaves_as_one_batch() {
+        for serializer in Serializer::ALL {
+            let framing = Framing::Batched;
+            let mut pool = Pool::default();
+            let mut queue = Outbound::default();
+            queue.append_unframed(&mut pool, b"answer");
+            let replies: Vec<Vec<u8>> = (1..=50).map(|n| reply(serializer, n)).collect();
+            for (index, reply) in replies.iter().enumerate() {
+                let reply = frame(framing, serializer, reply);
+                if index == 30 {
+                    queue.append_shared(Bytes::from(reply));
+                } else {
+                    queue.append(&mut pool, |out| out.extend_from_slice(&reply));
+                }
+            }
+            let before = queue.bytes();
+            let sent = queue.take_batched(&mut pool);
+            assert!(queue.is_empty());
+            assert!(sent.bytes() < before);
+            let mut bytes: Vec<u8> =
+                sent.segments.iter().flat_map(|segment| segment.as_slice()).copied().collect();
+            assert!(bytes.starts_with(b"answer"));
+            let mut chunk = &mut bytes[6..];
+            let mut framer = Framer::new(framing, Role::Client, serializer, 1 << 20);
+            let (mut frames, mut messages) = (0, Vec::new());
+            while let Ok(Some(Frame::Message(bytes))) = framer.next(&mut chunk) {
+                frames += 1;
+                messages.extend(batch::split(framing, serializer, bytes).map(|m| m.expect("right").to_vec()));
+            }
+            assert_eq!((frames, messages), (3, replies), "what is shared goes by itself");
         }
     }
 

@@ -16,11 +16,12 @@ impl Shard {
     /// Takes the frames out of received bytes and handles them, as long as the connection is read.
     pub(super) fn frames(&mut self, slot: u32, mut chunk: &mut [u8]) {
         let Some(mut framer) = self.at(slot).framer.take() else { return };
-        let generation = self.at(slot).generation;
+        let conn = self.at(slot);
+        let (generation, framing) = (conn.generation, conn.framing);
         loop {
             let failed = match framer.next(&mut chunk) {
-                Ok(Some(Frame::Message(message))) => {
-                    self.message(slot, message);
+                Ok(Some(Frame::Message(bytes))) => {
+                    self.carried(slot, framing, bytes);
                     false
                 }
                 Ok(Some(Frame::Ping(payload))) => {
@@ -38,13 +39,8 @@ impl Shard {
                     true
                 }
             };
-            match self.conns.get(slot as usize) {
-                Some(Some(conn)) if conn.generation == generation => {
-                    if failed || matches!(conn.phase, Phase::Flushing | Phase::Lingering) {
-                        return;
-                    }
-                }
-                _ => return,
+            if failed || !self.is_read(slot, generation) {
+                return;
             }
             if let Some(bound) = self.new_bound.take() {
                 framer.set_message_bytes_max(bound);
@@ -54,7 +50,7 @@ impl Shard {
     }
 
     /// A stream that cannot go on: a session is told why, then the connection is closed with the transport's code.
-    fn bad_frame(&mut self, slot: u32, error: &FrameError) {
+    pub(super) fn bad_frame(&mut self, slot: u32, error: &FrameError) {
         if matches!(self.at(slot).phase, Phase::Open | Phase::Login) {
             self.metrics.count(Counter::ProtocolViolations);
             self.queue_abort(slot, wamp::PROTOCOL_VIOLATION, &error.to_string());
@@ -63,7 +59,7 @@ impl Shard {
     }
 
     #[inline]
-    fn message(&mut self, slot: u32, bytes: &[u8]) {
+    pub(super) fn message(&mut self, slot: u32, bytes: &[u8]) {
         let conn = self.at(slot);
         let (phase, serializer) = (conn.phase, conn.serializer);
         self.metrics.count(Counter::MessagesReceived);

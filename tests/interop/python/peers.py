@@ -16,7 +16,16 @@ from autobahn.wamp.serializer import (  # noqa: E402
     MsgPackSerializer,
 )
 
-SERIALIZERS = {"json": JsonSerializer, "msgpack": MsgPackSerializer, "cbor": CBORSerializer}
+FORMATS = {"json": JsonSerializer, "msgpack": MsgPackSerializer, "cbor": CBORSerializer}
+SERIALIZERS = tuple(FORMATS)
+
+
+def serializer_of(name):
+    """The serializer of `json` or, in batches, `json.batched`."""
+    form, _, batched = name.partition(".")
+    return FORMATS[form](batched=True) if batched else FORMATS[form]()
+
+
 REALM = "realm1"
 PATIENCE_S = 20
 
@@ -60,7 +69,7 @@ async def join(url, serializer, realm=REALM):
         sessions.append(Peer(config))
         return sessions[0]
 
-    runner = ApplicationRunner(url, realm, serializers=[SERIALIZERS[serializer]()])
+    runner = ApplicationRunner(url, realm, serializers=[serializer_of(serializer)])
     await asyncio.wait_for(runner.run(make, start_loop=False), PATIENCE_S)
     while not sessions:
         await asyncio.sleep(0)
