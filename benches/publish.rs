@@ -223,6 +223,7 @@ fn shard_config() -> ShardConfig {
         connections_max: 10,
         message_max: 1 << 20,
         backlog: 16,
+        ..Listener::of(Transport::RawSocket)
     };
     ShardConfig {
         shard: ShardId(1),

@@ -25,6 +25,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> Result<(), Box<dyn Error>> {
         connections_max: 100_000,
         message_max: 1 << 20,
         backlog: 1_024,
+        ..Listener::of(Transport::RawSocket)
     };
     let plan = Plan {
         config: Config { listeners: vec![listener], ..Config::default() },

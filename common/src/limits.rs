@@ -20,6 +20,8 @@ pub const FRAGMENTS_MAX: u32 = 1_024;
 pub const FRAGMENT_BYTES: u32 = 64;
 /// Longest payload of a WebSocket control frame (RFC 6455, 5.5).
 pub const CONTROL_FRAME_BYTES_MAX: usize = 125;
+/// Shortest WebSocket message that is compressed before it is sent.
+pub const DEFLATE_BYTES_MIN: usize = 64;
 /// Largest RawSocket PING accepted and echoed.
 pub const RAW_PING_BYTES_MAX: usize = 4_096;
 /// Most receivers that the lists of one PUBLISH may name, all lists together.

@@ -79,6 +79,10 @@ table! {
     RelayAcksFailed "signalbox_relay_acks_failed_total" "" "Acknowledged publications that a live node did not take.";
     RelayRoundTrips "signalbox_relay_round_trips_total" "" "Round trips between nodes that were measured.";
     RelayRoundTripMicros "signalbox_relay_round_trip_microseconds_total" "" "Their sum.";
+    InflatedBytes "signalbox_inflated_bytes_total" "" "Bytes that compressed messages of clients unfolded to.";
+    InflatesRefused "signalbox_inflates_refused_total" "" "Compressed messages that were broken or unfolded to more than a message may have.";
+    DeflatedBytes "signalbox_deflated_bytes_total" "" "Bytes that compression and batching saved on compressed connections.";
+    ContextsRefused "signalbox_compression_contexts_refused_total" "" "Connections compressed without context because memory for contexts was at its bound.";
     Turns "signalbox_turns_total" "" "Turns of the shard's loop that had work.";
     Enters "signalbox_ring_enters_total" "" "io_uring_enter calls.";
     Parks "signalbox_parks_total" "" "Times the shard parked in its executor.";
@@ -99,6 +103,7 @@ table! {
     SnapshotRoutes "signalbox_snapshot_routes" "" "Routes in the snapshot.";
     SnapshotVersion "signalbox_snapshot_version" "" "Version of the snapshot in use.";
     QueuedBytes "signalbox_queued_bytes" "" "Bytes queued to clients and held of incomplete messages.";
+    CompressionBytes "signalbox_compression_context_bytes" "" "Bytes reserved for the compression contexts of connections.";
     MeshBacklogBytes "signalbox_mesh_backlog_bytes" "" "Bytes that wait for room in queues to other shards.";
     RelayConnections "signalbox_relay_connections" "" "Established relay connections, of both directions.";
     RelayQueuedBytes "signalbox_relay_queued_bytes" "" "Bytes queued to other nodes.";

@@ -198,6 +198,8 @@ impl Client {
                 Ok(Step::Progress)
             }
             Some(Frame::Pong(_)) => Ok(Step::Progress),
+            // Only after `Framer::accept_compressed`.
+            Some(Frame::Compressed(_)) => unreachable!("compression was not agreed on"),
             Some(Frame::Close { .. }) if matches!(self.stage, Stage::Leaving | Stage::Gone) => Ok(Step::Gone),
             Some(Frame::Close { code }) => Err(ClientError::Closed { code }),
         }

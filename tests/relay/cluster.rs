@@ -160,6 +160,7 @@ fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (
         connections_max: 10_000,
         message_max: 1 << 20,
         backlog: 64,
+        ..Listener::of(Transport::RawSocket)
     };
     let mut config = Config {
         listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],

@@ -234,6 +234,7 @@ impl Client {
                 }
                 Frame::Close { .. } => self.gone = true,
                 Frame::Ping(_) | Frame::Pong(_) => {}
+                Frame::Compressed(_) => unreachable!("compression was not agreed on"),
             }
         }
         self.framer = Some(framer);

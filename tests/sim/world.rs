@@ -477,6 +477,7 @@ fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConf
         connections_max: 10_000,
         message_max: 1 << 20,
         backlog: 16,
+        ..Listener::of(Transport::RawSocket)
     };
     ShardConfig {
         shard: ShardId(shard as u8),

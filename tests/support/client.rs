@@ -347,6 +347,7 @@ impl Client {
                     }
                 }
                 Frame::Ping(payload) => pings.push(payload.to_vec()),
+                Frame::Compressed(_) => unreachable!("compression was not agreed on"),
                 Frame::Pong(payload) => self.pongs.push_back(payload.to_vec()),
                 Frame::Close { code } => self.close = Some(code),
             }

@@ -16,6 +16,8 @@ pub struct Setup {
     pub cores: String,
     /// TOML keys added to both listeners.
     pub listener: String,
+    /// TOML keys added to the WebSocket listener.
+    pub websocket: String,
     /// TOML tables added at the end, for example `[limits]`.
     pub tables: String,
 }
@@ -24,7 +26,7 @@ impl Default for Setup {
     fn default() -> Self {
         let cpus = dataplane::cpus::allowed().expect("the affinity of this process");
         let cores = cpus.iter().take(2).map(u32::to_string).collect::<Vec<_>>().join(",");
-        Self { cores, listener: String::new(), tables: String::new() }
+        Self { cores, listener: String::new(), websocket: String::new(), tables: String::new() }
     }
 }
 
@@ -39,12 +41,12 @@ impl Setup {
     }
 
     fn text(&self, data_dir: &Path) -> String {
-        let Self { cores, listener, tables } = self;
+        let Self { cores, listener, websocket, tables } = self;
         let any = "address = \"127.0.0.1:0\"";
         format!(
             "data_dir = {data_dir:?}\ncores = {cores:?}\n\
              [admin]\n{any}\n\
-             [[listener]]\ntransport = \"websocket\"\n{any}\n{listener}\n\
+             [[listener]]\ntransport = \"websocket\"\n{any}\n{listener}\n{websocket}\n\
              [[listener]]\ntransport = \"rawsocket\"\n{any}\n{listener}\n\
              {tables}\n"
         )

@@ -1,7 +1,7 @@
 //! The embedded default: one node, reachable from its own machine only.
 
 use super::{
-    Aae, Admin, Cluster, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
+    Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
     Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::snapshot::Anonymous;
@@ -106,6 +106,8 @@ impl Listener {
             connections_max: 1_000_000,
             message_max: 1 << 20,
             backlog: 4_096,
+            compression: Compression::Off,
+            compression_level: 3,
         }
     }
 }

@@ -80,6 +80,16 @@ pub enum Transport {
     RawSocket,
 }
 
+/// Whether WebSocket messages may be compressed (permessage-deflate, RFC 7692).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    Off,
+    /// Each message by itself: no memory for a connection, and an event is compressed once for all its receivers.
+    NoTakeover,
+    /// With the messages before as context, where the client agrees.
+    Takeover,
+}
+
 /// `[[listener]]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listener {
@@ -94,6 +104,10 @@ pub struct Listener {
     pub message_max: u32,
     /// `backlog` of the listening sockets.
     pub backlog: u32,
+    /// Off for RawSocket.
+    pub compression: Compression,
+    /// `compression_level`: 1 (fast) to 9 (small).
+    pub compression_level: u8,
 }
 
 /// `[admin]`

@@ -3,7 +3,7 @@
 use super::reader::{Section, Source};
 use super::schema::{CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX};
 use super::{
-    Aae, Admin, Cluster, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log, Memory,
+    Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log, Memory,
     RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
 };
 use crate::snapshot::Anonymous;
@@ -64,6 +64,12 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
     if transport == Transport::RawSocket && section.has("path") {
         return Err(section.refuse("path", "a path of a rawsocket listener", "paths of websocket listeners"));
     }
+    let compression = [Compression::Off, Compression::NoTakeover, Compression::Takeover]
+        [section.choice("compression", 0)?];
+    if transport == Transport::RawSocket && compression != Compression::Off {
+        let allowed = "compression of websocket listeners";
+        return Err(section.refuse("compression", "compression of a rawsocket listener", allowed));
+    }
     Ok(Listener {
         transport,
         address: section.address("address", default.address)?,
@@ -71,6 +77,8 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         connections_max: section.u32("connections_max", default.connections_max)?,
         message_max: section.u32("message_max", default.message_max)?,
         backlog: section.u32("backlog", default.backlog)?,
+        compression,
+        compression_level: section.u32("compression_level", default.compression_level.into())? as u8,
     })
 }
 

@@ -218,6 +218,8 @@ pub const SCHEMA: &[Key] = &[
     integer("listener", "connections_max", 10_000_000),
     key("listener", "message_max", Kind::Size { min: 512, max: MESSAGE_BYTES_MAX as u64 }),
     integer("listener", "backlog", 65_535),
+    key("listener", "compression", Kind::Choice(&["off", "no_takeover", "takeover"])),
+    integer("listener", "compression_level", 9),
     key("admin", "address", Kind::Address),
     integer("limits", "subscriptions_max", 10_000_000),
     integer("limits", "registrations_max", 10_000_000),

@@ -12,7 +12,7 @@
 //! ```
 
 use super::websocket::{self, Opcode};
-use super::{Frame, FrameError, FrameKind, Framing, HEADER_BYTES_MAX, Role, rawsocket};
+use super::{Frame, FrameError, FrameKind, Framing, HEADER_BYTES_MAX, Role, deflate, rawsocket};
 use crate::limits::{FRAGMENT_BYTES, FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
 use crate::wire::Serializer;
 
@@ -35,6 +35,10 @@ pub struct Framer {
     is_text_expected: Option<bool>,
     /// The last message, open or not, is text.
     is_text: bool,
+    /// Compressed messages are taken.
+    deflates: bool,
+    /// The last message, open or not, is compressed.
+    is_compressed: bool,
 }
 
 const _: () = assert!(size_of::<Framer>() <= 64, "a framer is one cache line of every connection");
@@ -91,7 +95,16 @@ impl Framer {
             role,
             is_text_expected: Some(serializer.is_text()),
             is_text: false,
+            deflates: false,
+            is_compressed: false,
         }
+    }
+
+    /// Takes compressed WebSocket messages from now on: permessage-deflate was agreed on. The bound of a message holds
+    /// for its compressed form too, with a little more for what cannot be compressed; what it unfolds to is bounded
+    /// by whoever decompresses it.
+    pub fn accept_compressed(&mut self) {
+        self.deflates = true;
     }
 
     /// Holds for frames whose header has not arrived yet.
@@ -132,8 +145,10 @@ impl Framer {
         }
         match self.advance(chunk) {
             Ok(None) => Ok(None),
-            Ok(Some(Found::InChunk(kind, payload))) => Ok(Some(frame(kind, payload))),
-            Ok(Some(Found::Gathered(kind, start))) => Ok(Some(frame(kind, &self.gathered[start..]))),
+            Ok(Some(Found::InChunk(kind, payload))) => Ok(Some(frame(kind, self.is_compressed, payload))),
+            Ok(Some(Found::Gathered(kind, start))) => {
+                Ok(Some(frame(kind, self.is_compressed, &self.gathered[start..])))
+            }
             Ok(Some(Found::Close(code))) => Ok(Some(Frame::Close { code })),
             Err(error) => {
                 self.end(Step::Failed);
@@ -171,6 +186,7 @@ impl Framer {
                     return None;
                 }
                 self.is_text = is_text;
+                self.is_compressed = false;
                 let payload = &mut take(chunk, frame_bytes)[header_bytes..];
                 websocket::apply_mask(payload, mask);
                 Some(payload)
@@ -230,7 +246,8 @@ impl Framer {
                 Ok(Some((head, rawsocket::PREFIX_BYTES)))
             }
             _ => {
-                let Some((header, header_bytes)) = websocket::parse_header(bytes, self.role)? else {
+                let Some((header, header_bytes)) = websocket::parse_header(bytes, self.role, self.deflates)?
+                else {
                     return Ok(None);
                 };
                 Ok(Some((self.admit(header)?, header_bytes)))
@@ -254,6 +271,7 @@ impl Framer {
                 if self.is_text_expected.is_some_and(|is_text| is_text != self.is_text) {
                     return Err(wrong_type(self.is_text));
                 }
+                self.is_compressed = header.is_compressed;
                 FrameKind::Message
             }
             Opcode::Continuation => FrameKind::Message,
@@ -268,8 +286,12 @@ impl Framer {
             }
             self.fragments += 1;
             let bytes = header.payload_bytes.saturating_add(u64::from(self.message_bytes));
-            if bytes > u64::from(self.message_bytes_max) {
-                return Err(FrameError::TooLarge { bytes, bytes_max: self.message_bytes_max as usize });
+            let bytes_max = match self.is_compressed {
+                true => deflate::compressed_bytes_max(self.message_bytes_max),
+                false => self.message_bytes_max,
+            };
+            if bytes > u64::from(bytes_max) {
+                return Err(FrameError::TooLarge { bytes, bytes_max: bytes_max as usize });
             }
         }
         let payload_bytes = u32::try_from(header.payload_bytes)
@@ -321,7 +343,7 @@ impl Framer {
         match head.kind {
             FrameKind::Message => {
                 self.fragments = 0;
-                if self.is_text && simdutf8::basic::from_utf8(payload).is_err() {
+                if self.is_plain_text() && simdutf8::basic::from_utf8(payload).is_err() {
                     return Err(FrameError::Utf8);
                 }
             }
@@ -332,6 +354,12 @@ impl Framer {
         Ok(Some(Found::InChunk(head.kind, payload)))
     }
 
+    /// The open message is text that can be checked.
+    #[inline]
+    fn is_plain_text(&self) -> bool {
+        self.is_text && !self.is_compressed
+    }
+
     /// Moves what the chunk has of the payload behind what was gathered. True when the payload is whole.
     fn gather(&mut self, head: Head, chunk: &mut &mut [u8]) -> Result<bool, FrameError> {
         let missing = head.payload_bytes as usize;
@@ -340,6 +368,7 @@ impl Framer {
         let mut mask = head.mask;
         mask.rotate_left(part.len() % 4);
 
+        let is_plain_text = self.is_plain_text();
         let gathered = &mut self.gathered;
         let needed = gathered.len() + part.len();
         if needed > gathered.capacity() {
@@ -348,7 +377,7 @@ impl Framer {
             gathered.reserve_exact(capacity - gathered.len());
         }
         gathered.extend_from_slice(part);
-        if self.is_text && head.kind == FrameKind::Message {
+        if is_plain_text && head.kind == FrameKind::Message {
             self.utf8_bytes += websocket::check_utf8(&gathered[self.utf8_bytes as usize..])? as u32;
         }
         let payload_bytes = (missing - part.len()) as u32;
@@ -361,7 +390,7 @@ impl Framer {
         let start = self.message_bytes as usize;
         match head.kind {
             FrameKind::Message if head.is_final => {
-                if self.is_text && self.utf8_bytes as usize != self.gathered.len() {
+                if self.is_plain_text() && self.utf8_bytes as usize != self.gathered.len() {
                     return Err(FrameError::Utf8);
                 }
                 (self.fragments, self.message_bytes, self.utf8_bytes) = (0, 0, 0);
@@ -405,8 +434,9 @@ impl Framer {
 }
 
 #[inline]
-fn frame(kind: FrameKind, payload: &[u8]) -> Frame<'_> {
+fn frame(kind: FrameKind, is_compressed: bool, payload: &[u8]) -> Frame<'_> {
     match kind {
+        FrameKind::Message if is_compressed => Frame::Compressed(payload),
         FrameKind::Message => Frame::Message(payload),
         FrameKind::Ping => Frame::Ping(payload),
         FrameKind::Pong => Frame::Pong(payload),

@@ -4,6 +4,7 @@
 //! its own buffer when they are not.
 
 pub mod batch;
+pub mod deflate;
 mod framer;
 pub mod rawsocket;
 mod subprotocol;
@@ -51,6 +52,9 @@ impl Framing {
 pub enum Frame<'a> {
     /// One whole WAMP message, or a batch of them.
     Message(&'a [u8]),
+    /// The same, compressed by permessage-deflate; only once [`Framer::accept_compressed`] was called. Whether it is
+    /// text is said by [`Framer::is_text`], and not checked.
+    Compressed(&'a [u8]),
     /// Answer with a pong of the same payload.
     Ping(&'a [u8]),
     Pong(&'a [u8]),
@@ -69,6 +73,8 @@ pub enum FrameError {
     Protocol(&'static str),
     #[error("text is not valid UTF-8")]
     Utf8,
+    #[error("a compressed message cannot be decompressed")]
+    Compression,
     #[error("{frame} frame, but the serializer needs {expected}")]
     WrongType { frame: &'static str, expected: &'static str },
 }
@@ -79,7 +85,7 @@ impl FrameError {
         match self {
             Self::TooLarge { .. } => 1009,
             Self::Protocol(_) => 1002,
-            Self::Utf8 => 1007,
+            Self::Utf8 | Self::Compression => 1007,
             Self::WrongType { .. } => 1003,
         }
     }

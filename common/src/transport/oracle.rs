@@ -75,6 +75,7 @@ fn our_messages(role: Role, input: &[u8]) -> (Vec<Message>, bool) {
             Ok(Some(Frame::Message(payload))) => (Message::Binary, payload.to_vec()),
             Ok(Some(Frame::Ping(payload))) => (Message::Ping, payload.to_vec()),
             Ok(Some(Frame::Pong(payload))) => (Message::Pong, payload.to_vec()),
+            Ok(Some(Frame::Compressed(_))) => unreachable!("compression was not agreed on"),
             Ok(Some(Frame::Close { code })) => {
                 let frame = CloseFrame { code: code.into(), reason: "".into() };
                 messages.push(Message::Close((code != websocket::CLOSE_CODE_ABSENT).then_some(frame)));

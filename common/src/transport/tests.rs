@@ -20,6 +20,7 @@ impl From<Frame<'_>> for Owned {
             Frame::Message(payload) => Self::Message(payload.to_vec()),
             Frame::Ping(payload) => Self::Ping(payload.to_vec()),
             Frame::Pong(payload) => Self::Pong(payload.to_vec()),
+            Frame::Compressed(_) => unreachable!("compression was not agreed on"),
             Frame::Close { code } => Self::Close(code),
         }
     }

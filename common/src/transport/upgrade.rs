@@ -7,14 +7,32 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha1::{Digest, Sha1};
 
-use super::Subprotocol;
+use super::{Subprotocol, deflate};
 use crate::limits::{UPGRADE_BYTES_MAX, UPGRADE_HEADERS_MAX};
+
+/// What a listener answers with an upgrade.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepts<'p> {
+    /// The path of the request.
+    pub path: &'p str,
+    /// `None`: messages are not compressed.
+    pub deflate: Option<deflate::Accepts>,
+}
+
+/// Without compression.
+impl<'p> From<&'p str> for Accepts<'p> {
+    fn from(path: &'p str) -> Self {
+        Self { path, deflate: None }
+    }
+}
 
 /// A client's valid upgrade request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upgrade {
     /// The first offered WAMP subprotocol that we speak.
     pub subprotocol: Subprotocol,
+    /// Compression, when the client offered it and the listener agrees.
+    pub deflate: Option<deflate::Params>,
     /// The `Sec-WebSocket-Accept` value to answer.
     pub accept: String,
     /// Bytes of the request head; what follows belongs to the WebSocket.
@@ -88,8 +106,12 @@ const NONCE_BYTES: usize = 16;
 /// Bytes of a nonce in base64, with padding.
 const KEY_BYTES: usize = NONCE_BYTES.div_ceil(3) * 4;
 
-/// Reads an upgrade request for `path`. `Ok(None)`: not whole yet, and so far within [`UPGRADE_BYTES_MAX`].
-pub fn parse_request(head: &[u8], path: &str) -> Result<Option<Upgrade>, UpgradeError> {
+/// Reads an upgrade request. `Ok(None)`: not whole yet, and so far within [`UPGRADE_BYTES_MAX`].
+pub fn parse_request<'p>(
+    head: &[u8],
+    accepts: impl Into<Accepts<'p>>,
+) -> Result<Option<Upgrade>, UpgradeError> {
+    let accepts = accepts.into();
     let mut headers = [httparse::EMPTY_HEADER; UPGRADE_HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     let within = &head[..head.len().min(UPGRADE_BYTES_MAX)];
@@ -106,10 +128,10 @@ pub fn parse_request(head: &[u8], path: &str) -> Result<Option<Upgrade>, Upgrade
     if !has_only_crlf(&within[..head_bytes]) {
         return Err(UpgradeError::Malformed("lines must end with CR LF"));
     }
-    check_request_line(&request, path)?;
-    let offer = Offer::read(request.headers)?;
+    check_request_line(&request, accepts.path)?;
+    let offer = Offer::read(request.headers, accepts.deflate)?;
     let (subprotocol, accept) = offer.check()?;
-    Ok(Some(Upgrade { subprotocol, accept, head_bytes }))
+    Ok(Some(Upgrade { subprotocol, deflate: offer.deflate, accept, head_bytes }))
 }
 
 /// Method, version and target. The query is not part of the path.
@@ -130,7 +152,7 @@ fn check_request_line(request: &httparse::Request<'_, '_>, path: &str) -> Result
     }
 }
 
-/// The headers that matter. Others, `Sec-WebSocket-Extensions` among them, are passed over.
+/// The headers that matter. Others are passed over.
 #[derive(Default)]
 struct Offer<'h> {
     host: Option<&'h [u8]>,
@@ -140,10 +162,15 @@ struct Offer<'h> {
     is_upgrade: bool,
     is_connection_upgrade: bool,
     subprotocol: Option<Subprotocol>,
+    /// Agreed to already: the first offer that can be kept wins.
+    deflate: Option<deflate::Params>,
 }
 
 impl<'h> Offer<'h> {
-    fn read(headers: &[httparse::Header<'h>]) -> Result<Self, UpgradeError> {
+    fn read(
+        headers: &[httparse::Header<'h>],
+        accepts: Option<deflate::Accepts>,
+    ) -> Result<Self, UpgradeError> {
         let mut offer = Self::default();
         for &httparse::Header { name, value } in headers {
             let is = |expected: &str| name.eq_ignore_ascii_case(expected);
@@ -163,6 +190,11 @@ impl<'h> Offer<'h> {
                 offer.is_connection_upgrade |= has_token(value, "upgrade");
             } else if is("sec-websocket-protocol") && offer.subprotocol.is_none() {
                 offer.subprotocol = tokens(value).find_map(Subprotocol::from_name);
+            } else if is("sec-websocket-extensions")
+                && offer.deflate.is_none()
+                && let Some(accepts) = accepts
+            {
+                offer.deflate = deflate::Params::choose(value, accepts);
             }
         }
         Ok(offer)
@@ -246,16 +278,20 @@ fn accept_value(key: &[u8]) -> String {
 
 /// Appends the 101 answer.
 pub fn write_accept(upgrade: &Upgrade, out: &mut Vec<u8>) {
-    let Upgrade { subprotocol, accept, .. } = upgrade;
+    let Upgrade { subprotocol, deflate, accept, .. } = upgrade;
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
         accept,
         "\r\nSec-WebSocket-Protocol: ",
         subprotocol.name(),
-        "\r\n\r\n",
+        "\r\n",
     ] {
         out.extend_from_slice(part.as_bytes());
     }
+    if let Some(params) = deflate {
+        out.extend_from_slice(format!("Sec-WebSocket-Extensions: {params}\r\n").as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends a whole HTTP error answer with a one-line body and `Connection: close`.
@@ -405,6 +441,25 @@ mod tests {
     }
 
     #[test]
+    fn compression_is_agreed_on_where_the_listener_allows_it() {
+        let offer =
+            "permessage-deflate; client_max_window_bits\r\nSec-WebSocket-Extensions: permessage-deflate";
+        let request = REQUEST.replace("\r\n\r\n", &format!("\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n"));
+        let parse = |deflate| {
+            let accepts = Accepts { path: "/ws", deflate };
+            parse_request(request.as_bytes(), accepts).unwrap().unwrap()
+        };
+        assert_eq!(parse(None).deflate, None);
+        let upgrade = parse(Some(deflate::Accepts { context_takeover: true }));
+        let mut answer = Vec::new();
+        write_accept(&upgrade, &mut answer);
+        let answer = String::from_utf8(answer).unwrap();
+        let line = "\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=15\r\n\r\n";
+        assert!(answer.ends_with(line), "{answer}");
+        assert!(parse_answer(answer.as_bytes(), Serializer::Json, [7; 16]).is_err(), "nobody offered it");
+    }
+
+    #[test]
     fn wrong_methods_paths_and_versions_are_refused() {
         assert_eq!(replaced("GET", "POST"), Err(UpgradeError::Method));
         assert_eq!(replaced("/ws", "/"), Err(UpgradeError::Path));
@@ -531,7 +586,10 @@ mod tests {
     fn wrong_answers_are_told() {
         let mut answer = Vec::new();
         let accept = accept_value(BASE64.encode([7; 16]).as_bytes());
-        write_accept(&Upgrade { subprotocol: Serializer::Json.into(), accept, head_bytes: 0 }, &mut answer);
+        write_accept(
+            &Upgrade { subprotocol: Serializer::Json.into(), deflate: None, accept, head_bytes: 0 },
+            &mut answer,
+        );
         let answer = String::from_utf8(answer).unwrap();
         let parse = |answer: &str| parse_answer(answer.as_bytes(), Serializer::Json, [7; 16]);
         assert!(parse(&answer).is_ok());

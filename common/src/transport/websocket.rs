@@ -21,6 +21,8 @@ pub(super) enum Opcode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Header {
     pub opcode: Opcode,
+    /// The message that begins with this frame is compressed (RFC 7692, 6).
+    pub is_compressed: bool,
     /// The frame ends its message.
     pub is_final: bool,
     pub payload_bytes: u64,
@@ -33,18 +35,26 @@ pub const CLOSE_CODE_ABSENT: u16 = 1005;
 
 const FINAL_BIT: u8 = 0x80;
 const RESERVED_BITS: u8 = 0x70;
+/// RSV1, which permessage-deflate sets in the first frame of a compressed message.
+pub(super) const COMPRESSED_BIT: u8 = 0x40;
 const MASK_BIT: u8 = 0x80;
 /// Length fields that announce 2 and 8 further length bytes.
 const LENGTH_16: u8 = 126;
 const LENGTH_64: u8 = 127;
 
 /// Reads the header that `bytes`, sent by `role`'s peer, begins with, and its length. `Ok(None)`: not whole yet.
+/// `deflates`: permessage-deflate was agreed on.
 #[inline]
-pub(super) fn parse_header(bytes: &[u8], role: Role) -> Result<Option<(Header, usize)>, FrameError> {
+pub(super) fn parse_header(
+    bytes: &[u8],
+    role: Role,
+    deflates: bool,
+) -> Result<Option<(Header, usize)>, FrameError> {
     let Some((&[first, second], rest)) = bytes.split_first_chunk() else {
         return Ok(None);
     };
-    if first & RESERVED_BITS != 0 {
+    let is_compressed = first & COMPRESSED_BIT != 0;
+    if first & RESERVED_BITS != 0 && !(deflates && first & RESERVED_BITS == COMPRESSED_BIT) {
         return Err(FrameError::Protocol("reserved bits set, but no extension was negotiated"));
     }
     let is_masked = second & MASK_BIT != 0;
@@ -63,6 +73,9 @@ pub(super) fn parse_header(bytes: &[u8], role: Role) -> Result<Option<(Header, u
         10 => Opcode::Pong,
         _ => return Err(FrameError::Protocol("reserved opcode")),
     };
+    if is_compressed && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(FrameError::Protocol("only the first frame of a message may be marked as compressed"));
+    }
     let is_final = first & FINAL_BIT != 0;
     let length = second & !MASK_BIT;
     if opcode as u8 >= Opcode::Close as u8 {
@@ -76,7 +89,7 @@ pub(super) fn parse_header(bytes: &[u8], role: Role) -> Result<Option<(Header, u
         (true, Some((&mask, rest))) => (mask, rest),
         (true, None) => return Ok(None),
     };
-    Ok(Some((Header { opcode, is_final, payload_bytes, mask }, bytes.len() - rest.len())))
+    Ok(Some((Header { opcode, is_compressed, is_final, payload_bytes, mask }, bytes.len() - rest.len())))
 }
 
 /// The first octet of an unfragmented message.
@@ -277,7 +290,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, FrameError> {
-        parse_header(bytes, Role::Server)
+        parse_header(bytes, Role::Server, false)
     }
 
     #[test]
@@ -292,6 +305,18 @@ mod tests {
     }
 
     #[test]
+    fn the_compressed_bit_is_taken_where_it_was_agreed_on() {
+        for (first, expected) in [(0xc1, true), (0x41, true), (0xc2, true), (0x81, false), (0x80, false)] {
+            let parsed = parse_header(&[first, 0x80, 0, 0, 0, 0], Role::Server, true);
+            assert_eq!(parsed.unwrap().unwrap().0.is_compressed, expected, "{first:#x}");
+        }
+        for first in [0xc0, 0xc8, 0xc9, 0xca, 0xe1, 0xd1, 0xa1, 0x91] {
+            let parsed = parse_header(&[first, 0x80, 0, 0, 0, 0], Role::Server, true);
+            assert!(matches!(parsed, Err(FrameError::Protocol(_))), "{first:#x}");
+        }
+    }
+
+    #[test]
     fn reserved_bits_are_refused() {
         for bit in [0x40, 0x20, 0x10] {
             assert!(matches!(parse(&[0x82 | bit, 0x80, 0, 0, 0, 0]), Err(FrameError::Protocol(_))));
@@ -300,9 +325,9 @@ mod tests {
 
     #[test]
     fn masks_are_needed_from_clients_and_refused_from_servers() {
-        assert!(parse_header(&[0x82, 0x00], Role::Server).is_err());
-        assert!(parse_header(&[0x82, 0x80, 1, 2, 3, 4], Role::Client).is_err());
-        let (header, header_bytes) = parse_header(&[0x82, 0x03], Role::Client).unwrap().unwrap();
+        assert!(parse_header(&[0x82, 0x00], Role::Server, false).is_err());
+        assert!(parse_header(&[0x82, 0x80, 1, 2, 3, 4], Role::Client, false).is_err());
+        let (header, header_bytes) = parse_header(&[0x82, 0x03], Role::Client, false).unwrap().unwrap();
         assert_eq!((header.payload_bytes, header.mask, header_bytes), (3, [0; 4], 2));
     }
 
@@ -398,9 +423,13 @@ mod tests {
             write_header(FrameKind::Message, is_text, payload_bytes, mask, &mut frame);
             let opcode = if is_text { Opcode::Text } else { Opcode::Binary };
             let header = Header {
-                opcode, is_final: true, payload_bytes: payload_bytes as u64, mask: mask.unwrap_or_default(),
+                opcode,
+                is_compressed: false,
+                is_final: true,
+                payload_bytes: payload_bytes as u64,
+                mask: mask.unwrap_or_default(),
             };
-            prop_assert_eq!(parse_header(&frame, role), Ok(Some((header, frame.len()))));
+            prop_assert_eq!(parse_header(&frame, role, false), Ok(Some((header, frame.len()))));
             if mask.is_none() {
                 prop_assert_eq!(walk_own_header(&frame), Some((frame.len(), payload_bytes)));
             }

@@ -116,6 +116,7 @@ mod tests {
             connections_max: 16,
             message_max: 1 << 20,
             backlog: 16,
+            ..Listener::of(Transport::RawSocket)
         }
     }
 

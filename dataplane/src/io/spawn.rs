@@ -188,6 +188,7 @@ fn relay_listener(config: &Config) -> Listener {
         connections_max: 0,
         message_max: 0,
         backlog: RELAY_BACKLOG,
+        ..Listener::of(Transport::RawSocket)
     }
 }
 

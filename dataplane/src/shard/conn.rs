@@ -1,5 +1,6 @@
 //! One connection: its framing, its phase, its outbound queue and, once logged in, its session.
 
+use super::compression::Packing;
 use super::outbound::Outbound;
 use super::timers::Tick;
 use common::transport::{Framer, Framing};
@@ -65,6 +66,8 @@ pub(super) struct Conn {
     /// When its one valid entry in the timer wheel comes up.
     pub scheduled: Tick,
     pub out: Outbound,
+    /// Compression, when it was agreed on.
+    pub packing: Option<Box<Packing>>,
     /// The handshake as far as it has come.
     pub handshake: Vec<u8>,
     pub session: Option<Box<Session>>,
@@ -225,6 +228,7 @@ impl Conn {
             deadline: now,
             scheduled: Tick::MAX,
             out: Outbound::default(),
+            packing: None,
             handshake: Vec::new(),
             session: None,
         }

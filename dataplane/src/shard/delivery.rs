@@ -3,12 +3,14 @@
 //! An event is encoded once for each serializer among its receivers here, whatever their number. What one receiver is
 //! told and another is not (the trust level) makes two forms of it.
 
+use super::compression::{Codecs, Key};
 use super::conn::Conn;
 use super::flow::{Class, Queued, Queues};
 use super::publication::Extra;
 use super::{ConnId, Shard};
 use bytes::Bytes;
 use common::ids::Match;
+use common::limits::DEFLATE_BYTES_MIN;
 use common::metrics::Counter;
 use common::transport::{Framing, HEADER_BYTES_MAX, write_message};
 use common::wire::encode::{self, Field};
@@ -26,6 +28,8 @@ pub(super) struct Scratch {
     events: [[Vec<u8>; 3]; FORMS],
     /// The event framed for sharing: one of each way at most.
     shared: Vec<(Way, Bytes)>,
+    /// Compressors that belong to no connection.
+    pub(super) codecs: Codecs,
 }
 
 /// What makes two frames of one event the same.
@@ -34,6 +38,8 @@ struct Way {
     trusting: bool,
     serializer: Serializer,
     framing: Framing,
+    /// Compressed, each message by itself.
+    alone: Option<Key>,
 }
 
 /// Forms of an event: without the trust level, and with it.
@@ -168,15 +174,24 @@ impl Scratch {
         Some(encoded)
     }
 
-    /// The event's whole frame for `conn`, shared with every receiver of the same framing and serializer.
+    /// The event's whole frame for `conn`, shared with every receiver of the same way.
     fn shared(&mut self, conn: &Conn) -> Bytes {
-        let way = Way { trusting: conn.trusting, serializer: conn.serializer, framing: conn.framing };
+        let way = Way {
+            trusting: conn.trusting,
+            serializer: conn.serializer,
+            framing: conn.framing,
+            alone: conn.compresses_alone(),
+        };
         if let Some((_, frame)) = self.shared.iter().find(|(made, _)| *made == way) {
             return frame.clone();
         }
         let message = &self.events[usize::from(way.trusting)][way.serializer.index()];
         let mut frame = Vec::with_capacity(message.len() + HEADER_BYTES_MAX);
         write_message(way.framing, way.serializer, message, &mut frame);
+        if let Some(key) = way.alone {
+            let plain = std::mem::take(&mut frame);
+            self.codecs.deflater(key).compress_frames(&plain, false, &mut frame);
+        }
         let frame = Bytes::from(frame);
         self.shared.push((way, frame.clone()));
         frame
@@ -293,7 +308,8 @@ fn queue_event(
         queues.metrics.count(Counter::DroppedTranscode);
         return Queued::Full;
     };
-    if message.len() < SHARE_BYTES_MIN {
+    let share_bytes_min = if conn.compresses_alone().is_some() { DEFLATE_BYTES_MIN } else { SHARE_BYTES_MIN };
+    if message.len() < share_bytes_min {
         return queues.push(slot, conn, Class::Event, message);
     }
     let bytes = message.len();

@@ -262,6 +262,7 @@ impl Shard {
         self.by_listener[usize::from(conn.listener)] -= 1;
         self.queued_bytes -= conn.held_bytes();
         self.partial_bytes -= conn.partial_bytes as usize;
+        self.context_bytes -= conn.context_bytes();
         self.outputs.push_back(Output::Close(ConnId { slot, generation: conn.generation }));
     }
 
@@ -391,7 +392,7 @@ impl Shard {
 
     /// Bytes that count against `memory.max`.
     fn memory(&self) -> u64 {
-        (self.queued_bytes + self.partial_bytes) as u64
+        (self.queued_bytes + self.partial_bytes + self.context_bytes) as u64
     }
 
     /// Whether a connection may be read further, after an input of it was handled.

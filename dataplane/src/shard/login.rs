@@ -120,7 +120,9 @@ impl Shard {
         let held = conn.handshake.len();
         conn.handshake.extend_from_slice(&bytes[..bytes.len().min(UPGRADE_BYTES_MAX + 1 - held)]);
         let head = std::mem::take(&mut conn.handshake);
-        match upgrade::parse_request(&head, &self.config.listeners[listener].path) {
+        let deflate = self.deflate_accepts(listener);
+        let accepts = upgrade::Accepts { path: &self.config.listeners[listener].path, deflate };
+        match upgrade::parse_request(&head, accepts) {
             Ok(None) if head.len() > UPGRADE_BYTES_MAX => {
                 self.refuse_upgrade(slot, upgrade::UpgradeError::TooLarge)
             }
@@ -131,6 +133,7 @@ impl Shard {
                 upgrade::write_accept(&request, &mut answer);
                 self.push_bytes(slot, &answer);
                 self.framed(slot, request.subprotocol.framing(), request.subprotocol.serializer);
+                self.agree_on_compression(slot, request.deflate);
                 let rest = request.head_bytes.saturating_sub(held).min(bytes.len());
                 self.frames(slot, &mut bytes[rest..]);
             }

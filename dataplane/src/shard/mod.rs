@@ -15,6 +15,7 @@ mod answers;
 mod broker;
 mod cancel;
 mod claims;
+mod compression;
 mod conn;
 mod dealer;
 mod delivery;
@@ -212,6 +213,8 @@ pub struct Shard {
     queued_bytes: usize,
     /// Bytes of incomplete messages of all connections.
     partial_bytes: usize,
+    /// Bytes reserved for compression contexts of all connections.
+    context_bytes: usize,
     dirty: Vec<u32>,
     paused: Vec<ConnId>,
     /// Connections whose queue overflowed, closed when the input in hand is done.
@@ -280,6 +283,7 @@ impl Shard {
             scratch: delivery::Scratch::default(),
             queued_bytes: 0,
             partial_bytes: 0,
+            context_bytes: 0,
             dirty: Vec::new(),
             paused: Vec::new(),
             doomed: Vec::new(),
@@ -368,15 +372,20 @@ impl Shard {
         let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else {
             return self.relay_take_send(conn);
         };
-        let queued = state.out.bytes();
-        let buf = if state.framing.is_batched() {
-            state.out.take_batched(&mut self.pool)
+        let mut bytes = state.out.bytes();
+        let buf = if state.is_packed() {
+            let queued = std::mem::take(&mut bytes);
+            let buf = state.pack(&mut self.scratch.codecs, &mut self.pool);
+            bytes = buf.bytes();
+            self.queued_bytes = self.queued_bytes + bytes - queued;
+            if state.packing.is_some() {
+                self.metrics.add(Counter::DeflatedBytes, queued.saturating_sub(bytes) as u64);
+            }
+            buf
         } else {
             state.out.take(&mut self.pool)
         };
-        let bytes = buf.bytes();
         state.sending_bytes = bytes as u32;
-        self.queued_bytes = self.queued_bytes + bytes - queued;
         self.metrics.add(Counter::BytesSent, bytes as u64);
         buf
     }
@@ -601,6 +610,7 @@ impl Shard {
             (Gauge::SnapshotRoutes, self.folded.len() as u64),
             (Gauge::SnapshotVersion, self.version.0),
             (Gauge::QueuedBytes, self.queued_bytes as u64),
+            (Gauge::CompressionBytes, self.context_bytes as u64),
             (Gauge::MeshBacklogBytes, backlog as u64),
         ] {
             self.metrics.set(gauge, value);

@@ -5,7 +5,7 @@
 
 use super::{Segment, SendBuf};
 use bytes::Bytes;
-use common::transport::{Framing, batch, walk_own_frame};
+use common::transport::{Framing, walk_own_frame};
 use common::wire::Serializer;
 
 /// Buffers of emptied queues, kept for the next connection that has something to send.
@@ -129,18 +129,28 @@ impl Outbound {
         buf
     }
 
-    /// As [`Outbound::take`], with neighbouring messages that are batches joined to longer ones.
-    pub fn take_batched(&mut self, pool: &mut Pool) -> SendBuf {
+    /// As [`Outbound::take`], with each run of whole frames replaced by what `rewrite` appends for it; shared frames
+    /// only when `with_shared`.
+    pub fn take_rewritten(
+        &mut self,
+        pool: &mut Pool,
+        with_shared: bool,
+        mut rewrite: impl FnMut(&[u8], &mut Vec<u8>),
+    ) -> SendBuf {
         let mut unframed = self.unframed;
         let mut buf = self.take(pool);
         for segment in &mut buf.segments {
-            let Segment::Owned(frames) = segment else { continue };
-            let mut joined = pool.buffer();
-            joined.reserve(frames.len());
-            let (before, frames_only) = frames.split_at(std::mem::take(&mut unframed));
-            joined.extend_from_slice(before);
-            batch::coalesce(frames_only, &mut joined);
-            pool.put_back(std::mem::replace(frames, joined));
+            if matches!(segment, Segment::Shared(_)) && !with_shared {
+                continue;
+            }
+            let mut rewritten = pool.buffer();
+            let (before, frames) = segment.as_slice().split_at(std::mem::take(&mut unframed));
+            rewritten.reserve(segment.as_slice().len());
+            rewritten.extend_from_slice(before);
+            rewrite(frames, &mut rewritten);
+            if let Segment::Owned(bytes) = std::mem::replace(segment, Segment::Owned(rewritten)) {
+                pool.put_back(bytes);
+            }
         }
         buf
     }
@@ -232,7 +242,7 @@ fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::transport::{Frame, Framer, Role, write_message};
+    use common::transport::{Frame, Framer, Role, batch, write_message};
     use common::wire::{Payload, encode};
 
     fn frame(framing: Framing, serializer: Serializer, message: &[u8]) -> Vec<u8> {
@@ -318,7 +328,7 @@ mod tests {
                 }
             }
             let before = queue.bytes();
-            let sent = queue.take_batched(&mut pool);
+            let sent = queue.take_rewritten(&mut pool, false, batch::coalesce);
             assert!(queue.is_empty());
             assert!(sent.bytes() < before);
             let mut bytes: Vec<u8> =

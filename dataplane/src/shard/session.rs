@@ -24,6 +24,10 @@ impl Shard {
                     self.carried(slot, framing, bytes);
                     false
                 }
+                Ok(Some(Frame::Compressed(bytes))) => {
+                    self.compressed(slot, framing, bytes);
+                    false
+                }
                 Ok(Some(Frame::Ping(payload))) => {
                     self.push_control(slot, FrameKind::Pong, payload);
                     false

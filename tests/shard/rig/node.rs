@@ -267,6 +267,7 @@ pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfi
         connections_max: 10_000,
         message_max: 1 << 20,
         backlog: 16,
+        ..Listener::of(Transport::RawSocket)
     };
     let mut entropy = [0; 32];
     entropy[..8].copy_from_slice(&seed.to_le_bytes());

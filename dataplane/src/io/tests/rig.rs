@@ -247,6 +247,7 @@ pub fn small_config() -> Config {
             connections_max: 1_000,
             message_max: 1 << 20,
             backlog: 128,
+            ..Listener::of(Transport::RawSocket)
         }],
         ..Config::default()
     };
