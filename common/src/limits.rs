@@ -22,6 +22,8 @@ pub const FRAGMENT_BYTES: u32 = 64;
 pub const CONTROL_FRAME_BYTES_MAX: usize = 125;
 /// Shortest WebSocket message that is compressed before it is sent.
 pub const DEFLATE_BYTES_MIN: usize = 64;
+/// Longest PROXY header: its addresses, and room for fields that are passed over.
+pub const PROXY_BYTES_MAX: usize = 1_024;
 /// Largest RawSocket PING accepted and echoed.
 pub const RAW_PING_BYTES_MAX: usize = 4_096;
 /// Most receivers that the lists of one PUBLISH may name, all lists together.

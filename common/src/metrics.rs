@@ -27,6 +27,7 @@ table! {
     ConnectionsRefused "signalbox_connections_refused_total" "" "Connections closed at once because a limit was reached.";
     AcceptsFailed "signalbox_accepts_failed_total" "" "Connections the kernel could not hand over, mostly for want of descriptors.";
     HandshakesFailed "signalbox_handshakes_failed_total" "" "Connections that ended before a session was established.";
+    ProxyHeadersRefused "signalbox_proxy_headers_refused_total" "" "Connections closed because they did not begin with a right PROXY header.";
     LoginTimeouts "signalbox_login_timeouts_total" "" "Connections closed at the login deadline.";
     PingTimeouts "signalbox_ping_timeouts_total" "" "Connections closed because a ping stayed unanswered.";
     SessionsOpened "signalbox_sessions_opened_total" "" "Sessions established.";

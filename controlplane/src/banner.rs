@@ -33,6 +33,10 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
         let path = around.listeners.get(index).filter(|listener| listener.0 == *transport);
         let url = match transport.as_str() {
             "websocket" => format!("ws://{address}{}", path.map_or("/ws", |listener| &listener.2)),
+            "auto" => {
+                let path = path.map_or("/ws", |listener| &listener.2);
+                format!("ws://{address}{path} and rs://{address} (RawSocket)")
+            }
             "rawsocket" => format!("rs://{address} (RawSocket)"),
             other => format!("{address} ({other})"),
         };

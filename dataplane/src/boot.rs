@@ -12,7 +12,7 @@ use crate::io::link::{LinkEnd, LinkPlan, ShardPort};
 use crate::io::{Features, LinkWaker, Plan, ProbeError, Running, SpawnError};
 use crate::link::Identity;
 use crate::shard::{RelayConfig, TlsConfig, TlsError};
-use common::config::{Config, Discovery, Transport};
+use common::config::{Config, Discovery};
 use common::ids::BootEpoch;
 use common::keys::{ClusterKeys, KeyError};
 use common::noise::{Entropy, Purpose, Terms};
@@ -232,7 +232,7 @@ fn read_keys(path: &Path) -> Result<ClusterKeys, BootError> {
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 
 fn identity(config: &Config, epoch: BootEpoch, running: &Running) -> Identity {
-    let names = config.listeners.iter().map(|listener| transport_name(listener.transport)).chain([RELAY]);
+    let names = config.listeners.iter().map(|listener| listener.transport.name()).chain([RELAY]);
     Identity {
         epoch,
         pid: std::process::id(),
@@ -293,20 +293,13 @@ fn link_waker(wake: &Arc<OwnedFd>) -> LinkWaker {
 /// The relay's name among the listeners.
 const RELAY: &str = "relay";
 
-const fn transport_name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::WebSocket => "websocket",
-        Transport::RawSocket => "rawsocket",
-    }
-}
-
 fn log_start(config: &Config, placement: &Placement, running: &Running) {
     for shard in &running.shards {
         let node = cpus::numa_node(shard.cpu);
         tracing::info!(shard = shard.shard.0, cpu = shard.cpu, numa_node = node, "shard runs");
     }
     for (listener, address) in config.listeners.iter().zip(&running.listening) {
-        tracing::info!(transport = transport_name(listener.transport), %address, "bound");
+        tracing::info!(transport = listener.transport.name(), %address, "bound");
     }
     if let Some(address) = running.listening.get(config.listeners.len()) {
         tracing::info!(transport = RELAY, %address, "bound");

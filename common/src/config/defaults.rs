@@ -1,8 +1,8 @@
 //! The embedded default: one node, reachable from its own machine only.
 
 use super::{
-    Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory, RealmConfig,
-    Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
+    Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory,
+    RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::snapshot::Anonymous;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -96,7 +96,7 @@ impl Listener {
     /// A listener that says nothing but its transport.
     pub fn of(transport: Transport) -> Self {
         let (port, path) = match transport {
-            Transport::WebSocket => (18_080, "/ws"),
+            Transport::WebSocket | Transport::Auto => (18_080, "/ws"),
             Transport::RawSocket => (18_082, ""),
         };
         Self {
@@ -108,6 +108,7 @@ impl Listener {
             backlog: 4_096,
             compression: Compression::Off,
             compression_level: 3,
+            proxy_protocol: false,
         }
     }
 }
@@ -125,6 +126,7 @@ impl Transport {
         match self {
             Self::WebSocket => "websocket",
             Self::RawSocket => "rawsocket",
+            Self::Auto => "auto",
         }
     }
 }

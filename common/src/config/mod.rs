@@ -78,6 +78,8 @@ pub struct Memory {
 pub enum Transport {
     WebSocket,
     RawSocket,
+    /// Either: the first octet tells.
+    Auto,
 }
 
 /// Whether WebSocket messages may be compressed (permessage-deflate, RFC 7692).
@@ -108,6 +110,8 @@ pub struct Listener {
     pub compression: Compression,
     /// `compression_level`: 1 (fast) to 9 (small).
     pub compression_level: u8,
+    /// `proxy_protocol`: each connection begins with a PROXY header, which is believed.
+    pub proxy_protocol: bool,
 }
 
 /// `[admin]`

@@ -3,8 +3,8 @@
 use super::reader::{Section, Source};
 use super::schema::{CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX};
 use super::{
-    Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log, Memory,
-    RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
+    Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log,
+    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
 };
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
@@ -59,7 +59,8 @@ fn listeners(source: &Source<'_>, default: Vec<Listener>) -> Result<Vec<Listener
 }
 
 fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
-    let transport = [Transport::WebSocket, Transport::RawSocket][section.choice("transport", 0)?];
+    let transport =
+        [Transport::WebSocket, Transport::RawSocket, Transport::Auto][section.choice("transport", 0)?];
     let default = Listener::of(transport);
     if transport == Transport::RawSocket && section.has("path") {
         return Err(section.refuse("path", "a path of a rawsocket listener", "paths of websocket listeners"));
@@ -79,6 +80,7 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         backlog: section.u32("backlog", default.backlog)?,
         compression,
         compression_level: section.u32("compression_level", default.compression_level.into())? as u8,
+        proxy_protocol: section.boolean("proxy_protocol", default.proxy_protocol)?,
     })
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Conn {
     pub framer: Option<Framer>,
     pub listener: u16,
     pub loopback: bool,
+    /// The PROXY header, where one is expected, was read.
+    pub introduced: bool,
     /// In the list of connections to flush.
     pub dirty: bool,
     /// A `SendBuf` is with the driver.
@@ -215,6 +217,7 @@ impl Conn {
             framer: None,
             listener,
             loopback,
+            introduced: false,
             dirty: false,
             sending: false,
             paused: false,

@@ -7,10 +7,11 @@ use super::realm::Settings;
 use super::{Shard, options};
 use common::config::Transport;
 use common::ids::{RealmId, is_wamp_id};
-use common::limits::{LOGIN_MESSAGE_BYTES_MAX, UPGRADE_BYTES_MAX};
+use common::limits::{LOGIN_MESSAGE_BYTES_MAX, PROXY_BYTES_MAX, UPGRADE_BYTES_MAX};
 use common::link::Claim;
 use common::metrics::Counter;
 use common::snapshot::Anonymous;
+use common::transport::proxy::{self, Source};
 use common::transport::{Framer, Framing, Role, rawsocket, upgrade};
 use common::uri::{UriRule, is_valid, wamp};
 use common::wire::encode::{self, Field};
@@ -77,9 +78,49 @@ impl Shard {
     /// Bytes of a connection whose transport handshake is not over.
     pub(super) fn open(&mut self, slot: u32, bytes: &mut [u8]) {
         let listener = usize::from(self.at(slot).listener);
-        match self.config.listeners[listener].transport {
+        let listener = &self.config.listeners[listener];
+        let (transport, expects_header) = (listener.transport, listener.proxy_protocol);
+        let bytes = match expects_header && !self.at(slot).introduced {
+            true => match self.introduce(slot, bytes) {
+                Some(rest) => rest,
+                None => return,
+            },
+            false => bytes,
+        };
+        match transport {
             Transport::RawSocket => self.open_rawsocket(slot, bytes),
             Transport::WebSocket => self.open_websocket(slot, bytes),
+            Transport::Auto => match self.at(slot).handshake.first().or(bytes.first()) {
+                Some(&rawsocket::MAGIC) => self.open_rawsocket(slot, bytes),
+                Some(_) => self.open_websocket(slot, bytes),
+                None => {}
+            },
+        }
+    }
+
+    /// Reads the PROXY header: what follows it, once it is whole and right.
+    fn introduce<'b>(&mut self, slot: u32, bytes: &'b mut [u8]) -> Option<&'b mut [u8]> {
+        let conn = self.at(slot);
+        let held = conn.handshake.len();
+        conn.handshake.extend_from_slice(&bytes[..bytes.len().min(PROXY_BYTES_MAX - held)]);
+        match proxy::parse(&conn.handshake) {
+            Ok(None) => None,
+            Ok(Some((source, header_bytes))) => {
+                conn.handshake = Vec::new();
+                conn.introduced = true;
+                match source {
+                    Source::Client(ip) => conn.loopback = ip.to_canonical().is_loopback(),
+                    Source::Hidden => conn.loopback = false,
+                    Source::Proxy => {}
+                }
+                // It was not whole before these bytes.
+                Some(&mut bytes[header_bytes - held..])
+            }
+            Err(_) => {
+                self.metrics.count(Counter::ProxyHeadersRefused);
+                self.hang_up(slot, 1002);
+                None
+            }
         }
     }
 

@@ -1,0 +1,129 @@
+//! What listeners can be told: both transports on one port, PROXY headers, IPv6.
+
+mod support;
+
+use common::transport::Framing;
+use common::wire::Serializer;
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use support::{Client, Node, PATIENCE, Setup, Wire};
+
+/// A node with one more listener, and the address of that.
+fn node(listener: &str) -> (Node, SocketAddr) {
+    let node = Node::with(Setup::tables(&format!("[[listener]]\n{listener}\n")));
+    let status = node.status();
+    let listeners = status["data_plane"]["listeners"].as_array().expect("listeners");
+    let address = listeners[2]["address"].as_str().expect("an address").parse().expect("an address");
+    (node, address)
+}
+
+/// A raw connection that has sent `header` and then a RawSocket handshake, and what was answered to both.
+fn answer(address: SocketAddr, header: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).expect("connected");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    // In two parts, so the header is cut.
+    let bytes = [header, &[0x7f, 0xf1, 0, 0]].concat();
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for part in [first, second] {
+        // A connection that was closed is told by the answer.
+        let _ = stream.write_all(part);
+    }
+    let mut answer = vec![0; 4];
+    match stream.read_exact(&mut answer) {
+        Ok(()) => answer,
+        Err(_) => Vec::new(),
+    }
+}
+
+#[test]
+fn both_transports_are_served_on_one_port() {
+    let (_node, address) = node("transport = \"auto\"\naddress = \"127.0.0.1:0\"");
+    let mut clients: Vec<Client> = Wire::all()
+        .map(|wire| {
+            let mut client = Client::connect_to(address, wire).expect("connected");
+            client.hello("realm1");
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.subscribe("com.example.auto");
+    }
+    clients[0].publish_acknowledged("com.example.auto", &json!(["hello"]));
+    for client in &mut clients[1..] {
+        assert_eq!(client.event()[4], json!(["hello"]));
+    }
+}
+
+#[test]
+fn what_is_neither_transport_is_answered_as_http() {
+    let (_node, address) = node("transport = \"auto\"\naddress = \"127.0.0.1:0\"");
+    let mut stream = TcpStream::connect(address).expect("connected");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer, then the end");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+}
+
+#[test]
+fn clients_of_ipv6_are_served() {
+    let (_node, address) = node("transport = \"auto\"\naddress = \"[::1]:0\"");
+    assert!(address.is_ipv6());
+    for framing in [Framing::RawSocket, Framing::WebSocket] {
+        let wire = Wire { framing, serializer: Serializer::Cbor };
+        // Anonymous sessions are for this machine, which ::1 is.
+        Client::connect_to(address, wire).expect("connected").hello("realm1");
+    }
+}
+
+#[test]
+fn a_proxy_header_says_who_the_client_is() {
+    let (node, address) = node("transport = \"rawsocket\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = true");
+    let version_2 = |address: [u8; 4]| {
+        let signature = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c";
+        [&signature[..], &address, &[127, 0, 0, 1, 1, 0, 1, 0]].concat()
+    };
+    for (header, is_local) in [
+        (b"PROXY TCP4 192.0.2.1 127.0.0.1 1 2\r\n".to_vec(), false),
+        (b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n".to_vec(), true),
+        (b"PROXY TCP6 ::ffff:127.0.0.1 ::1 1 2\r\n".to_vec(), true),
+        (b"PROXY UNKNOWN\r\n".to_vec(), false),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), true),
+        (version_2([192, 0, 2, 1]), false),
+        (version_2([127, 0, 0, 2]), true),
+    ] {
+        let mut stream = TcpStream::connect(address).expect("connected");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let hello = br#"[1,"realm1",{"roles":{"caller":{}}}]"#;
+        let length = (hello.len() as u32).to_be_bytes();
+        stream.write_all(&[&header[..], &[0x7f, 0xf1, 0, 0], &length, hello].concat()).expect("written");
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer).expect("an answer");
+        // The handshake, a frame's prefix, and WELCOME or ABORT: anonymous sessions are for this machine.
+        assert_eq!(&answer[8..], if is_local { b"[2" } else { b"[3" }, "{}", header.escape_ascii());
+    }
+    assert_eq!(node.await_metric("signalbox_proxy_headers_refused_total", |_| true), 0.0);
+}
+
+#[test]
+fn without_a_right_proxy_header_there_is_no_connection() {
+    let (node, address) = node("transport = \"rawsocket\"\naddress = \"127.0.0.1:0\"\nproxy_protocol = true");
+    assert_eq!(answer(address, b"PROXY UNKNOWN\r\n").len(), 4);
+    let wrong = [
+        &b""[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PROXY TCP4 1 2 3 4\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
+    ];
+    for header in wrong {
+        assert_eq!(answer(address, header), [0u8; 0], "{}", header.escape_ascii());
+    }
+    node.await_metric("signalbox_proxy_headers_refused_total", |count| count == wrong.len() as f64);
+}
+
+#[test]
+fn a_proxy_header_is_not_looked_for_where_it_is_not_configured() {
+    let (node, _) = node("transport = \"auto\"\naddress = \"127.0.0.1:0\"");
+    assert_eq!(answer(node.address(Wire::PLAIN), b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"), [0u8; 0]);
+}
