@@ -22,6 +22,7 @@ mkdir -p "$work"
 results=$(mktemp "$work/results.XXXXXX")
 node_folder=$(mktemp -d "$work/node.XXXXXX")
 node_pid=
+COMPRESSED_URLS=()
 
 say() {
     printf '%s\n' "$*" | tee -a "$results"
@@ -101,6 +102,12 @@ start_node() {
 	[[listener]]
 	transport = "rawsocket"
 	address = "127.0.0.1:0"
+	[[listener]]
+	address = "127.0.0.1:0"
+	compression = "takeover"
+	[[listener]]
+	address = "127.0.0.1:0"
+	compression = "no_takeover"
 	[admin]
 	address = "127.0.0.1:0"
 	CONFIG
@@ -116,6 +123,8 @@ start_node() {
         fi
         sleep 0.1
     done
+    # All but the first compress; Autobahn|Python always offers it.
+    mapfile -t COMPRESSED_URLS < <(grep -o 'ws://127.0.0.1:[0-9]*/ws' "$node_folder/log" | sed -n 2,3p)
     say "passed  node: ready, $WS_URL and $RS_URL"
 }
 
@@ -150,6 +159,11 @@ run_suites() {
         done
         for serializer in "${SERIALIZERS[@]}"; do
             suite "python $WS_URL $serializer.batched" "$python" "$suites/python/suite.py" "$WS_URL" "$serializer.batched"
+        done
+        for url in "${COMPRESSED_URLS[@]}"; do
+            for serializer in json cbor msgpack.batched; do
+                suite "python compressed $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
+            done
         done
         if [ -f README.md ]; then
             suite readme "$python" "$suites/python/readme.py" README.md "$WS_URL"
