@@ -82,7 +82,8 @@ impl<'a> Disclosed<'a> {
     pub fn pack(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.session.to_le_bytes());
         for name in [&*self.authid, self.authrole] {
-            let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+            let end = (0..=name.len().min(NAME_BYTES_MAX)).rev().find(|end| name.is_char_boundary(*end));
+            let name = &name[..end.unwrap_or_default()];
             out.extend_from_slice(&(name.len() as u16).to_le_bytes());
             out.extend_from_slice(name.as_bytes());
         }
