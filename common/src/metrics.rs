@@ -51,6 +51,8 @@ table! {
     DroppedRelayDown "signalbox_events_dropped_total" "reason=\"relay_not_connected\"" "Events not delivered, by reason.";
     DroppedRelayLost "signalbox_events_dropped_total" "reason=\"relay_lost\"" "Events not delivered, by reason.";
     KilledSlow "signalbox_sessions_killed_total" "reason=\"slow_receiver\"" "Sessions closed by the router, by reason.";
+    KilledMeta "signalbox_sessions_killed_total" "reason=\"meta_api\"" "Sessions closed by the router, by reason.";
+    MetaEvents "signalbox_meta_events_total" "" "Events of the router itself that somebody listens to.";
     MeshBatches "signalbox_mesh_batches_total" "" "Batches sent to other shards.";
     MeshMessages "signalbox_mesh_messages_total" "" "Messages sent to other shards.";
     MeshFull "signalbox_mesh_full_total" "" "Times a queue to another shard was full.";

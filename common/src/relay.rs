@@ -40,6 +40,10 @@ pub enum Kind {
     Cancel = 8,
     /// A further part of a call of this connection.
     CallMore = 9,
+    /// A question of the meta API; the payload's arguments are its packed form.
+    Ask = 10,
+    /// The answer of the receiving node to a question of the same id.
+    Tell = 11,
 }
 
 /// The fixed part of a frame.
@@ -512,7 +516,7 @@ mod tests {
             Frame::check(&bad[LENGTH_BYTES..]).err()
         };
         assert_eq!(change(4, &[0]), Some(FrameError::Header));
-        assert_eq!(change(4, &[10]), Some(FrameError::Header), "a kind to come");
+        assert_eq!(change(4, &[12]), Some(FrameError::Header), "a kind to come");
         assert_eq!(change(4, &[4]), Some(FrameError::Uri), "a result has none");
         assert_eq!(change(5, &[3]), Some(FrameError::Header));
         assert_eq!(change(6, &[0x21]), Some(FrameError::Header));
@@ -545,7 +549,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_frame_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..11) {
+        fn any_bytes_are_a_frame_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..13) {
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
             }

@@ -150,10 +150,11 @@ pub(crate) enum Item {
         owner: Owner,
         wish: Wish,
     },
-    /// `grant` numbers what was given; 0: refused.
+    /// `grant` numbers what was given; 0: refused. `first`: nobody else holds it.
     RegisterAnswer {
         token: u64,
         grant: u64,
+        first: bool,
     },
     /// To the home shard: what was given under this number is given up. Answered when `token` is not 0.
     Unregister {
@@ -167,6 +168,11 @@ pub(crate) enum Item {
         registration: u64,
         grant: u64,
         lost: Lost,
+    },
+    /// The session, one of the receiver's, was the last that held this shared registration.
+    Emptied {
+        route: RouteSpan,
+        session: u64,
     },
     UnregisterAck {
         token: u64,
@@ -194,6 +200,16 @@ pub(crate) enum Item {
     },
     BarrierPassed {
         token: u64,
+    },
+    /// A question of the meta API, packed. Answer with `Tell`.
+    Ask {
+        realm: RealmId,
+        token: u64,
+        query: Span,
+    },
+    Tell {
+        token: u64,
+        part: Span,
     },
     Publish {
         realm: RealmId,

@@ -2,6 +2,7 @@
 
 mod calls;
 mod events;
+mod meta;
 mod nodes;
 mod places;
 mod registrations;

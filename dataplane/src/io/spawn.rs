@@ -19,7 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Entries of the channel from the link thread to one shard.
 pub const FEED_DOWN_MAX: usize = 1_024;
@@ -119,7 +119,11 @@ pub enum SpawnError {
 /// # Errors
 /// [`SpawnError`]; then no thread is left.
 pub fn spawn_shards(plan: Plan) -> Result<Running, SpawnError> {
-    spawn_machines(plan, Accepting::NotYet, Shard::new)
+    spawn_machines(plan, Accepting::NotYet, |config, now| {
+        let mut shard = Shard::new(config, now);
+        shard.set_clock(now, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        shard
+    })
 }
 
 /// [`spawn_shards`] for any machine, which `make` makes on the shard's own thread: tests and benches drive small ones.

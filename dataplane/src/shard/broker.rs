@@ -8,7 +8,7 @@ use super::options::{self, BadOption};
 use super::publication::{self, Extra, PublishOptions, Refused};
 use super::realm::{Spread, Topic, Waiting};
 use super::relay::Publication;
-use super::routes::resolve_topic;
+use super::routes::{is_known_elsewhere, resolve_topic};
 use crate::mesh::Item;
 use common::ids::{Match, RouteKind, ShardSet, route_id};
 use common::limits::AUDIENCE_ENTRIES_MAX;
@@ -111,7 +111,7 @@ impl Shard {
 
     /// Delivers to the subscribers here that the cache's entry `at` names.
     #[inline]
-    fn deliver_at(&mut self, at: usize, published: &Published<'_>, except: u32) {
+    pub(super) fn deliver_at(&mut self, at: usize, published: &Published<'_>, except: u32) {
         let topics = std::mem::take(&mut self.cache.get(at).topics);
         if published.extra.is_empty() {
             self.deliver(&topics, published, None, except);
@@ -122,7 +122,7 @@ impl Shard {
     }
 
     #[inline]
-    fn publish_to_shards(&mut self, realm: u32, shards: ShardSet, published: &Published<'_>) {
+    pub(super) fn publish_to_shards(&mut self, realm: u32, shards: ShardSet, published: &Published<'_>) {
         let realm = self.realms[realm as usize].id;
         let Published { publication, from, payload, .. } = *published;
         for shard in shards.iter() {
@@ -142,14 +142,14 @@ impl Shard {
 
     /// PUBLISH that came in on another shard.
     pub(super) fn publish_from_mesh(&mut self, realm: u32, published: &Published<'_>) {
-        if let Some(at) = self.topic_route(realm, published.topic) {
+        if let Some(at) = self.any_topic_route(realm, published.topic) {
             self.deliver_at(at, published, u32::MAX);
         }
     }
 
     /// PUBLISH that came in on another node: for this node's sessions only.
     pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>) {
-        let Some(at) = self.topic_route(realm, frame.uri) else { return };
+        let Some(at) = self.any_topic_route(realm, frame.uri) else { return };
         let shards = self.cache.get(at).shards;
         let published = Published {
             topic: frame.uri,
@@ -161,6 +161,13 @@ impl Shard {
         };
         self.deliver_at(at, &published, u32::MAX);
         self.publish_to_shards(realm, shards, &published);
+    }
+
+    /// As `topic_route`, of what the router may publish to as well.
+    #[inline]
+    fn any_topic_route(&mut self, realm: u32, topic: &str) -> Option<usize> {
+        let at = self.topic_route(realm, topic);
+        at.or_else(|| is_reserved(topic).then(|| self.router_route(realm, topic)))
     }
 
     /// As `topic_route`, looking first where the session's last topic was.
@@ -238,7 +245,10 @@ impl Shard {
         let id = route_id(realm_id, RouteKind::Topic, policy, uri);
         let spread = Spread { missing: self.others(), token: self.token(), waiting: Vec::new() };
         let token = spread.token;
-        let topic = Topic { id, realm, policy, uri: uri.into(), subscribers: Vec::new(), spread };
+        let state = &self.realms[realm as usize];
+        let is_first = !is_known_elsewhere(state, &self.folded, self.me, (RouteKind::Topic, policy, uri));
+        let (uri_kept, created_ms, subscribers) = (uri.into(), self.unix_ms(), Vec::new());
+        let topic = Topic { id, realm, policy, uri: uri_kept, created_ms, is_first, subscribers, spread };
         let index = self.topics.insert(topic) as u32;
         let state = &mut self.realms[realm as usize];
         state.topics.insert(policy, uri, index);
@@ -260,7 +270,8 @@ impl Shard {
         let state = &self.topics[topic as usize];
         let (subscription, place) = (state.id, state.subscribers.len() as u32);
         let Some(session) = self.session_of(waiting.owner) else { return };
-        if !session.subscriptions.contains_key(&subscription) {
+        let added = !session.subscriptions.contains_key(&subscription);
+        if added {
             session.subscriptions.insert(subscription, Subscribed { topic, place });
             self.topics[topic as usize].subscribers.push(slot);
             self.subscriptions += 1;
@@ -268,6 +279,11 @@ impl Shard {
         self.reply(slot, |serializer, out| {
             encode::ids(serializer, out, code::SUBSCRIBED, &[waiting.request, subscription]);
         });
+        if added {
+            let state = &mut self.topics[topic as usize];
+            let created = std::mem::take(&mut state.is_first);
+            self.has_subscribed(slot, topic, created);
+        }
     }
 
     /// UNSUBSCRIBE.
@@ -288,7 +304,6 @@ impl Shard {
 
     /// Takes a subscription away from the session in a slot (WAMP, advanced profile, "Subscription Revocation"). False:
     /// the session does not hold it.
-    #[expect(dead_code, reason = "the meta procedure that takes subscribers away calls it")]
     pub(super) fn revoke_subscription(&mut self, slot: u32, subscription: u64, reason: &str) -> bool {
         let session = self.session(slot);
         let is_told = session.features.has(Features::SUBSCRIBER_REVOCATION);
@@ -306,17 +321,20 @@ impl Shard {
 
     /// Takes a subscriber out of a topic; the session's own table is the caller's business.
     pub(super) fn remove_subscriber(&mut self, topic: u32, place: u32) {
+        let about = self.about_topic(topic);
         let state = &mut self.topics[topic as usize];
-        state.subscribers.swap_remove(place as usize);
+        let slot = state.subscribers.swap_remove(place as usize);
+        let last = state.subscribers.is_empty();
         self.subscriptions -= 1;
         let id = state.id;
         if let Some(moved) = state.subscribers.get(place as usize).copied()
-            && let Some(session) = &mut self.at(moved).session
+            && let Some(session) = self.at(moved).holding()
             && let Some(subscribed) = session.subscriptions.get_mut(&id)
         {
             subscribed.place = place;
         }
         self.drop_topic_if_unused(topic);
+        self.holder_removed(slot, about, last);
     }
 
     pub(super) fn drop_topic_if_unused(&mut self, topic: u32) {

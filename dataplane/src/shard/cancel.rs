@@ -59,6 +59,12 @@ impl Shard {
             Route::Shared(at) => self.cancel_shared(at, caller, mode, timeout),
             Route::Shard(shard) => self.mesh(shard).push(Item::Cancel { caller, mode, timeout }),
             Route::Lane { at, id } => self.relay_cancel(at, id, mode, timeout),
+            Route::Asked(token) => {
+                self.drop_question(token);
+                if mode == CancelMode::Kill {
+                    self.answer_error(caller, wamp::CANCELED, "the call was canceled");
+                }
+            }
             Route::Nowhere => {}
         }
     }

@@ -4,13 +4,14 @@ use super::compression::Packing;
 use super::outbound::Outbound;
 use super::timers::Tick;
 use common::transport::{Framer, Framing};
-use common::wire::Serializer;
+use common::wire::{OwnedValue, Serializer};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use std::time::Instant;
 
 use super::features::Features;
 use super::identity::Identity;
+use super::meta::Testaments;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 
@@ -73,6 +74,10 @@ pub(super) struct Conn {
     /// The handshake as far as it has come.
     pub handshake: Vec<u8>,
     pub session: Option<Box<Session>>,
+    /// A session that has ended and still holds subscriptions. While it does, the slot stays taken.
+    pub leaving: Option<Box<Session>>,
+    /// The connection is to be forgotten once that is over.
+    pub gone: bool,
 }
 
 /// A WAMP session.
@@ -103,6 +108,13 @@ pub(super) struct Session {
     pub features: Features,
     /// SUBSCRIBE and REGISTER requests that wait for other shards.
     pub pending: u32,
+    pub testaments: Testaments,
+    /// What `wamp.session.modify_details` put.
+    pub details: Vec<(String, OwnedValue)>,
+    /// Nobody is told that it ends.
+    pub silent: bool,
+    /// Subscriptions that are still to be given up, once it has ended.
+    pub held: Vec<u64>,
 }
 
 /// A call that waits for an answer.
@@ -136,6 +148,8 @@ pub(super) enum Route {
     /// To a callee that this shard chose, by index of the shard's shared calls.
     Shared(u32),
     Shard(ShardId),
+    /// To the router itself, which asks others under this token.
+    Asked(u64),
     /// To another node, by this lane and under this id.
     Lane {
         at: usize,
@@ -203,6 +217,10 @@ impl Session {
             unfinished: Vec::new(),
             features,
             pending: 0,
+            testaments: Testaments::default(),
+            details: Vec::new(),
+            silent: false,
+            held: Vec::new(),
         }
     }
 }
@@ -234,6 +252,8 @@ impl Conn {
             packing: None,
             handshake: Vec::new(),
             session: None,
+            leaving: None,
+            gone: false,
         }
     }
 

@@ -98,6 +98,8 @@ impl HeldCall {
     }
 }
 
+/// What the router's own procedures begin with.
+const ROUTER: &str = "wamp.";
 /// Calls held for one registration, and bytes of the calls that a shard holds for all of them.
 const HELD_CALLS_MAX: usize = 256;
 const HELD_BYTES_MAX: usize = 16 << 20;
@@ -151,11 +153,34 @@ impl Shard {
         self.metrics.count(Counter::Calls);
         self.set_call_deadline(slot, request, terms.timeout_ms);
         let calling = Calling { caller, terms, key, who: &who, ppt: &ppt, from, payload };
-        let route = match self.callee_from(slot, realm, procedure, guess) {
-            Some(Callee::Local(index)) => self.invoke(index, procedure, &calling),
-            Some(Callee::Group(index)) => self.call_group(index, procedure, &calling),
-            Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, &calling, false)),
-            Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, &calling),
+        let route = if procedure.starts_with(ROUTER) {
+            self.call_router(slot, procedure, &calling)
+        } else {
+            self.call_callee(slot, realm, procedure, guess, &calling)
+        };
+        if let Some(route) = route
+            && let Some(call) = self.session(slot).calls.get_mut(&request)
+        {
+            call.route = route;
+        }
+    }
+
+    /// A call to a callee, wherever it is. The way it went, unless it was answered.
+    #[inline]
+    fn call_callee(
+        &mut self,
+        slot: u32,
+        realm: u32,
+        procedure: &str,
+        guess: u32,
+        calling: &Calling<'_>,
+    ) -> Option<Route> {
+        let caller = calling.caller;
+        match self.callee_from(slot, realm, procedure, guess) {
+            Some(Callee::Local(index)) => self.invoke(index, procedure, calling),
+            Some(Callee::Group(index)) => self.call_group(index, procedure, calling),
+            Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, calling, false)),
+            Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, calling),
             Some(Callee::Nobody) => {
                 let text = format!("no callee has registered {procedure}");
                 self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, &text);
@@ -166,11 +191,6 @@ impl Shard {
                 self.answer_error(caller, wamp::INVALID_URI, &text);
                 None
             }
-        };
-        if let Some(route) = route
-            && let Some(call) = self.session(slot).calls.get_mut(&request)
-        {
-            call.route = route;
         }
     }
 
@@ -496,7 +516,7 @@ impl Shard {
                 batch.push(Item::CallMore { caller, terms, ppt, payload });
             }
             Route::Lane { at, id } => self.relay_more(at, id, calling),
-            Route::Nowhere => {}
+            Route::Nowhere | Route::Asked(_) => {}
         }
     }
 

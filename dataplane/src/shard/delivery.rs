@@ -327,6 +327,10 @@ fn queue_event_after_loss(
     slot: u32,
     conn: &mut Conn,
 ) -> Queued {
+    if conn.session.is_none() {
+        // It has left, and is only not yet out of all tables.
+        return Queued::Full;
+    }
     let dropped = std::mem::take(&mut conn.dropped);
     let to = conn.serializer;
     let payload = if to == event.from {

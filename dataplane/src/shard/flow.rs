@@ -253,6 +253,9 @@ impl Shard {
     /// Forgets a connection at once and has its socket closed.
     pub(super) fn forget(&mut self, slot: u32) {
         self.end_session(slot);
+        if self.at(slot).leaving.is_some() {
+            return self.forget_later(slot);
+        }
         let conn = self.conns[slot as usize].take().expect("the slot of a connection in hand is taken");
         if matches!(conn.phase, Phase::Opening | Phase::Login) {
             self.logins -= 1;
@@ -350,12 +353,12 @@ impl Shard {
         self.resume();
     }
 
-    /// Queues a GOODBYE.
+    /// Queues a GOODBYE; without a message if that is empty.
     pub(super) fn goodbye(&mut self, slot: u32, reason: &str, message: &str) {
         use common::wire::message::code::GOODBYE;
-        self.reply(slot, |serializer, out| {
-            encode::dict_uri(serializer, out, GOODBYE, &[("message", encode::Field::Str(message))], reason);
-        });
+        let details = [("message", encode::Field::Str(message))];
+        let details = if message.is_empty() { &[] } else { &details[..] };
+        self.reply(slot, |serializer, out| encode::dict_uri(serializer, out, GOODBYE, details, reason));
     }
 
     /// Counts what a connection has sent of an incomplete message. Pausing would not help against too many of them,

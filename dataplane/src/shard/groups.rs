@@ -31,27 +31,27 @@ impl Shard {
         let held = state.home.get(policy, uri).copied();
         let elsewhere = is_held_elsewhere(state, &self.folded, policy, uri);
         match held {
-            None if elsewhere => self.answer_ask(asker, 0),
+            None if elsewhere => self.answer_ask(asker, 0, false),
             None => {
                 let grant = self.token();
                 if wish.is_direct() {
                     let home = &mut self.realms[realm as usize].home;
                     home.insert(policy, uri, Home::Callee { owner, grant });
-                    self.answer_ask(asker, grant);
+                    self.answer_ask(asker, grant, true);
                 } else {
                     self.make_group(wanted, (asker, grant), owner, wish);
                 }
             }
             Some(Home::Group(index)) => self.join_group(index, asker, owner, wish),
-            Some(Home::Callee { .. }) => self.answer_ask(asker, 0),
+            Some(Home::Callee { .. }) => self.answer_ask(asker, 0, false),
         }
     }
 
-    fn answer_ask(&mut self, asker: Asker, grant: u64) {
+    fn answer_ask(&mut self, asker: Asker, grant: u64, first: bool) {
         if asker.shard == self.me {
-            self.register_answer(asker.token, grant);
+            self.register_answer(asker.token, grant, first);
         } else {
-            self.mesh(asker.shard).push(Item::RegisterAnswer { token: asker.token, grant });
+            self.mesh(asker.shard).push(Item::RegisterAnswer { token: asker.token, grant, first });
         }
     }
 
@@ -83,11 +83,11 @@ impl Shard {
             if fits {
                 self.metrics.count(Counter::LimitReached);
             }
-            return self.answer_ask(asker, 0);
+            return self.answer_ask(asker, 0, false);
         }
         group.members.insert(grant, owner, wish.concurrency);
         if group.spread.missing.is_empty() {
-            self.answer_ask(asker, grant);
+            self.answer_ask(asker, grant, false);
         } else {
             group.asked.push((asker, grant));
         }
@@ -101,8 +101,8 @@ impl Shard {
         }
         let asked = std::mem::take(&mut group.asked);
         let held = std::mem::take(&mut group.held);
-        for (asker, grant) in asked {
-            self.answer_ask(asker, grant);
+        for (place, (asker, grant)) in asked.into_iter().enumerate() {
+            self.answer_ask(asker, grant, place == 0);
         }
         if !self.groups.contains(index as usize) {
             // The last of those that asked had left.
@@ -111,8 +111,9 @@ impl Shard {
         self.release_held(held, |shard, call| shard.call_group(index, &call.procedure, &call.calling()));
     }
 
-    /// As the home shard: what was given under `grant` is given up. It may have been taken away before.
-    pub(super) fn free_home(&mut self, (realm, policy, uri): Registration<'_>, grant: u64) {
+    /// As the home shard: what was given under `grant` is given up. It may have been taken away before. The session, if it
+    /// was the last of a group.
+    pub(super) fn free_home(&mut self, (realm, policy, uri): Registration<'_>, grant: u64) -> Option<u64> {
         let home = &mut self.realms[realm as usize].home;
         match home.get(policy, uri).copied() {
             Some(Home::Callee { grant: given, .. }) if given == grant => {
@@ -120,14 +121,17 @@ impl Shard {
             }
             Some(Home::Group(index)) => {
                 let group = &mut self.groups[index as usize];
+                let session = group.members.get(grant).map(|member| member.owner.session);
                 group.members.remove(grant);
                 group.asked.retain(|(_, asked)| *asked != grant);
                 if group.members.is_empty() {
                     self.drop_group(index);
+                    return session;
                 }
             }
             Some(Home::Callee { .. }) | None => {}
         }
+        None
     }
 
     /// As the home shard: takes a registration away from all who hold it. Each is told; calls they were given they may answer.
@@ -142,7 +146,7 @@ impl Shard {
             Some(Home::Group(index)) => {
                 let group = self.drop_group(index);
                 for (asker, _) in &group.asked {
-                    self.answer_ask(*asker, 0);
+                    self.answer_ask(*asker, 0, false);
                 }
                 let is_asked = |grant| group.asked.iter().any(|(_, asked)| *asked == grant);
                 for (grant, member) in group.members.iter().filter(|(grant, _)| !is_asked(*grant)) {

@@ -39,7 +39,10 @@ pub(super) fn roles() -> OwnedValue {
                 "publication_trustlevels",
                 "publisher_exclusion",
                 "publisher_identification",
+                "session_meta_api",
                 "subscriber_blackwhite_listing",
+                "subscription_meta_api",
+                "subscription_revocation",
             ]),
         ),
         (
@@ -54,9 +57,12 @@ pub(super) fn roles() -> OwnedValue {
                 "payload_passthru_mode",
                 "progressive_call_invocations",
                 "progressive_call_results",
+                "registration_meta_api",
                 "registration_revocation",
+                "session_meta_api",
                 "sharded_registration",
                 "shared_registration",
+                "testament_meta_api",
             ]),
         ),
     ])
@@ -199,6 +205,7 @@ impl Shard {
 
     /// HELLO on a connection without a session (WAMP, basic profile, "Session Establishment").
     pub(super) fn hello(&mut self, slot: u32, realm: &str, details: &Dict<'_>) {
+        self.finish_leaving(slot);
         if self.draining {
             return self.refuse_login(slot, Refusal::new(wamp::SYSTEM_SHUTDOWN, "the node is shutting down"));
         }
@@ -264,6 +271,7 @@ impl Shard {
             encode::id_dict(serializer, out, code::WELCOME, id, &details);
         });
         self.welcome_roles = roles;
+        self.joined(slot);
     }
 
     /// After GOODBYE the connection may carry another session (WAMP, basic profile, "Session Closing").

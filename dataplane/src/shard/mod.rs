@@ -15,6 +15,7 @@ mod answers;
 mod broker;
 mod cancel;
 mod claims;
+mod clock;
 mod compression;
 mod conn;
 mod dealer;
@@ -24,8 +25,10 @@ mod flow;
 mod groups;
 mod identity;
 mod inbound;
+mod leaving;
 mod login;
 mod members;
+mod meta;
 mod nodes;
 mod options;
 mod outbound;
@@ -45,9 +48,11 @@ mod timers;
 use crate::feed::{FeedDown, FeedUp};
 use crate::mesh::{Batch, Caller, Owner};
 use claims::Claims;
+use clock::Clock;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
 use common::ids::{BootEpoch, ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::{Counter, Gauge, Metrics};
+use common::uri::is_reserved;
 use conn::{Conn, IdMap, Phase, Route, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -159,6 +164,7 @@ pub struct Shard {
     config: ShardConfig,
     me: ShardId,
     now: Instant,
+    clock: Clock,
     tick: Tick,
     conns: Vec<Option<Box<Conn>>>,
     conns_len: usize,
@@ -192,6 +198,10 @@ pub struct Shard {
     /// Grows with every change that can change answers of the route cache in all realms.
     generation: u64,
     cache: Cache,
+    /// Questions of the meta API that are under way.
+    asks: meta::Asks,
+    /// Slots whose ended sessions still hold subscriptions.
+    leaving: VecDeque<u32>,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
     last_token: u64,
@@ -245,6 +255,7 @@ impl Shard {
         Self {
             me: config.shard,
             now,
+            clock: Clock::new(now),
             tick: 0,
             conns: Vec::new(),
             conns_len: 0,
@@ -270,6 +281,8 @@ impl Shard {
             upkeep: realms::Upkeep::default(),
             generation: 0,
             cache: Cache::new(hasher.clone()),
+            asks: meta::Asks::new(&hasher),
+            leaving: VecDeque::new(),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
             mesh_out: (0..shards).map(|_| Box::default()).collect(),
@@ -479,8 +492,9 @@ impl Shard {
 
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        let upkeep = self.has_upkeep().then_some(self.now);
-        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline()]
+        let upkeep = (self.has_upkeep() || !self.leaving.is_empty()).then_some(self.now);
+        let asks = self.asks.deadline();
+        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks]
             .into_iter()
             .flatten()
             .min()
@@ -490,6 +504,7 @@ impl Shard {
     pub fn timeout(&mut self, now: Instant) {
         self.set_now(now);
         self.go_on_upkeep();
+        self.go_on_leaving();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {
@@ -497,8 +512,19 @@ impl Shard {
         }
         self.due = due;
         self.calls_timeout();
+        self.asks_timeout();
         self.relay_timeout();
         self.bury();
+    }
+
+    /// What the time of day is, since 1970-01-01 UTC. A shard that is not told lives in 1970.
+    pub const fn set_clock(&mut self, now: Instant, unix: Duration) {
+        self.clock.set(now, unix);
+    }
+
+    /// Milliseconds since 1970-01-01 UTC.
+    fn unix_ms(&self) -> u64 {
+        self.clock.unix_ms(self.now)
     }
 
     /// Counters of the driver are added here.
@@ -569,7 +595,12 @@ impl Shard {
     /// Another shard or node changed a route: what was resolved with it is resolved anew.
     fn route_changed(&mut self, realm: u32, kind: RouteKind, policy: Match, uri: &str) {
         match policy {
-            Match::Exact => self.cache.forget(realm, kind, uri),
+            Match::Exact => {
+                self.cache.forget(realm, kind, uri);
+                if is_reserved(uri) {
+                    self.cache.forget(realm | meta::ROUTERS, kind, uri);
+                }
+            }
             Match::Prefix | Match::Wildcard => self.realms[realm as usize].version += 1,
         }
     }

@@ -78,22 +78,34 @@ impl Shard {
                 let asker = Asker { shard: from, token };
                 self.ask_home((realm, route.policy, batch.text(route.uri)), asker, owner, wish);
             }
-            Item::RegisterAnswer { token, grant } => self.register_answer(token, grant),
+            Item::RegisterAnswer { token, grant, first } => self.register_answer(token, grant, first),
             Item::Evict { callee, registration, grant, lost } => {
                 self.evicted(callee, registration, grant, lost);
             }
             Item::Unregister { route, grant, token } => {
                 let realm = self.realm_of(route.realm);
-                self.free_home((realm, route.policy, batch.text(route.uri)), grant);
+                if let Some(session) = self.free_home((realm, route.policy, batch.text(route.uri)), grant) {
+                    let reply = self.mesh(from);
+                    let uri = reply.put(batch.bytes(route.uri));
+                    reply.push(Item::Emptied { route: RouteSpan { uri, ..route }, session });
+                }
                 if token != 0 {
                     self.mesh(from).push(Item::UnregisterAck { token });
                 }
+            }
+            Item::Emptied { route, session } => {
+                let realm = self.realm_of(route.realm);
+                self.registration_emptied(realm, route.policy, batch.text(route.uri), session);
             }
             Item::UnregisterAck { token } => self.released(token),
             Item::Succeed { lane, attempt, token } => self.lane_succeeds(from, lane, attempt, token),
             Item::Succeeded { token, barriers } => self.succeeded(token, from, barriers),
             Item::Barrier { origin, token } => self.pass_barrier(origin, token),
             Item::BarrierPassed { token } => self.barrier_passed(token),
+            Item::Ask { realm, token, query } => {
+                self.asked_by_shard(from, realm, token, batch.bytes(query));
+            }
+            Item::Tell { token, part } => self.shard_told(from, token, batch.bytes(part)),
             Item::Memory { short } => {
                 self.short_shards =
                     if short { self.short_shards.with(from) } else { self.short_shards.without(from) };

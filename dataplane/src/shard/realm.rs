@@ -93,6 +93,10 @@ pub(super) struct Topic {
     pub realm: u32,
     pub policy: Match,
     pub uri: Box<str>,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub created_ms: u64,
+    /// Nobody elsewhere was known to have it when it began here.
+    pub is_first: bool,
     /// Slots of the subscribed connections.
     pub subscribers: Vec<u32>,
     pub spread: Spread,
@@ -105,6 +109,10 @@ pub(super) struct Procedure {
     pub realm: u32,
     pub policy: Match,
     pub uri: Box<str>,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub created_ms: u64,
+    /// Nobody held it before, as far as its home shard knows.
+    pub is_first: bool,
     /// Slot of the callee.
     pub callee: u32,
     pub options: super::options::RegisterOptions,

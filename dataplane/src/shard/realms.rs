@@ -161,6 +161,10 @@ impl Shard {
             let Some(Some(conn)) = self.conns.get(slot as usize) else { continue };
             let inside = conn.session.as_ref().is_some_and(|session| session.realm == index);
             if conn.phase == Phase::Open && inside {
+                let session = self.session(slot);
+                // The realm ends with all its sessions: nobody is left who could hear of it.
+                session.silent = true;
+                session.testaments.clear();
                 self.leave(slot, wamp::CLOSE_REALM, "the realm was removed");
                 self.set_deadline(slot, REALM_GOODBYE_TIME);
             }

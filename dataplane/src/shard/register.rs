@@ -101,14 +101,14 @@ impl Shard {
         ShardId((id % self.config.shards as u64) as u8)
     }
 
-    /// The home shard's word on a REGISTER of this shard; 0: refused.
-    pub(super) fn register_answer(&mut self, token: u64, grant: u64) {
+    /// The home shard's word on a REGISTER of this shard; 0: refused. `first`: nobody else holds it.
+    pub(super) fn register_answer(&mut self, token: u64, grant: u64, first: bool) {
         if let Some(Awaited::Grant(wanted)) = self.awaited.remove(&token) {
-            self.granted(wanted, grant);
+            self.granted(wanted, grant, first);
         }
     }
 
-    fn granted(&mut self, wanted: Wanted, grant: u64) {
+    fn granted(&mut self, wanted: Wanted, grant: u64, first: bool) {
         let Wanted { waiting, realm, policy, uri, options, lost } = wanted;
         let slot = waiting.owner.slot;
         let Some(session) = self.session_of(waiting.owner) else {
@@ -147,6 +147,8 @@ impl Shard {
             realm,
             policy,
             uri: uri.clone(),
+            created_ms: self.unix_ms(),
+            is_first: first,
             callee: slot,
             options,
             grant,
@@ -184,6 +186,8 @@ impl Shard {
             self.reply(slot, |serializer, out| {
                 encode::ids(serializer, out, code::REGISTERED, &[waiting.request, registration]);
             });
+            let created = self.procedures[index as usize].is_first;
+            self.has_registered(slot, index, created);
         }
         self.release_held(held, |shard, call| shard.invoke(index, &call.procedure, &call.calling()));
     }
@@ -253,6 +257,7 @@ impl Shard {
 
     /// As [`Shard::remove_procedure`], of one whose home knows of it.
     fn drop_procedure(&mut self, index: u32) -> Procedure {
+        let about = self.about_procedure(index);
         let mut procedure = self.procedures.remove(index as usize);
         if !procedure.is_shared() {
             self.awaited.remove(&procedure.spread.token);
@@ -263,6 +268,9 @@ impl Shard {
             let (realm, policy) = (procedure.realm, procedure.policy);
             self.unspread_route(realm, RouteKind::Procedure, policy, &procedure.uri);
         }
+        if procedure.spread.missing.is_empty() {
+            self.holder_removed(procedure.callee, about, !procedure.is_shared());
+        }
         procedure
     }
 
@@ -270,7 +278,9 @@ impl Shard {
     pub(super) fn release(&mut self, (realm, policy, uri): Registration<'_>, grant: u64, token: u64) {
         let home = self.home_of(realm, policy, uri);
         if home == self.me {
-            self.free_home((realm, policy, uri), grant);
+            if let Some(session) = self.free_home((realm, policy, uri), grant) {
+                self.registration_emptied(realm, policy, uri, session);
+            }
             return self.released(token);
         }
         let realm = self.realms[realm as usize].id;
@@ -283,13 +293,13 @@ impl Shard {
     pub(super) fn evicted(&mut self, callee: Owner, registration: u64, grant: u64, lost: Lost) {
         let held = self.session_of(callee).and_then(|session| session.registrations.get(&registration));
         if let Some(index) = held.copied().filter(|index| self.procedures[*index as usize].grant == grant) {
-            self.take_away(index, lost);
+            self.take_away(index, lost.reason());
         }
     }
 
     /// Takes a registration away from its callee, which is told if it knows how (WAMP, advanced profile, "Registration
     /// Revocation").
-    pub(super) fn take_away(&mut self, index: u32, lost: Lost) -> Procedure {
+    pub(super) fn take_away(&mut self, index: u32, reason: &str) -> Procedure {
         let procedure = &mut self.procedures[index as usize];
         let (slot, registration) = (procedure.callee, procedure.id);
         let waiting = std::mem::take(&mut procedure.spread.waiting);
@@ -297,8 +307,7 @@ impl Shard {
         self.session(slot).registrations.remove(&registration);
         if waiting.is_empty() && self.session(slot).features.has(Features::CALLEE_REVOCATION) {
             self.reply(slot, |serializer, out| {
-                let details =
-                    [("registration", Field::UInt(registration)), ("reason", Field::Str(lost.reason()))];
+                let details = [("registration", Field::UInt(registration)), ("reason", Field::Str(reason))];
                 encode::id_dict(serializer, out, code::UNREGISTERED, 0, &details);
             });
         }
@@ -308,6 +317,15 @@ impl Shard {
             self.already_registered(slot, waiting.request, &procedure.uri);
         }
         procedure
+    }
+
+    /// Takes a registration from the session in a slot. False: it does not hold it.
+    pub(super) fn revoke_registration(&mut self, slot: u32, registration: u64, reason: &str) -> bool {
+        let held = self.session(slot).registrations.get(&registration).copied();
+        let Some(index) = held else { return false };
+        let procedure = self.take_away(index, reason);
+        self.release((procedure.realm, procedure.policy, &procedure.uri), procedure.grant, 0);
+        true
     }
 
     /// Another node holds a registration with the better right, and the home shard has not yet said whether a session here may

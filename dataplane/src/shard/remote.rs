@@ -99,7 +99,7 @@ impl Shard {
         let Some(realm) = self.realm_index.get(&realm).copied() else { return };
         match self.realms[realm as usize].procedures.get(policy, uri).copied() {
             Some(Local::Callee(index)) => {
-                let procedure = self.take_away(index, Lost::OtherNode);
+                let procedure = self.take_away(index, Lost::OtherNode.reason());
                 self.release((realm, policy, uri), procedure.grant, 0);
             }
             Some(Local::Group(_)) => self.evict((realm, policy, uri), Lost::OtherNode),

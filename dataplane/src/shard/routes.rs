@@ -382,10 +382,24 @@ pub(super) fn is_held_elsewhere(realm: &Realm, folded: &Folded, policy: Match, u
     !held.union(said).intersection(folded.live).is_empty()
 }
 
-type Precedence = (u8, Vec<usize>);
+/// True when another shard, or another node that lives, is known to have this route.
+pub(super) fn is_known_elsewhere(
+    realm: &Realm,
+    folded: &Folded,
+    me: ShardId,
+    (kind, policy, uri): (RouteKind, Match, &str),
+) -> bool {
+    let words = realm.overlay.kind(kind).get(policy, uri);
+    let held = still_wanted(folded.exactly(realm.id, kind, policy, uri), words, folded);
+    let said = words.map_or_else(Sources::default, |words| words.wanted(folded));
+    let nodes = held.nodes.union(said.nodes).intersection(folded.live);
+    !nodes.is_empty() || !held.shards.union(said.shards).without(me).is_empty()
+}
+
+pub(super) type Precedence = (u8, Vec<usize>);
 
 /// How strong a matching pattern's claim on a call is; the greatest is chosen.
-fn precedence(policy: Match, pattern: &str) -> Precedence {
+pub(super) fn precedence(policy: Match, pattern: &str) -> Precedence {
     match policy {
         Match::Exact => (2, Vec::new()),
         Match::Prefix => (1, vec![pattern.split('.').count(), pattern.len()]),

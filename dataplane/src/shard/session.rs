@@ -1,7 +1,7 @@
 //! One session's messages: who may send what, and how it ends.
 
 use super::Shard;
-use super::conn::Phase;
+use super::conn::{Call, Invocation, Phase};
 use super::options::BadOption;
 use crate::mesh::{Owner, Terms};
 use common::link::Claim;
@@ -224,7 +224,12 @@ impl Shard {
     /// Everything a session holds is given up: subscriptions, registrations, calls to answer. The connection stays.
     pub(super) fn end_session(&mut self, slot: u32) {
         let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return };
-        let Some(session) = conn.session.take() else { return };
+        let Some(session) = &conn.session else { return };
+        if !session.testaments.is_empty() {
+            self.publish_testaments(slot);
+        }
+        let conn = self.at(slot);
+        let Some(mut session) = conn.session.take() else { return };
         conn.dropped = 0;
         conn.trusting = false;
         // The connection is in no counted phase until the caller gives it one.
@@ -232,15 +237,18 @@ impl Shard {
         self.sessions -= 1;
         self.realms[session.realm as usize].sessions -= 1;
         self.metrics.count(Counter::SessionsClosed);
-        for subscribed in session.subscriptions.values() {
-            self.remove_subscriber(subscribed.topic, subscribed.place);
-        }
-        for procedure in session.registrations.values() {
-            self.remove_procedure(*procedure, 0);
-        }
-        self.fail_invocations(session.invocations.values().copied());
+        self.left(slot, &session);
+        let registrations: Vec<u32> = session.registrations.drain().map(|(_, index)| index).collect();
+        let invocations: Vec<Invocation> = session.invocations.drain().map(|(_, open)| open).collect();
+        let calls: Vec<(u64, Call)> = session.calls.drain().collect();
         let owner = Owner { shard: self.me, slot, session: session.id };
-        self.abandon_calls(owner, session.calls.iter().map(|(request, call)| (*request, *call)));
         self.claims.push(Claim::Left { session: session.id }, &mut self.metrics);
+        self.begin_leaving(slot, session);
+        for procedure in registrations {
+            self.remove_procedure(procedure, 0);
+        }
+        self.fail_invocations(invocations.into_iter());
+        self.abandon_calls(owner, calls.into_iter());
+        self.leave_topics(slot);
     }
 }

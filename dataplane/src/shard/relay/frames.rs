@@ -16,7 +16,7 @@ pub(super) enum BadFrame {
     Answer(u64),
     #[error("call {0} is open already")]
     Call(u64),
-    #[error("what a call or a publication asks for is malformed")]
+    #[error("what a call, a publication or a question asks for is malformed")]
     Extra,
 }
 
@@ -94,6 +94,8 @@ impl Shard {
             (Kind::Cancel, Role::Guest) => self.guest_cancels(slot, id, &frame)?,
             (Kind::Result | Kind::Error, Role::Lane(at)) => self.lane_answered(at, &frame)?,
             (Kind::PublishAck, Role::Lane(at)) => self.publish_acknowledged(at, frame.id),
+            (Kind::Ask, Role::Guest) => self.guest_asks(slot, id, &frame)?,
+            (Kind::Tell, Role::Lane(at)) => self.lane_told(at, &frame)?,
             (Kind::Ping, _) => self.link_pong(slot, frame.id),
             (Kind::Pong, _) => self.link_ponged(slot, frame.id),
             (kind, _) => return Err(BadFrame::Direction(kind)),

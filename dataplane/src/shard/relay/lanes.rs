@@ -88,7 +88,7 @@ impl Lane {
 impl Shard {
     /// The lane of a session's requests to a node.
     #[inline]
-    pub(super) fn lane_of(&self, node: u16, slot: u32) -> usize {
+    pub(in crate::shard) fn lane_of(&self, node: u16, slot: u32) -> usize {
         let connections = self.relay.config.as_ref().map_or(1, |config| config.connections);
         usize::from(node) * connections + slot as usize % connections
     }
@@ -226,6 +226,7 @@ impl Shard {
             self.answer_error(caller, uri, text);
         }
         self.acks_lost(node, at);
+        self.asks_lost(node, at);
     }
 
     /// The node is no longer to be sent to. `flush`: what is queued still goes out.

@@ -12,6 +12,7 @@
 //! once and is answered once, by its callee or by the loss of its link; a link that ended has no frame under way.
 
 mod acks;
+mod asks;
 mod calls;
 mod events;
 mod frames;

@@ -1,0 +1,20 @@
+//! The meta API: procedures the router itself answers, events it publishes of sessions, subscriptions and registrations, and
+//! testaments (WAMP, advanced profile).
+//!
+//! ```text
+//! CALL wamp.… ─▶ procedures ─▶ gather ─▶ look (here, other shards, other nodes) ─▶ RESULT
+//! join, subscribe, register and their ends ─▶ events ─▶ as any other publication
+//! ```
+//! A question is answered by those who hold what it is about, so there is no table of all sessions that could be stale. The
+//! history of events has its place in `procedures::Shard::serve`.
+
+mod events;
+mod gather;
+mod look;
+mod procedures;
+mod query;
+mod testaments;
+
+pub(super) use events::ROUTERS;
+pub(super) use gather::{Asker, Asks};
+pub(super) use testaments::Testaments;

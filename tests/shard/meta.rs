@@ -1,0 +1,612 @@
+//! The meta API (WAMP, advanced profile): procedures and events of sessions, registrations and subscriptions, testaments. Each
+//! history with the peers on one shard, on two, and on two nodes.
+
+use super::places::{Place, everywhere};
+use super::rig::Rig;
+use super::{connect, frames, messages};
+use common::ids::{Match, RealmId, RouteKind, route_id};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Clients that ask and answer, by name.
+struct World {
+    rig: Rig,
+    realm: String,
+    place: Place,
+    last_request: Vec<u64>,
+    links: Vec<usize>,
+    ids: Vec<u64>,
+}
+
+impl World {
+    fn new(place: &Place, realm: &str) -> Self {
+        let rig = place.rig(|_| {});
+        Self { rig, realm: realm.to_owned(), place: *place, last_request: vec![], links: vec![], ids: vec![] }
+    }
+
+    /// A session at the first place, or at the second one.
+    fn join(&mut self, second: bool) -> usize {
+        let features =
+            json!({"features": {"subscription_revocation": true, "registration_revocation": true}});
+        let roles = json!({"caller": {}, "callee": features, "publisher": {}, "subscriber": features});
+        let hello = json!([1, self.realm, {"roles": roles}]).to_string();
+        let shard = if second { self.place.second } else { self.place.first };
+        let at = connect(&mut self.rig, shard, &[&hello]);
+        self.rig.run();
+        let welcome: Value = serde_json::from_str(&messages(&mut self.rig, at)[0]).expect("JSON");
+        self.links.push(at);
+        self.ids.push(welcome[1].as_u64().expect("WELCOME"));
+        self.last_request.push(0);
+        self.links.len() - 1
+    }
+
+    fn says(&mut self, who: usize, message: &Value) {
+        self.rig.receive(self.links[who], &frames(&[&message.to_string()]));
+        self.rig.run();
+    }
+
+    /// The next request, with its id in place of null.
+    fn asks(&mut self, who: usize, mut message: Value) {
+        self.last_request[who] += 1;
+        message[1] = self.last_request[who].into();
+        self.says(who, &message);
+    }
+
+    fn hears(&mut self, who: usize) -> Vec<Value> {
+        let got = messages(&mut self.rig, self.links[who]);
+        got.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
+    }
+
+    /// Events by topic, without what differs from run to run.
+    fn events(&mut self, who: usize) -> Vec<Value> {
+        let of = |message: Value| (message[0] == 36).then(|| json!([message[4], message[5]]));
+        self.hears(who).into_iter().filter_map(of).collect()
+    }
+
+    /// What a call is answered: its arguments, or the URI of the error.
+    fn call(&mut self, who: usize, procedure: &str, args: Value, kwargs: Value) -> Value {
+        self.asks(who, json!([48, null, {}, procedure, args, kwargs]));
+        let mut got = self.hears(who);
+        got.retain(|message| message[0] == 50 || message[0] == 8);
+        assert_eq!(got.len(), 1, "{procedure} is answered once: {got:?}");
+        let answer = got.remove(0);
+        if answer[0] == 8 {
+            return answer[4].clone();
+        }
+        assert_eq!(answer.get(4), None, "{procedure} asks everybody");
+        answer.get(3).cloned().unwrap_or(json!([]))
+    }
+
+    fn ask(&mut self, who: usize, procedure: &str, args: Value) -> Value {
+        self.call(who, procedure, args, json!({}))
+    }
+
+    fn subscribe(&mut self, who: usize, topic: &str, policy: &str) -> u64 {
+        self.asks(who, json!([32, null, {"match": policy}, topic]));
+        let got = self.hears(who);
+        let answer = got.iter().find(|message| message[0] == 33);
+        answer.unwrap_or_else(|| panic!("{got:?}"))[2].as_u64().expect("SUBSCRIBED")
+    }
+
+    fn register(&mut self, who: usize, procedure: &str, options: Value) -> u64 {
+        self.asks(who, json!([64, null, options, procedure]));
+        let got = self.hears(who);
+        let answer = got.iter().find(|message| message[0] == 65);
+        answer.unwrap_or_else(|| panic!("{got:?}"))[2].as_u64().expect("REGISTERED")
+    }
+
+    fn close(&mut self, who: usize) {
+        self.rig.close(self.links[who]);
+        self.rig.run();
+    }
+
+    fn end(mut self) {
+        self.rig.check_empty();
+    }
+}
+
+fn sorted(mut list: Vec<u64>) -> Value {
+    list.sort_unstable();
+    json!(list)
+}
+
+#[test]
+fn sessions_are_counted_listed_and_described() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        let (first, second) = (world.ids[one], world.ids[two]);
+        assert_eq!(world.ask(one, "wamp.session.count", json!([])), json!([2]));
+        assert_eq!(world.ask(one, "wamp.session.count", json!([["anonymous", "x"]])), json!([2]));
+        assert_eq!(world.ask(one, "wamp.session.count", json!([["x"]])), json!([0]));
+        assert_eq!(world.ask(one, "wamp.session.list", json!([])), json!([sorted(vec![first, second])]));
+        assert_eq!(world.ask(two, "wamp.session.list", json!([["x"]])), json!([[]]));
+        for asked in [first, second] {
+            let details = world.ask(one, "wamp.session.get", json!([asked]));
+            let authid = format!("{asked:x}");
+            let expected = json!([{
+                "session": asked, "authid": authid, "authrole": "anonymous", "authmethod": "anonymous",
+                "authprovider": "static", "transport": {"type": "rawsocket", "serializer": "json"},
+            }]);
+            assert_eq!(details, expected);
+        }
+        assert_eq!(world.ask(one, "wamp.session.get", json!([1])), "wamp.error.no_such_session");
+        assert_eq!(world.ask(one, "wamp.session.get", json!([])), "wamp.error.invalid_argument");
+        assert_eq!(world.ask(one, "wamp.session.nothing", json!([])), "wamp.error.no_such_procedure");
+        let (of, page) = (json!([]), json!({"limit": 1}));
+        world.asks(one, json!([48, null, {}, "wamp.session.list", of, page]));
+        let smaller = first.min(second);
+        assert_eq!(world.hears(one)[0][3], json!([[smaller]]));
+        let rest = world.call(one, "wamp.session.list", json!([]), json!({"after": smaller}));
+        assert_eq!(rest, json!([[first.max(second)]]));
+        world.end();
+    });
+}
+
+#[test]
+fn a_cut_list_says_that_there_is_more() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let one = world.join(false);
+        world.join(true);
+        world.asks(one, json!([48, null, {}, "wamp.session.list", [], {"limit": 1}]));
+        let got = world.hears(one);
+        assert_eq!(got[0][4], json!({"more": true}), "{got:?}");
+        world.end();
+    });
+}
+
+#[test]
+fn details_of_a_session_can_be_added_but_not_who_it_is() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        let second = world.ids[two];
+        let modify = "wamp.session.modify_details";
+        assert_eq!(world.ask(one, modify, json!([second, {"x": 1, "y": "z"}])), json!([]));
+        assert_eq!(world.ask(one, modify, json!([second, {"y": null}])), json!([]));
+        let details = world.ask(one, "wamp.session.get", json!([second]));
+        assert_eq!((&details[0]["x"], details[0].get("y")), (&json!(1), None));
+        assert_eq!(world.ask(one, modify, json!([second, {"authid": "x"}])), "wamp.error.invalid_argument");
+        assert_eq!(world.ask(one, modify, json!([5, {"x": 1}])), "wamp.error.no_such_session");
+        let long = "x".repeat(10_000);
+        assert_eq!(world.ask(one, modify, json!([second, {"x": long}])), "wamp.error.invalid_argument");
+        world.end();
+    });
+}
+
+#[test]
+fn a_killed_session_is_told_why() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two, three) = (world.join(false), world.join(true), world.join(true));
+        let (first, second) = (world.ids[one], world.ids[two]);
+        let kill = "wamp.session.kill";
+        assert_eq!(world.ask(one, kill, json!([first])), "wamp.error.no_such_session", "its own");
+        assert_eq!(world.ask(one, kill, json!([7])), "wamp.error.no_such_session");
+        let bad = world.call(one, kill, json!([second]), json!({"reason": "no uri"}));
+        assert_eq!(bad, "wamp.error.invalid_uri");
+        let kwargs = json!({"reason": "com.example.out", "message": "begone"});
+        assert_eq!(world.call(one, kill, json!([second]), kwargs), json!([]));
+        assert_eq!(world.hears(two), [json!([6, {"message": "begone"}, "com.example.out"])]);
+        assert_eq!(world.ask(one, "wamp.session.count", json!([])), json!([2]));
+        world.says(two, &json!([6, {}, "wamp.close.goodbye_and_out"]));
+        assert_eq!(world.ask(one, kill, json!([world.ids[three]])), json!([]));
+        assert_eq!(world.hears(three), [json!([6, {}, "wamp.close.killed"])]);
+        // Who does not answer is closed.
+        world.rig.pass(Duration::from_secs(3));
+        world.rig.pass(Duration::from_secs(3));
+        world.rig.run();
+        world.rig.pass(Duration::from_secs(3));
+        assert!(!world.rig.links[world.links[three]].open);
+        world.end();
+    });
+}
+
+#[test]
+fn sessions_are_killed_by_who_they_are() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        let (third, second) = (world.join(false), world.ids[two]);
+        let authid = format!("{second:x}");
+        assert_eq!(world.ask(one, "wamp.session.kill_by_authid", json!([authid])), json!([[second]]));
+        assert_eq!(world.hears(two), [json!([6, {}, "wamp.close.killed"])]);
+        assert_eq!(world.ask(one, "wamp.session.kill_by_authid", json!([authid])), json!([[]]));
+        assert_eq!(world.ask(one, "wamp.session.kill_by_authrole", json!(["x"])), json!([0]));
+        assert_eq!(world.ask(one, "wamp.session.kill_by_authrole", json!(["anonymous"])), json!([1]));
+        assert_eq!(world.hears(third), [json!([6, {}, "wamp.close.killed"])]);
+        let four = world.join(true);
+        assert_eq!(world.ask(one, "wamp.session.kill_all", json!([])), json!([1]));
+        assert_eq!(world.hears(four), [json!([6, {}, "wamp.close.killed"])]);
+        assert_eq!(world.ask(one, "wamp.session.count", json!([])), json!([1]));
+        world.end();
+    });
+}
+
+#[test]
+fn registrations_are_found_and_described() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        let exact = world.register(two, "a.b.c", json!({}));
+        let prefix = world.register(two, "a.", json!({"match": "prefix"}));
+        let wildcard = world.register(one, "a..c", json!({"match": "wildcard"}));
+        let all = json!([{"exact": [exact], "prefix": [prefix], "wildcard": [wildcard]}]);
+        assert_eq!(world.ask(one, "wamp.registration.list", json!([])), all);
+        let lookup = "wamp.registration.lookup";
+        assert_eq!(world.ask(one, lookup, json!(["a.b.c"])), json!([exact]));
+        assert_eq!(world.ask(one, lookup, json!(["a.", {"match": "prefix"}])), json!([prefix]));
+        assert_eq!(world.ask(one, lookup, json!(["a.x"])), json!([null]));
+        for (uri, best) in [("a.b.c", json!(exact)), ("a.x.c", json!(prefix)), ("b", json!(null))] {
+            assert_eq!(world.ask(one, "wamp.registration.match", json!([uri])), json!([best]), "{uri}");
+        }
+        let details = world.ask(one, "wamp.registration.get", json!([prefix]));
+        let created = details[0]["created"].as_str().expect("a time");
+        assert!(created.starts_with("1970-01-01T") && created.ends_with('Z'), "{created}");
+        let expected =
+            json!({"id": prefix, "created": created, "uri": "a.", "match": "prefix", "invoke": "single"});
+        assert_eq!(details[0], expected);
+        assert_eq!(world.ask(one, "wamp.registration.get", json!([7])), "wamp.error.no_such_registration");
+        let callees = "wamp.registration.list_callees";
+        assert_eq!(world.ask(one, callees, json!([exact])), json!([[world.ids[two]]]));
+        assert_eq!(world.ask(one, callees, json!([7])), "wamp.error.no_such_registration");
+        assert_eq!(world.ask(one, "wamp.registration.count_callees", json!([wildcard])), json!([1]));
+        let remove = "wamp.registration.remove_callee";
+        assert_eq!(world.ask(one, remove, json!([exact, world.ids[one]])), "wamp.error.no_such_session");
+        assert_eq!(world.ask(one, remove, json!([7, world.ids[two]])), "wamp.error.no_such_registration");
+        let kwargs = json!({"reason": "com.example.over"});
+        assert_eq!(world.call(one, remove, json!([exact, world.ids[two]]), kwargs), json!([]));
+        let told = json!([67, 0, {"registration": exact, "reason": "com.example.over"}]);
+        assert_eq!(world.hears(two), [told]);
+        assert_eq!(world.ask(one, lookup, json!(["a.b.c"])), json!([null]));
+        world.end();
+    });
+}
+
+#[test]
+fn subscriptions_are_found_and_described() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        let exact = world.subscribe(two, "a.b.c", "exact");
+        assert_eq!(world.subscribe(one, "a.b.c", "exact"), exact);
+        let prefix = world.subscribe(two, "a.", "prefix");
+        let wildcard = world.subscribe(one, "a..c", "wildcard");
+        let all = json!([{"exact": [exact], "prefix": [prefix], "wildcard": [wildcard]}]);
+        assert_eq!(world.ask(one, "wamp.subscription.list", json!([])), all);
+        let lookup = "wamp.subscription.lookup";
+        assert_eq!(world.ask(one, lookup, json!(["a..c", {"match": "wildcard"}])), json!([wildcard]));
+        assert_eq!(world.ask(one, lookup, json!(["x"])), json!([null]));
+        let found = "wamp.subscription.match";
+        assert_eq!(world.ask(one, found, json!(["a.b.c"])), json!([sorted(vec![exact, prefix, wildcard])]));
+        assert_eq!(world.ask(one, found, json!(["x"])), json!([null]));
+        let details = world.ask(one, "wamp.subscription.get", json!([exact]));
+        let created = &details[0]["created"];
+        assert_eq!(details[0], json!({"id": exact, "created": created, "uri": "a.b.c", "match": "exact"}));
+        assert_eq!(world.ask(one, "wamp.subscription.get", json!([7])), "wamp.error.no_such_subscription");
+        let both = json!([sorted(vec![world.ids[one], world.ids[two]])]);
+        assert_eq!(world.ask(one, "wamp.subscription.list_subscribers", json!([exact])), both);
+        assert_eq!(world.ask(two, "wamp.subscription.count_subscribers", json!([exact])), json!([2]));
+        let count = world.ask(two, "wamp.subscription.count_subscribers", json!([7]));
+        assert_eq!(count, "wamp.error.no_such_subscription");
+        let remove = "wamp.subscription.remove_subscriber";
+        assert_eq!(world.ask(one, remove, json!([exact, world.ids[two]])), json!([]));
+        let told = json!([35, 0, {"subscription": exact, "reason": "wamp.close.killed"}]);
+        assert_eq!(world.hears(two), [told]);
+        assert_eq!(world.ask(two, "wamp.subscription.count_subscribers", json!([exact])), json!([1]));
+        world.end();
+    });
+}
+
+#[test]
+fn joining_and_leaving_are_told() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let one = world.join(false);
+        world.subscribe(one, "wamp.session.", "prefix");
+        let two = world.join(true);
+        let second = world.ids[two];
+        let events = world.events(one);
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0][0][0]["session"], second);
+        assert_eq!(events[0][0][0]["authmethod"], "anonymous");
+        world.says(two, &json!([6, {}, "wamp.close.close_realm"]));
+        let left = json!([[second, format!("{second:x}"), "anonymous"], null]);
+        assert_eq!(world.events(one), [left]);
+        let three = world.join(true);
+        world.events(one);
+        world.close(three);
+        assert_eq!(world.events(one).len(), 1, "a crash is told too");
+        world.join(true);
+        world.events(one);
+        world.ask(one, "wamp.session.kill_all", json!([]));
+        assert_eq!(world.events(one), Vec::<Value>::new(), "kill_all is not told");
+        world.end();
+    });
+}
+
+#[test]
+fn nobody_else_publishes_what_the_router_does() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        world.subscribe(one, "wamp.session.on_join", "exact");
+        for from in [two, one, two] {
+            world.join(true);
+            assert_eq!(world.events(one).len(), 1);
+            world.asks(from, json!([16, null, {"acknowledge": true}, "wamp.session.on_join", ["forged"]]));
+            let answer = world.hears(from);
+            assert!(answer.iter().any(|m| m[0] == 8 && m[4] == "wamp.error.invalid_uri"), "{answer:?}");
+            assert_eq!(world.events(one), Vec::<Value>::new());
+        }
+        world.end();
+    });
+}
+
+#[test]
+fn the_life_of_a_subscription_is_told_in_order() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        world.subscribe(one, "wamp.subscription.", "prefix");
+        world.events(one);
+        let id = world.subscribe(two, "a.b", "exact");
+        let (second, topic) = (world.ids[two], json!({"topic": "a.b"}));
+        let events = world.events(one);
+        assert_eq!(events.len(), 2, "{events:?}");
+        let created = &events[0][0][1]["created"];
+        let details = json!({"id": id, "created": created, "uri": "a.b", "match": "exact"});
+        assert_eq!(events[0], json!([[second, details], topic]));
+        assert_eq!(events[1], json!([[second, id], topic]));
+        let three = world.join(false);
+        world.subscribe(three, "a.b", "exact");
+        let third = world.ids[three];
+        assert_eq!(world.events(one), [json!([[third, id], topic])], "it was there");
+        world.subscribe(three, "a.b", "exact");
+        assert_eq!(world.events(one), Vec::<Value>::new(), "it is subscribed already");
+        world.asks(two, json!([34, null, id]));
+        assert_eq!(world.events(one), [json!([[second, id], topic])]);
+        world.close(three);
+        let end = json!([[third, id], topic]);
+        assert_eq!(world.events(one), [end.clone(), end], "the session, then the subscription");
+        world.end();
+    });
+}
+
+#[test]
+fn the_life_of_a_registration_is_told_in_order() {
+    everywhere(|place, realm| {
+        for invoke in ["single", "roundrobin"] {
+            let mut world = World::new(place, realm);
+            let (one, two) = (world.join(false), world.join(true));
+            world.subscribe(one, "wamp.registration.", "prefix");
+            let id = world.register(two, "a.b", json!({"invoke": invoke}));
+            let (second, named) = (world.ids[two], json!({"procedure": "a.b"}));
+            let events = world.events(one);
+            assert_eq!(events.len(), 2, "{events:?}");
+            let created = &events[0][0][1]["created"];
+            let details =
+                json!({"id": id, "created": created, "uri": "a.b", "match": "exact", "invoke": invoke});
+            assert_eq!(events[0], json!([[second, details], named]));
+            assert_eq!(events[1], json!([[second, id], named]));
+            if invoke == "roundrobin" {
+                let three = world.join(true);
+                world.register(three, "a.b", json!({"invoke": invoke}));
+                let third = world.ids[three];
+                assert_eq!(world.events(one), [json!([[third, id], named])], "it was there");
+                world.close(three);
+                assert_eq!(world.events(one), [json!([[third, id], named])], "it still is");
+            }
+            world.asks(two, json!([66, null, id]));
+            let end = json!([[second, id], named]);
+            assert_eq!(world.events(one), [end.clone(), end], "the session, then the registration");
+            world.end();
+        }
+    });
+}
+
+#[test]
+fn testaments_are_published_when_a_session_ends() {
+    type Ends = fn(&mut World, usize, usize);
+    let ends: [Ends; 3] = [
+        |world, _, who| world.close(who),
+        |world, _, who| world.says(who, &json!([6, {}, "wamp.close.close_realm"])),
+        |world, other, who| {
+            let who = world.ids[who];
+            world.ask(other, "wamp.session.kill", json!([who]));
+        },
+    ];
+    for end in ends {
+        everywhere(|place, realm| {
+            let mut world = World::new(place, realm);
+            let (one, two, three) = (world.join(false), world.join(true), world.join(false));
+            world.subscribe(one, "a.b", "exact");
+            // It is not told of its own end.
+            world.subscribe(two, "a.b", "exact");
+            let add = "wamp.session.add_testament";
+            let said = |text: &str| json!(["a.b", [text], {"by": "two"}]);
+            assert_eq!(world.ask(two, add, said("destroyed")), json!([]));
+            for text in ["first", "second"] {
+                let scope = json!({"scope": "detached", "publish_options": {"acknowledge": true}});
+                assert_eq!(world.call(two, add, said(text), scope), json!([]));
+            }
+            end(&mut world, three, two);
+            let texts: Vec<Value> = world.events(one).into_iter().map(|event| event[0][0].clone()).collect();
+            assert_eq!(texts, ["first", "second", "destroyed"]);
+            world.end();
+        });
+    }
+}
+
+#[test]
+fn testaments_can_be_flushed_and_are_checked() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        world.subscribe(one, "a.b", "exact");
+        let (add, flush) = ("wamp.session.add_testament", "wamp.session.flush_testaments");
+        for (args, kwargs, error) in [
+            (json!([]), json!({}), "wamp.error.invalid_argument"),
+            (json!(["a b"]), json!({}), "wamp.error.invalid_uri"),
+            (json!(["wamp.session.on_join"]), json!({}), "wamp.error.invalid_uri"),
+            (json!(["a.b", 1]), json!({}), "wamp.error.invalid_argument"),
+            (json!(["a.b", [], []]), json!({}), "wamp.error.invalid_argument"),
+            (json!(["a.b"]), json!({"scope": "x"}), "wamp.error.invalid_argument"),
+            (json!(["a.b"]), json!({"publish_options": 1}), "wamp.error.invalid_argument"),
+        ] {
+            assert_eq!(world.call(two, add, args, kwargs), error);
+        }
+        let detached = json!({"scope": "detached"});
+        world.ask(two, add, json!(["a.b", ["destroyed"]]));
+        world.call(two, add, json!(["a.b", ["detached"]]), detached.clone());
+        assert_eq!(world.call(two, flush, json!([]), detached), json!([]));
+        world.close(two);
+        assert_eq!(world.events(one), [json!([["destroyed"], null])]);
+        let three = world.join(true);
+        world.ask(three, add, json!(["a.b", ["x"]]));
+        assert_eq!(world.ask(three, flush, json!([])), json!([]));
+        world.close(three);
+        let four = world.join(true);
+        world.ask(four, add, json!(["a.b", ["x"]]));
+        world.ask(one, "wamp.session.kill_all", json!([]));
+        assert_eq!(world.events(one), Vec::<Value>::new(), "neither flushed ones nor after kill_all");
+        world.end();
+    });
+}
+
+#[test]
+fn testaments_are_bounded() {
+    let mut world = World::new(&super::places::PLACES[0], "realm1");
+    let one = world.join(false);
+    let add = "wamp.session.add_testament";
+    let long = "x".repeat(50_000);
+    let answers: Vec<Value> = (0..6).map(|_| world.ask(one, add, json!(["a.b", [long]]))).collect();
+    assert_eq!(answers[4..], [json!([]), json!("wamp.error.unavailable")]);
+    let two = world.join(false);
+    let answers: Vec<Value> = (0..65).map(|_| world.ask(two, add, json!(["a.b"]))).collect();
+    assert_eq!(answers[63..], [json!([]), json!("wamp.error.unavailable")]);
+    let longer = "x".repeat(70_000);
+    assert_eq!(world.ask(one, add, json!(["a.b", [longer]])), "wamp.error.payload_size_exceeded");
+    world.end();
+}
+
+#[test]
+fn who_does_not_answer_is_left_out() {
+    let mut world = World::new(&super::places::PLACES[1], "realm1");
+    let (one, _) = (world.join(false), world.join(true));
+    let count = frames(&[r#"[48,1,{},"wamp.session.count"]"#]);
+    world.rig.receive(world.links[one], &count);
+    // The other shard has no turn.
+    world.rig.pass(Duration::from_secs(1));
+    world.rig.finish_send(world.links[one], true);
+    assert_eq!(world.hears(one), Vec::<Value>::new());
+    world.rig.pass(Duration::from_secs(2));
+    world.rig.finish_send(world.links[one], true);
+    assert_eq!(world.hears(one), [json!([50, 1, {}, [1], {"partial": true}])]);
+    world.rig.run();
+    assert_eq!(world.hears(one), Vec::<Value>::new(), "a late answer finds nobody");
+    world.end();
+}
+
+#[test]
+fn a_question_that_was_given_up_is_answered_once() {
+    for (mode, place) in [("skip", 1), ("kill", 1), ("killnowait", 1)] {
+        let mut world = World::new(&super::places::PLACES[place], "realm1");
+        let (one, _) = (world.join(false), world.join(true));
+        let cancel = format!(r#"[49,1,{{"mode":"{mode}"}}]"#);
+        let call = frames(&[r#"[48,1,{},"wamp.session.count"]"#, &cancel]);
+        world.rig.receive(world.links[one], &call);
+        world.rig.run();
+        let got = world.hears(one);
+        assert_eq!((got.len(), &got[0][4]), (1, &json!("wamp.error.canceled")), "{mode}: {got:?}");
+        world.end();
+    }
+}
+
+#[test]
+fn a_node_that_dies_does_not_keep_its_question_open() {
+    let mut world = World::new(&super::places::PLACES[3], "realm1");
+    let (one, _) = (world.join(false), world.join(true));
+    world.rig.receive(world.links[one], &frames(&[r#"[48,1,{},"wamp.session.count"]"#]));
+    world.rig.kill(world.place.second);
+    world.rig.run();
+    for _ in 0..5 {
+        world.rig.pass(Duration::from_secs(1));
+        world.rig.run();
+    }
+    let got = world.hears(one);
+    assert_eq!(got, [json!([50, 1, {}, [1], {"partial": true}])]);
+    world.end();
+}
+
+#[test]
+fn a_session_with_many_subscriptions_leaves_slice_by_slice() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        world.subscribe(one, "wamp.subscription.on_delete", "exact");
+        let subscribes: Vec<String> =
+            (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
+        let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
+        world.rig.receive(world.links[two], &frames(&subscribes));
+        world.rig.run();
+        world.says(two, &json!([6, {}, "wamp.close.close_realm"]));
+        assert!(world.events(one).len() < 1_000, "a slice of them");
+        // What has left gets nothing more, though it is not yet out of all tables.
+        world.hears(two);
+        for n in 1..=1_000 {
+            world.asks(one, json!([16, null, {}, format!("many.t{n}")]));
+        }
+        assert_eq!(world.hears(two), Vec::<Value>::new());
+        for _ in 0..20 {
+            world.rig.pass(Duration::ZERO);
+            world.rig.run();
+        }
+        let count = world.ask(one, "wamp.subscription.match", json!(["many.t1"]));
+        assert_eq!(count, json!([null]));
+        world.end();
+    });
+}
+
+#[test]
+fn the_next_session_on_a_connection_has_nothing_of_the_one_before() {
+    let mut world = World::new(&super::places::PLACES[1], "realm1");
+    let (one, two) = (world.join(false), world.join(true));
+    let subscribes: Vec<String> =
+        (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
+    let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
+    world.rig.receive(world.links[two], &frames(&subscribes));
+    world.rig.run();
+    let again = [r#"[6,{},"wamp.close.close_realm"]"#, super::HELLO];
+    world.rig.receive(world.links[two], &frames(&again));
+    world.rig.run();
+    world.hears(two);
+    let count = world.ask(one, "wamp.subscription.list", json!([]));
+    assert_eq!(count, json!([{"exact": [], "prefix": [], "wildcard": []}]));
+    world.end();
+}
+
+#[test]
+fn a_closed_connection_with_many_subscriptions_keeps_its_slot_until_they_are_gone() {
+    let mut world = World::new(&super::places::PLACES[1], "realm1");
+    let (one, two) = (world.join(false), world.join(true));
+    let subscribes: Vec<String> =
+        (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
+    let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
+    world.rig.receive(world.links[two], &frames(&subscribes));
+    world.rig.run();
+    // The connection breaks while something is sent.
+    world.rig.links[world.links[two]].stuck = true;
+    let id = route_id(RealmId::of("realm1"), RouteKind::Topic, Match::Exact, "many.t1");
+    world.says(two, &json!([34, 1_001, id]));
+    assert!(world.rig.finish_send(world.links[two], false));
+    assert!(world.rig.links[world.links[two]].open, "it still has subscriptions");
+    assert_eq!(world.ask(one, "wamp.session.count", json!([])), json!([1]));
+    for _ in 0..20 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+    }
+    assert!(!world.rig.links[world.links[two]].open);
+    world.end();
+}
