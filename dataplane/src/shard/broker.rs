@@ -322,6 +322,12 @@ impl Shard {
     /// Takes a subscriber out of a topic; the session's own table is the caller's business.
     pub(super) fn remove_subscriber(&mut self, topic: u32, place: u32) {
         let about = self.about_topic(topic);
+        let (slot, last) = self.take_out_subscriber(topic, place);
+        self.holder_removed(slot, about, last);
+    }
+
+    /// As `remove_subscriber`, and nobody is told. The slot, and whether nobody here is subscribed any more.
+    pub(super) fn take_out_subscriber(&mut self, topic: u32, place: u32) -> (u32, bool) {
         let state = &mut self.topics[topic as usize];
         let slot = state.subscribers.swap_remove(place as usize);
         let last = state.subscribers.is_empty();
@@ -334,7 +340,7 @@ impl Shard {
             subscribed.place = place;
         }
         self.drop_topic_if_unused(topic);
-        self.holder_removed(slot, about, last);
+        (slot, last)
     }
 
     pub(super) fn drop_topic_if_unused(&mut self, topic: u32) {

@@ -54,12 +54,19 @@ impl Shard {
 
     /// Gives up at most `count` subscriptions. True: none is left.
     fn leave_some(&mut self, slot: u32, count: usize) -> bool {
+        let Some(realm) = self.at(slot).leaving.as_ref().map(|session| session.realm) else { return true };
+        // Asked once: with each topic that goes, what the cache knows of the realm is out of date.
+        let heard = self.hears_unsubscribing(realm);
         for _ in 0..count {
             let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return true };
             let Some(session) = &mut conn.leaving else { return true };
             let Some(subscription) = session.held.pop() else { break };
             if let Some(held) = session.subscriptions.remove(&subscription) {
-                self.remove_subscriber(held.topic, held.place);
+                if heard {
+                    self.remove_subscriber(held.topic, held.place);
+                } else {
+                    self.take_out_subscriber(held.topic, held.place);
+                }
             }
         }
         let conn = self.at(slot);

@@ -161,6 +161,11 @@ impl Shard {
         (!session.silent).then_some(session.id)
     }
 
+    /// Somebody listens to what is told when a session loses a subscription.
+    pub(in crate::shard) fn hears_unsubscribing(&mut self, realm: u32) -> bool {
+        self.hears_any(realm, endings(RouteKind::Topic))
+    }
+
     /// What is to be told when a session loses a subscription; nothing when nobody listens.
     pub(in crate::shard) fn about_topic(&mut self, topic: u32) -> Option<About> {
         let realm = self.topics[topic as usize].realm;

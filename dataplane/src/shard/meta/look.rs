@@ -20,8 +20,8 @@ const DETAILS_BYTES_MAX: usize = 8 << 10;
 pub(super) fn session_details(conn: &Conn, session: &Session) -> OwnedValue {
     let identity = &session.identity;
     let transport = match conn.framing {
-        Framing::WebSocket => "websocket",
-        _ => "rawsocket",
+        Framing::RawSocket => "rawsocket",
+        _ => "websocket",
     };
     let transport = OwnedValue::dict([("type", transport), ("serializer", serializer_name(conn.serializer))]);
     let mut details = vec![

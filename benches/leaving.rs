@@ -1,0 +1,222 @@
+//! For how long a session with many subscriptions stops its shard when it leaves.
+//!
+//! `cargo bench --bench leaving` has 10,000 subscriptions of its own; `cargo test`, 1,000. Each turn of the shard is timed
+//! alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
+
+use common::config::{Config, Listener, Transport};
+use common::ids::{BootEpoch, RealmId, ShardId, SnapshotVersion};
+use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
+use common::transport::{FrameKind, Framing, rawsocket, write_client_frame};
+use common::wire::encode::{self, Field};
+use common::wire::message::code;
+use common::wire::{OwnedValue, Serializer};
+use dataplane::feed::FeedDown;
+use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use rustix::time::{ClockId, clock_gettime};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const FULL: usize = 10_000;
+const SMOKE: usize = 1_000;
+/// Times a session comes and leaves.
+const ROUNDS: usize = 20;
+/// What no turn may take, when it is measured.
+const TURN_MAX: Duration = Duration::from_millis(1);
+const SHARDS: usize = 2;
+const CONN: ConnId = ConnId { slot: 0, generation: 1 };
+
+fn main() {
+    let args: Vec<_> = std::env::args().collect();
+    let measure = args.iter().any(|arg| arg == "--bench") && !args.iter().any(|arg| arg == "--test");
+    let (subscriptions, rounds) = if measure { (FULL, ROUNDS) } else { (SMOKE, 2) };
+    for heard in [false, true] {
+        let mut turns = Vec::new();
+        for _ in 0..rounds {
+            let mut bench = Bench::new();
+            if heard {
+                bench.listen();
+            }
+            bench.join(CONN);
+            bench.subscribe(subscriptions);
+            turns.extend(bench.leave(subscriptions));
+        }
+        turns.sort_unstable();
+        let at = |share: usize| turns[(turns.len() - 1) * share / 1_000].as_micros();
+        let name = if heard { "and each is told of" } else { "and nobody listens" };
+        println!(
+            "a session with {subscriptions} subscriptions leaves {name}: {} turns, µs of CPU: p50 {}, p90 {}, p99 {}, longest {}",
+            turns.len(),
+            at(500),
+            at(900),
+            at(990),
+            at(1_000),
+        );
+        // One of many turns may be charged for an interrupt.
+        let share = turns.iter().filter(|turn| **turn > TURN_MAX).count();
+        assert!(!measure || share * 1_000 <= turns.len(), "{share} turns took more than {TURN_MAX:?}");
+    }
+}
+
+struct Bench {
+    shards: Vec<Shard>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let now = Instant::now();
+        let shards = (0..SHARDS).map(|shard| Shard::new(config(shard), now)).collect();
+        let mut bench = Self { shards, now };
+        let source = Source {
+            version: SnapshotVersion(1),
+            epoch: BootEpoch(1),
+            claims_folded: vec![0; SHARDS],
+            realms: vec![Realm {
+                id: RealmId::of("realm1"),
+                name: "realm1".to_owned(),
+                strict: false,
+                uri_strict: false,
+                anonymous: Anonymous::Loopback,
+            }],
+            ..Source::default()
+        };
+        let bytes = bytes::Bytes::from_owner(build(&source, 1));
+        let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
+        for shard in &mut bench.shards {
+            shard.feed(now, FeedDown::Snapshot(snapshot.clone()));
+        }
+        bench
+    }
+
+    fn join(&mut self, conn: ConnId) {
+        assert!(self.shards[0].accept(self.now, conn, 0, IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let serializer = Serializer::MsgPack;
+        let mut bytes =
+            rawsocket::write(rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 }).to_vec();
+        let roles = OwnedValue::dict([("subscriber", OwnedValue::Dict(vec![]))]);
+        frame(&mut bytes, |out| {
+            encode::uri_dict(serializer, out, code::HELLO, "realm1", &[("roles", Field::Value(&roles))]);
+        });
+        self.shards[0].receive(self.now, conn, &mut bytes);
+        self.settle();
+    }
+
+    /// A session that hears of the end of every subscription.
+    fn listen(&mut self) {
+        let conn = ConnId { slot: 1, generation: 2 };
+        self.join(conn);
+        self.ask(conn, 1, "wamp.subscription.on_delete");
+        self.settle();
+    }
+
+    fn subscribe(&mut self, subscriptions: usize) {
+        for n in 1..=subscriptions {
+            self.ask(CONN, n as u64, &format!("com.example.topics.number.{n}"));
+            if n % 500 == 0 {
+                self.settle();
+            }
+        }
+        self.settle();
+    }
+
+    fn ask(&mut self, conn: ConnId, request: u64, topic: &str) {
+        let mut bytes = Vec::new();
+        frame(&mut bytes, |out| {
+            encode::id_dict_uri(Serializer::MsgPack, out, code::SUBSCRIBE, request, &[], topic);
+        });
+        self.shards[0].receive(self.now, conn, &mut bytes);
+    }
+
+    /// Lets everything under way arrive.
+    fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for from in 0..SHARDS {
+                self.turn(from);
+                for to in self.shards[from].mesh_ready().iter() {
+                    let batch = self.shards[from].take_batch(to);
+                    self.shards[to.index()].mesh_in(self.now, ShardId(from as u8), batch);
+                    moved = true;
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// What a turn hands on.
+    fn turn(&mut self, shard: usize) -> bool {
+        let shard = &mut self.shards[shard];
+        let mut closed = false;
+        while let Some(output) = shard.poll() {
+            match output {
+                Output::Send(conn) => {
+                    let buf = shard.take_send(conn);
+                    shard.sent(self.now, conn, buf, true);
+                }
+                Output::Close(conn) => closed |= conn == CONN,
+                other => panic!("{other:?} is not expected"),
+            }
+        }
+        while shard.take_feed().is_some() {}
+        closed
+    }
+
+    /// The connection closes. The turns of its shard until it is forgotten.
+    fn leave(&mut self, subscriptions: usize) -> Vec<Duration> {
+        let mut turns = Vec::new();
+        loop {
+            let start = cpu_time();
+            if turns.is_empty() {
+                self.shards[0].closed(self.now, CONN);
+            } else {
+                self.shards[0].timeout(self.now);
+            }
+            let closed = self.turn(0);
+            for to in self.shards[0].mesh_ready().iter() {
+                let batch = self.shards[0].take_batch(to);
+                turns.push(cpu_time() - start);
+                self.shards[to.index()].mesh_in(self.now, ShardId(0), batch);
+            }
+            if closed {
+                return turns;
+            }
+            assert!(turns.len() <= subscriptions, "it leaves in the end");
+        }
+    }
+}
+
+fn config(shard: usize) -> ShardConfig {
+    let defaults = Config::default();
+    let listener =
+        Listener { transport: Transport::RawSocket, path: String::new(), ..defaults.listeners[0].clone() };
+    let mut limits = defaults.limits.clone();
+    limits.subscriptions_max = limits.subscriptions_max.max(FULL as u32);
+    ShardConfig {
+        shard: ShardId(shard as u8),
+        shards: SHARDS,
+        cpu: 0,
+        epoch: BootEpoch(1),
+        listeners: vec![listener],
+        limits,
+        timeouts: defaults.timeouts.clone(),
+        slow_receiver: defaults.slow_receiver.clone(),
+        relay: None,
+        memory_max: defaults.memory.max,
+        seed: 1,
+    }
+}
+
+fn frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut message = Vec::new();
+    write(&mut message);
+    write_client_frame(Framing::RawSocket, Serializer::MsgPack, FrameKind::Message, &message, [0; 4], out);
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
