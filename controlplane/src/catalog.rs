@@ -95,11 +95,11 @@ impl Catalog {
         self.check_name(&config.name)
     }
 
-    /// Whether [`Catalog::put`] may follow.
-    pub fn check_put(&self, config: &RealmConfig) -> Result<(), RealmError> {
+    /// Whether [`Catalog::put`] may follow. `pending`: puts that may come before it.
+    pub fn check_put(&self, config: &RealmConfig, pending: usize) -> Result<(), RealmError> {
         self.check_change(&config.name)?;
         self.check_name(&config.name)?;
-        if !self.realms.contains_key(&config.name) && self.realms.len() >= self.realms_max {
+        if !self.realms.contains_key(&config.name) && self.realms.len() + pending >= self.realms_max {
             return Err(RealmError::Full { realms: self.realms.len(), realms_max: self.realms_max });
         }
         Ok(())
@@ -252,7 +252,7 @@ mod tests {
     fn realms_of_the_configuration_cannot_be_changed() {
         let mut catalog = catalog();
         let configured = || RealmError::Configured { name: "realm1".into() };
-        assert_eq!(catalog.check_put(&realm("realm1")), Err(configured()));
+        assert_eq!(catalog.check_put(&realm("realm1"), 0), Err(configured()));
         assert_eq!(catalog.check_remove("realm1"), Err(configured()));
         assert_eq!(catalog.load(RealmConfig { strict: true, ..realm("realm1") }), Err(configured()));
         assert!(!catalog.realms()[0].strict);
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_realm_comes_and_goes() {
         let mut catalog = catalog();
-        assert_eq!(catalog.check_put(&realm("a.b")), Ok(()));
+        assert_eq!(catalog.check_put(&realm("a.b"), 0), Ok(()));
         assert_eq!(catalog.put(realm("a.b")).id, RealmId::of("a.b"));
         assert!(catalog.contains(RealmId::of("a.b")));
         assert_eq!(catalog.check_remove("a.b"), Ok(()));
@@ -275,8 +275,13 @@ mod tests {
         let mut catalog = catalog();
         catalog.put(realm("a"));
         catalog.put(realm("b"));
-        assert_eq!(catalog.check_put(&realm("a")), Ok(()));
-        assert_eq!(catalog.check_put(&realm("c")), Err(RealmError::Full { realms: 3, realms_max: 3 }));
+        assert_eq!(catalog.check_put(&realm("a"), 0), Ok(()));
+        let full = |realms| Err(RealmError::Full { realms, realms_max: 3 });
+        assert_eq!(catalog.check_put(&realm("c"), 0), full(3));
+        catalog.remove("b");
+        assert_eq!(catalog.check_put(&realm("c"), 0), Ok(()));
+        assert_eq!(catalog.check_put(&realm("c"), 1), full(2), "one that is under way takes the last place");
+        assert_eq!(catalog.check_put(&realm("a"), 1), Ok(()), "this one has its place");
     }
 
     fn object(name: &str, stamp: u64, config: Option<&RealmConfig>) -> Object {
@@ -325,8 +330,8 @@ mod tests {
     fn bad_names_are_refused() {
         let catalog = catalog();
         for name in ["", "a..b", "a b", "#", ".", "a.\u{0}\n"] {
-            assert!(matches!(catalog.check_put(&realm(name)), Err(RealmError::Name { .. })), "{name:?}");
+            assert!(matches!(catalog.check_put(&realm(name), 0), Err(RealmError::Name { .. })), "{name:?}");
         }
-        assert!(matches!(catalog.check_put(&realm("wamp.x")), Err(RealmError::Reserved { .. })));
+        assert!(matches!(catalog.check_put(&realm("wamp.x"), 0), Err(RealmError::Reserved { .. })));
     }
 }

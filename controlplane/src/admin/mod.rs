@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -42,8 +42,6 @@ pub struct Admin {
     /// None: the node is in no cluster.
     pub cluster: Option<Cluster>,
     pub facts: Arc<Facts>,
-    /// Changes of realms are checked and stored one at a time.
-    changes: Arc<Mutex<()>>,
 }
 
 /// What does not change while the process lives.
@@ -64,7 +62,7 @@ struct Peer(SocketAddr);
 
 impl Admin {
     pub fn new(handle: Handle, store: Store, cluster: Option<Cluster>, facts: Facts) -> Self {
-        Self { handle, store, cluster, facts: Arc::new(facts), changes: Arc::default() }
+        Self { handle, store, cluster, facts: Arc::new(facts) }
     }
 
     fn router(self) -> Router {

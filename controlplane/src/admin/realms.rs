@@ -85,10 +85,8 @@ pub async fn put(
         Err(response) => return response,
     };
     let config = wanted.realm(name);
-    let changing = admin.changes.lock().await;
     let name = config.name.clone();
     let change = admin.handle.realm_put(config).await;
-    drop(changing);
     in_force(&name, change).await
 }
 
@@ -101,9 +99,7 @@ pub async fn remove(
     if let Err(refusal) = guard::check_change(&admin.facts, peer, &headers) {
         return fail(StatusCode::FORBIDDEN, &refusal.to_string());
     }
-    let changing = admin.changes.lock().await;
     let change = admin.handle.realm_remove(name.clone()).await;
-    drop(changing);
     in_force(&name, change).await
 }
 

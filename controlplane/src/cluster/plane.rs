@@ -77,6 +77,8 @@ pub struct Plane {
     data: Data,
     /// Number of the last change of realms.
     realm_seq: u64,
+    /// Changes of realms asked for here that are not yet in force.
+    realms_pending: usize,
     outputs: VecDeque<Output>,
 }
 
@@ -94,8 +96,15 @@ struct Data {
 
 impl Plane {
     pub fn new(node: Node, cluster: Machine, relay: RelayAddress) -> Self {
-        let mut plane =
-            Self { node, cluster, relay, data: Data::default(), realm_seq: 0, outputs: VecDeque::new() };
+        let mut plane = Self {
+            node,
+            cluster,
+            relay,
+            data: Data::default(),
+            realm_seq: 0,
+            realms_pending: 0,
+            outputs: VecDeque::new(),
+        };
         plane.node.watch_local();
         if plane.cluster.waiting().is_some() {
             plane.node.hold(true);
@@ -145,13 +154,15 @@ impl Plane {
     /// # Errors
     /// It cannot be; nothing was changed.
     pub fn realm_put(&mut self, config: &RealmConfig) -> Result<Token, RealmError> {
-        self.node.catalog().check_put(config)?;
+        self.node.catalog().check_put(config, self.realms_pending)?;
+        self.realms_pending += 1;
         Ok(self.cluster.put(Kind::Realm, &config.name, Some(realm::encode(config))))
     }
 
     /// As [`Plane::realm_put`].
     pub fn realm_remove(&mut self, name: &str) -> Result<Token, RealmError> {
         self.node.catalog().check_remove(name)?;
+        self.realms_pending += 1;
         Ok(self.cluster.put(Kind::Realm, name, None))
     }
 
@@ -298,6 +309,7 @@ impl Plane {
             FromMachine::Close { peer } => Output::Close { peer },
             FromMachine::Store { token, task } => Output::Store { token, task },
             FromMachine::Put { token, result } => {
+                self.realms_pending -= 1;
                 Output::Realm { token, result: result.map(|()| self.realm_seq) }
             }
             FromMachine::Reset => return self.forget_realms(now),
