@@ -8,8 +8,8 @@
 
 use crate::ids::{BootEpoch, ID_MAX, RealmId};
 use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
-use crate::wire::encode;
 use crate::wire::{Payload, Serializer};
+use crate::wire::{encode, utf8};
 use rkyv::Portable;
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Failure;
@@ -155,7 +155,7 @@ impl<'a> Frame<'a> {
         if uri.is_empty() == has_uri || uri_bytes > URI_BYTES_MAX {
             return Err(FrameError::Uri);
         }
-        let uri = std::str::from_utf8(uri).map_err(|_| FrameError::Uri)?;
+        let uri = utf8::text(uri).ok_or(FrameError::Uri)?;
         let part = |flag, at: u32_ule, length: u32_ule| {
             let (at, length) = (at.to_native() as usize, length.to_native() as usize);
             match header.flags & flag {

@@ -6,7 +6,7 @@
 use crate::shard::CancelMode;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
 use common::share::Invoke;
-use common::wire::{Payload, Serializer};
+use common::wire::{Payload, Serializer, utf8};
 
 /// A session somewhere in the node. Stale when the connection in the slot carries another session by now, which may
 /// be on the same connection.
@@ -405,7 +405,7 @@ impl Batch {
     /// Text that was put as text.
     #[inline]
     pub(crate) fn text(&self, span: Span) -> &str {
-        std::str::from_utf8(self.bytes(span)).expect("only text is read as text")
+        utf8::text(self.bytes(span)).expect("only text is read as text")
     }
 
     #[inline]

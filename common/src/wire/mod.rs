@@ -16,7 +16,7 @@ mod json_text;
 mod msgpack;
 mod owned;
 mod reader;
-mod utf8;
+pub mod utf8;
 mod writer;
 
 #[cfg(test)]

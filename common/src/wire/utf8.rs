@@ -2,7 +2,7 @@
 
 /// `bytes` as text when they are UTF-8.
 #[inline]
-pub(super) fn text(bytes: &[u8]) -> Option<&str> {
+pub fn text(bytes: &[u8]) -> Option<&str> {
     if is_short_ascii(bytes) {
         // SAFETY: ASCII is UTF-8.
         return Some(unsafe { std::str::from_utf8_unchecked(bytes) });

@@ -254,10 +254,10 @@ impl Shard {
                 .map(|link| (slot, link)),
             _ => None,
         };
-        let (out, count, queued, slot) = match link {
+        let (out, count, queued, flush) = match link {
             Some((slot, link)) => {
                 let queued = link.queued_bytes();
-                (&mut link.out, &mut link.events_queued, queued, Some(slot))
+                (&mut link.out, &mut link.events_queued, queued, Some((slot, &mut link.dirty)))
             }
             None if lane.holds(self.now) => {
                 let queued = lane.held.bytes();
@@ -278,10 +278,16 @@ impl Shard {
         *count += events;
         self.relay.queued_bytes += frame.len();
         self.metrics.count(Counter::RelayFramesSent);
-        let until = lane.down_since + HOLD_TIME;
-        match slot {
-            Some(slot) => self.relay.mark_dirty(slot),
-            None => self.relay.look_at(until),
+        match flush {
+            Some((_, true)) => {}
+            Some((slot, dirty)) => {
+                *dirty = true;
+                self.relay.dirty.push(slot);
+            }
+            None => {
+                let until = lane.down_since + HOLD_TIME;
+                self.relay.look_at(until);
+            }
         }
         Passed::Yes
     }
