@@ -5,63 +5,11 @@ mod support;
 
 use common::wire::Serializer;
 use serde_json::{Value, json};
-use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{Client, Node, Setup, Wire, eventually, http};
+use support::cluster::{Cluster, get};
+use support::{Client, Node, Wire, eventually, http};
 
 const WIRE: Wire = Wire::raw(Serializer::MsgPack);
-const KEY: &str = "6b1f0c6c0f3d0a8f2b7f6a5e4d3c2b1a00112233445566778899aabbccddeeff";
-
-fn key_file(folder: &Path) -> PathBuf {
-    let path = folder.join("keys");
-    std::fs::write(&path, format!("{KEY}\n")).expect("the key file");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("its mode");
-    path
-}
-
-/// Ports nobody else has just now, UDP and TCP.
-fn free_ports(count: usize) -> Vec<u16> {
-    let mut held = vec![];
-    while held.len() < count {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let address = socket.local_addr().expect("its address");
-        if let Ok(listener) = TcpListener::bind(address) {
-            held.push((address.port(), socket, listener));
-        }
-    }
-    held.iter().map(|(port, ..)| *port).collect()
-}
-
-/// Nodes that know of each other, all ready.
-fn cluster(keys: &Path, count: usize) -> Vec<Node> {
-    let ports = free_ports(count);
-    let seeds: Vec<_> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-    let setup = |port: &u16| {
-        Setup::tables(&format!(
-            "[cluster]\ndiscovery = \"static\"\nkey_file = {keys:?}\naddress = \"127.0.0.1:{port}\"\nseeds = [{}]\n\
-             join_wait = \"500ms\"\n[relay]\naddress = \"127.0.0.1:0\"\n",
-            seeds.join(", ")
-        ))
-    };
-    let nodes: Vec<Node> = ports.iter().map(|port| Node::with(setup(port))).collect();
-    for node in &nodes {
-        eventually("a node sees all others", || {
-            let page = get(node, "/cluster");
-            let alive = page["nodes"].as_array()?.iter().filter(|node| node["state"] == "alive").count();
-            (alive == count).then_some(())
-        });
-    }
-    nodes
-}
-
-fn get(node: &Node, path: &str) -> Value {
-    let answer = http::get(node.admin().expect("the admin address"), path).expect(path);
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    serde_json::from_str(&answer.body).expect("JSON")
-}
-
 fn put_realm(node: &Node, name: &str) {
     let admin = node.admin().expect("the admin address");
     let answer = http::request(admin, "PUT", &format!("/realms/{name}"), "").expect("an answer");
@@ -81,15 +29,14 @@ fn join(node: &Node, realm: &str) -> Client {
 
 #[test]
 fn a_realm_made_on_one_node_is_usable_on_the_others_at_once_and_after_a_restart() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let keys = key_file(folder.path());
-    let mut nodes = cluster(&keys, 3);
+    let mut cluster = Cluster::start(3, "");
+    let nodes = &mut cluster.nodes;
     let mut times = vec![];
     for number in 0..10 {
         let realm = format!("com.example.realm{number}");
         put_realm(&nodes[number % 3], &realm);
         let began = Instant::now();
-        for node in &nodes {
+        for node in &*nodes {
             drop(join(node, &realm));
         }
         times.push(began.elapsed());
@@ -109,7 +56,7 @@ fn a_realm_made_on_one_node_is_usable_on_the_others_at_once_and_after_a_restart(
     let admin = nodes[1].admin().expect("the admin address");
     let removed = http::request(admin, "DELETE", "/realms/com.example.realm0", "").expect("an answer");
     assert_eq!(removed.status, 200, "{}", removed.body);
-    for node in &nodes {
+    for node in &*nodes {
         eventually("the removal is everywhere", || {
             (!names(node).contains(&"com.example.realm0".to_owned())).then_some(())
         });
@@ -118,9 +65,8 @@ fn a_realm_made_on_one_node_is_usable_on_the_others_at_once_and_after_a_restart(
 
 #[test]
 fn events_and_calls_cross_nodes() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let keys = key_file(folder.path());
-    let mut nodes = cluster(&keys, 2);
+    let mut cluster = Cluster::start(2, "");
+    let nodes = &mut cluster.nodes;
     let mut subscriber = Client::join(&nodes[1], WIRE);
     subscriber.subscribe("com.example.topic");
     subscriber.register("com.example.procedure");
@@ -138,27 +84,41 @@ fn events_and_calls_cross_nodes() {
         callee.send(&json!([70, invocation[1], {}, [6]]));
         assert_eq!(caller.reply(request), json!([50, request, {}, [6]]));
     };
+    let (request, invocation) = call_until_invoked(&mut publisher, &mut subscriber);
+    subscriber.send(&json!([70, invocation[1], {}]));
+    assert_eq!(publisher.reply(request)[0], 50);
     call(&mut publisher, &mut subscriber);
 
     // Control planes come and go; clients notice nothing.
-    for node in &mut nodes {
+    for node in &mut *nodes {
         node.kill_control();
         node.start_control();
         call(&mut publisher, &mut subscriber);
     }
 }
 
+/// Calls again and again, as a registration takes some time to be known on other nodes. The request and the INVOCATION.
+fn call_until_invoked(caller: &mut Client, callee: &mut Client) -> (u64, Value) {
+    eventually("the callee is called", || {
+        let request = caller.request(json!([48, 0, {}, "com.example.procedure"]));
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let invocation = eventually("an invocation or an error", || {
+            let invoked = callee.wait_for(soon(), |message| message[0] == 68).map(Some);
+            let failed = |message: &Value| message[0] == 8 && message[2] == request;
+            invoked.or_else(|| caller.wait_for(soon(), failed).map(|_| None))
+        })?;
+        Some((request, invocation))
+    })
+}
+
 #[test]
 fn a_call_whose_node_dies_ends_and_its_successor_is_called() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let keys = key_file(folder.path());
-    let nodes = cluster(&keys, 2);
+    let cluster = Cluster::start(2, "");
+    let nodes = &cluster.nodes;
     let mut callee = Client::join(&nodes[1], WIRE);
     callee.register("com.example.procedure");
     let mut caller = Client::join(&nodes[0], WIRE);
-    let call = json!([48, 0, {}, "com.example.procedure"]);
-    let request = caller.request(call.clone());
-    callee.invocation();
+    let (request, _) = call_until_invoked(&mut caller, &mut callee);
     nodes[1].kill_data();
     let began = Instant::now();
     let error = caller.reply(request);
@@ -176,15 +136,7 @@ fn a_call_whose_node_dies_ends_and_its_successor_is_called() {
         Some(client)
     });
     callee.register("com.example.procedure");
-    eventually("the new callee is called", || {
-        let request = caller.request(call.clone());
-        let soon = || Instant::now() + Duration::from_millis(20);
-        let invocation = eventually("an invocation or an error", || {
-            let invoked = callee.wait_for(soon(), |message| message[0] == 68).map(Some);
-            let failed = |message: &Value| message[0] == 8 && message[2] == request;
-            invoked.or_else(|| caller.wait_for(soon(), failed).map(|_| None))
-        })?;
-        callee.send(&json!([70, invocation[1], {}]));
-        (caller.reply(request)[0] == 50).then_some(())
-    });
+    let (request, invocation) = call_until_invoked(&mut caller, &mut callee);
+    callee.send(&json!([70, invocation[1], {}]));
+    assert_eq!(caller.reply(request)[0], 50);
 }
