@@ -1,5 +1,6 @@
-//! Whole shards under a list of operations: connections come and go, send legal, mutilated and random bytes in both
-//! framings, stop reading, and time passes. Nothing may panic, and with the last connection everything is gone.
+//! Whole shards of one node or two under a list of operations: connections come and go, send legal, mutilated and random
+//! bytes in both framings, stop reading, time passes, control planes speak, connections between nodes break and a node
+//! dies. Nothing may panic, and with the last connection everything is gone.
 #![no_main]
 
 #[path = "../../tests/shard/rig/mod.rs"]
@@ -9,6 +10,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use common::config::SlowPolicy;
 use common::transport::{FrameKind, Framing, rawsocket, upgrade, write_client_frame};
 use common::wire::{OwnedValue, Serializer};
+use dataplane::feed::FeedDown;
+use dataplane::shard::ShardConfig;
 use libfuzzer_sys::fuzz_target;
 use rig::Rig;
 use std::time::Duration;
@@ -20,6 +23,8 @@ const CONNECTIONS_MAX: usize = 24;
 #[derive(Arbitrary, Debug)]
 struct Run {
     shards: u8,
+    /// Another node with as many shards.
+    is_cluster: bool,
     closes_slow: bool,
     /// Small bounds on queues and memory, so that they are met.
     small: bool,
@@ -82,6 +87,22 @@ enum Action {
         tenths: u16,
     },
     Run,
+    /// What is on its way between nodes moves by one step.
+    Carry,
+    /// Every connection between nodes breaks.
+    Cut,
+    /// The node of a shard dies.
+    Kill {
+        shard: u8,
+    },
+    /// The control planes say that another node keeps a registration.
+    Revoke {
+        uri: u8,
+    },
+    /// A shard's control plane sees which snapshot it uses.
+    Look {
+        shard: u8,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -89,13 +110,13 @@ enum Request {
     Hello { strict: bool },
     Subscribe { request: u8, policy: u8, uri: u8 },
     Unsubscribe { request: u8, uri: u8 },
-    Register { request: u8, policy: u8, uri: u8 },
+    Register { request: u8, policy: u8, uri: u8, invoke: u8, options: u8 },
     Unregister { request: u8, uri: u8 },
     Publish { request: u8, acknowledge: bool, exclude_me: bool, uri: u8, size: u16 },
     Call { request: u8, flags: u8, timeout: u8, uri: u8, size: u16 },
     Cancel { request: u8, mode: u8 },
     Yield { request: u8, progress: bool, passthru: bool, size: u16 },
-    Error { is_wrong: bool, request: u8 },
+    Error { is_wrong: bool, request: u8, is_unavailable: bool },
     Goodbye,
     Abort,
     Other { code: u8, request: u8 },
@@ -103,6 +124,16 @@ enum Request {
 
 const URIS: [&str; 6] = ["a", "a.b", "a.b.c", "b..c", "wamp.x", "a b"];
 const POLICIES: [&str; 4] = ["exact", "prefix", "wildcard", "other"];
+const INVOKE: [&str; 8] = [
+    "single",
+    "first",
+    "last",
+    "roundrobin",
+    "random",
+    "jump_consistent_hash",
+    "queue_least_loaded",
+    "queue_least_loaded_sample",
+];
 const SESSIONS: [&str; 2] = ["realm1", "strict"];
 
 fn int(value: u8) -> OwnedValue {
@@ -142,6 +173,7 @@ impl Action {
             Self::Mutilate { .. } | Self::Message { .. } | Self::Raw { .. } | Self::Break { .. } => true,
             Self::Frame { control, .. } => control % 3 == 2,
             Self::Pass { tenths } => *tenths > 200,
+            Self::Cut | Self::Kill { .. } => true,
             Self::Send { message, .. } => message.is_fatal(),
             Self::SendAll { messages, .. } => messages.iter().any(Request::is_fatal),
             _ => false,
@@ -168,10 +200,16 @@ impl Request {
                     let all: Vec<_> = names.iter().map(|name| (*name, OwnedValue::Bool(true))).collect();
                     dict(&[("features", dict(&all))])
                 };
-                let callee =
-                    on(&["call_canceling", "progressive_call_results", "progressive_call_invocations"]);
+                let callee = on(&[
+                    "call_canceling",
+                    "progressive_call_results",
+                    "progressive_call_invocations",
+                    "call_reroute",
+                ]);
                 let caller = on(&["progressive_call_invocations", "payload_passthru_mode"]);
-                let roles = dict(&[("publisher", none()), ("callee", callee), ("caller", caller)]);
+                let roles =
+                    [("publisher", none()), ("subscriber", none()), ("callee", callee), ("caller", caller)];
+                let roles = dict(&roles);
                 vec![int(1), text(SESSIONS[usize::from(strict)]), dict(&[("roles", roles)])]
             }
             Self::Subscribe { request, policy: by, uri: at } => {
@@ -180,8 +218,18 @@ impl Request {
             Self::Unsubscribe { request, uri: at } => {
                 vec![int(34), int(request), route(RouteKind::Topic, at)]
             }
-            Self::Register { request, policy: by, uri: at } => {
-                vec![int(64), int(request), dict(&[("match", text(policy(by)))]), text(uri(at))]
+            Self::Register { request, policy: by, uri: at, invoke, options: flags } => {
+                let mut options = vec![("match", text(policy(by)))];
+                if invoke % 2 == 1 {
+                    options.push(("invoke", text(INVOKE[usize::from(invoke / 2) % INVOKE.len()])));
+                }
+                if flags & 1 != 0 {
+                    options.push(("concurrency", int(flags % 5)));
+                }
+                options.push(("disclose_caller", OwnedValue::Bool(flags & 2 != 0)));
+                options.push(("force_reregister", OwnedValue::Bool(flags & 12 == 12)));
+                options.push(("forward_timeout", OwnedValue::Bool(flags & 16 != 0)));
+                vec![int(64), int(request), dict(&options), text(uri(at))]
             }
             Self::Unregister { request, uri: at } => {
                 vec![int(66), int(request), route(RouteKind::Procedure, at)]
@@ -201,6 +249,12 @@ impl Request {
                 if flags & 8 != 0 {
                     options.push(("ppt_scheme", text("x")));
                 }
+                if flags & 32 != 0 {
+                    options.push(("rkey", text("key")));
+                }
+                if flags & 64 != 0 {
+                    options.push(("runmode", text("partition")));
+                }
                 // Few ids, so that calls go on and collide.
                 let options = if flags & 16 == 0 { dict(&options) } else { none() };
                 vec![int(48), int(request % 8 + 1), options, text(uri(at)), payload(size)]
@@ -216,9 +270,10 @@ impl Request {
                 }
                 vec![int(70), int(request % 4), dict(&options), payload(size)]
             }
-            Self::Error { is_wrong, request } => {
+            Self::Error { is_wrong, request, is_unavailable } => {
                 let kind = if is_wrong { 48 } else { 68 };
-                vec![int(8), int(kind), int(request % 4), none(), text("com.example.error")]
+                let error = if is_unavailable { "wamp.error.unavailable" } else { "com.example.error" };
+                vec![int(8), int(kind), int(request % 4), none(), text(error)]
             }
             Self::Goodbye => vec![int(6), none(), text("wamp.close.normal")],
             Self::Abort => vec![int(3), none(), text("wamp.error.x")],
@@ -333,6 +388,18 @@ impl World {
             Action::Turn { shard } => self.rig.turn(usize::from(*shard) % shards),
             Action::Pass { tenths } => self.rig.pass(Duration::from_millis(100) * u32::from(*tenths)),
             Action::Run => self.rig.run(),
+            Action::Carry => self.rig.carry(),
+            Action::Cut => self.rig.cut(),
+            Action::Kill { shard } => self.rig.kill(usize::from(*shard) % shards),
+            Action::Revoke { uri: at } => {
+                use common::ids::{Match, RealmId};
+                let (realm, policy) = (RealmId::of("realm1"), Match::Exact);
+                self.rig.feed(&FeedDown::Revoke { realm, policy, uri: uri(*at).into() });
+            }
+            Action::Look { shard } => {
+                let taken = self.rig.taken(usize::from(*shard) % shards);
+                assert!(taken.is_none_or(|version| version.0 == 1), "there is one snapshot");
+            }
         }
         Some(())
     }
@@ -342,7 +409,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut input = Unstructured::new(bytes);
     let Ok(run) = Run::arbitrary(&mut input) else { return };
     let shards = usize::from(run.shards % 3) + 1;
-    let rig = Rig::new(shards, |config| {
+    let change = |config: &mut ShardConfig| {
         if run.closes_slow {
             config.slow_receiver.policy = SlowPolicy::Close;
         }
@@ -353,7 +420,9 @@ fuzz_target!(|bytes: &[u8]| {
             config.limits.subscriptions_max = 3;
             config.limits.calls_pending_max = 3;
         }
-    });
+    };
+    let rig = if run.is_cluster { Rig::cluster(&[shards, shards], change) } else { Rig::new(shards, change) };
+    let shards = if run.is_cluster { 2 * shards } else { shards };
     let mut world = World { rig, peers: Vec::new() };
     for _ in 0..ACTIONS_MAX {
         let Ok(action) = Action::arbitrary(&mut input) else { break };

@@ -451,6 +451,8 @@ impl World {
             ] {
                 assert_eq!(metrics.gauge(gauge), 0, "{gauge:?}");
             }
+            let remains = shard.remains();
+            assert!(remains.is_empty(), "{remains:?}");
         }
         let last = self.control.publish();
         for shard in &mut self.shards {

@@ -39,6 +39,7 @@ mod realm;
 mod realms;
 mod register;
 pub(crate) mod relay;
+mod remains;
 mod remote;
 mod routes;
 mod session;
@@ -460,6 +461,7 @@ impl Shard {
         }
         if self.is_drained() && !self.drained_said {
             self.drained_said = true;
+            self.say_remains();
             return Some(FeedUp::Drained { shard: self.me });
         }
         None

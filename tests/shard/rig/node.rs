@@ -4,7 +4,7 @@ use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RouteChange};
-use common::metrics::Metrics;
+use common::metrics::{Gauge, Metrics};
 use common::noise::{Entropy, Purpose, Terms};
 use common::snapshot::{Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
@@ -17,6 +17,21 @@ use std::time::Instant;
 
 /// Batches one shard-to-shard queue holds here.
 const MESH_ENTRIES: usize = 2;
+
+/// What is zero when no client is there.
+const EMPTY: [Gauge; 11] = [
+    Gauge::Connections,
+    Gauge::Sessions,
+    Gauge::Subscriptions,
+    Gauge::Registrations,
+    Gauge::CallsPending,
+    Gauge::SharedCalls,
+    Gauge::HeldCallBytes,
+    Gauge::QueuedBytes,
+    Gauge::MeshBacklogBytes,
+    Gauge::RelayCallsPending,
+    Gauge::RelayQueuedBytes,
+];
 
 pub type Key = (RealmId, RouteKind, Match, String);
 
@@ -204,11 +219,6 @@ impl Node {
         }
     }
 
-    /// No shard claims a route.
-    pub fn claims_nothing(&self) -> bool {
-        self.wanted.is_empty()
-    }
-
     pub fn is_quiet(&self) -> bool {
         self.queues.iter().flatten().all(VecDeque::is_empty)
             && self.shards.iter().all(|shard| shard.mesh_ready().is_empty())
@@ -230,6 +240,20 @@ impl Node {
             found.expect("stats are reported")
         };
         self.shards.iter_mut().map(report).collect()
+    }
+
+    /// With every client gone and nothing under way, the shards hold nothing, and the control plane knows of no route.
+    pub fn check_empty(&mut self, now: Instant) {
+        for (shard, metrics) in self.metrics(now).into_iter().enumerate() {
+            for gauge in EMPTY {
+                assert_eq!(metrics.gauge(gauge), 0, "{gauge:?} of shard {shard}");
+            }
+        }
+        for shard in &self.shards {
+            let remains = shard.remains();
+            assert!(remains.is_empty(), "{remains:?}");
+        }
+        assert!(self.wanted.is_empty(), "the control plane knows of {:?}", self.wanted);
     }
 }
 

@@ -150,6 +150,18 @@ impl Relay {
         self.links.is_empty()
     }
 
+    /// What it holds for calls and publications; see [`Shard::remains`].
+    pub fn remains(&self) -> [(&'static str, usize); 4] {
+        let calls = self.lanes.iter().flatten().map(|lane| lane.calls.len()).sum();
+        let of_guests = self.links.values().map(|link| link.calls.len()).sum();
+        [
+            ("calls to other nodes", calls),
+            ("calls from other nodes", of_guests),
+            ("publications that wait for other nodes", self.acks.len()),
+            ("handshakes that wait for other shards", self.successions.len()),
+        ]
+    }
+
     /// Has lanes, links and publications looked at then, or earlier.
     fn look_at(&mut self, at: Instant) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
@@ -362,11 +374,10 @@ impl Shard {
     pub(super) fn relay_report(&mut self) {
         let relay = &self.relay;
         let open = relay.links.values().filter(|link| matches!(link.phase, Phase::Open)).count();
-        let calls = relay.lanes.iter().flatten().map(|lane| lane.calls.len()).sum::<usize>()
-            + relay.links.values().map(|link| link.calls.len()).sum::<usize>();
+        let [(_, calls), (_, of_guests), ..] = relay.remains();
         self.metrics.set(Gauge::RelayConnections, open as u64);
         self.metrics.set(Gauge::RelayQueuedBytes, relay.queued_bytes as u64);
-        self.metrics.set(Gauge::RelayCallsPending, calls as u64);
+        self.metrics.set(Gauge::RelayCallsPending, (calls + of_guests) as u64);
     }
 
     /// A connection that [`Output::Connect`] asked for is there. False: nobody wants it any more, the driver closes it.
