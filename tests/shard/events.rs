@@ -1,6 +1,7 @@
 //! Publications with more to them than a topic and a payload (WAMP, advanced profile): each history with both peers on one
-//! shard and on two.
+//! shard, on two, and on two nodes.
 
+use super::places::{PLACES, Place, REALMS};
 use super::rig::Rig;
 use super::{connect, frames, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
@@ -12,8 +13,6 @@ const ABLE: &str = r#"{"publisher":{"features":{"payload_passthru_mode":true}},
 const PLAIN: &str = r#"{"publisher":{},"subscriber":{}}"#;
 
 const TOPIC: &str = "com.example.a";
-const PLACES: [(usize, usize); 3] = [(0, 0), (0, 1), (1, 0)];
-const REALMS: [&str; 2] = ["realm1", "strict"];
 
 /// A publisher, and a subscriber of one topic.
 struct Pair {
@@ -29,13 +28,13 @@ struct Pair {
 
 impl Pair {
     /// `topic` is subscribed to with `options`.
-    fn new(shards: (usize, usize), realm: &'static str, roles: &str, options: &str, topic: &str) -> Self {
-        let mut rig = Rig::new(2, |_| {});
+    fn new(place: &Place, realm: &'static str, roles: &str, options: &str, topic: &str) -> Self {
+        let mut rig = place.rig(|_| {});
         let hello = |roles: &str| format!("[1,\"{realm}\",{{\"roles\":{roles}}}]");
         let subscribe = format!("[32,1,{options},\"{topic}\"]");
-        let subscriber = connect(&mut rig, shards.1, &[&hello(roles), &subscribe]);
+        let subscriber = connect(&mut rig, place.second, &[&hello(roles), &subscribe]);
         rig.run();
-        let publisher = connect(&mut rig, shards.0, &[&hello(ABLE)]);
+        let publisher = connect(&mut rig, place.first, &[&hello(ABLE)]);
         rig.run();
         let subscriber_id = session(&messages(&mut rig, subscriber));
         let publisher_id = session(&messages(&mut rig, publisher));
@@ -90,9 +89,9 @@ fn event(message: &str) -> &str {
 
 /// Every place in both degrees of strictness.
 fn everywhere(roles: &str, history: impl Fn(&mut Pair)) {
-    for places in PLACES {
+    for place in &PLACES {
         for realm in REALMS {
-            let mut pair = Pair::new(places, realm, roles, "{}", TOPIC);
+            let mut pair = Pair::new(place, realm, roles, "{}", TOPIC);
             history(&mut pair);
             pair.end();
         }
@@ -116,8 +115,8 @@ fn a_publisher_is_named_when_it_asks_for_it() {
 #[test]
 fn subscribers_by_pattern_are_told_the_topic_too() {
     for (options, topic) in [(r#"{"match":"prefix"}"#, "com.ex"), (r#"{"match":"wildcard"}"#, "com..a")] {
-        for places in PLACES {
-            let mut pair = Pair::new(places, "strict", ABLE, options, topic);
+        for place in &PLACES {
+            let mut pair = Pair::new(place, "strict", ABLE, options, topic);
             pair.publish(r#"{"disclose_me":true}"#, ",[1]");
             pair.publish("{}", "");
             pair.hears(&[
@@ -142,7 +141,7 @@ fn the_trust_level_is_told_to_those_who_announced_it() {
 fn one_event_has_both_forms_for_many_receivers() {
     let large = "x".repeat(4_000);
     for payload in ["1", large.as_str()] {
-        let mut pair = Pair::new((0, 0), "realm1", PLAIN, "{}", TOPIC);
+        let mut pair = Pair::new(&PLACES[0], "realm1", PLAIN, "{}", TOPIC);
         let mut others = Vec::new();
         for roles in [PLAIN, ABLE, PLAIN, ABLE] {
             let hello = format!("[1,\"realm1\",{{\"roles\":{roles}}}]");
@@ -175,7 +174,7 @@ fn attributes_of_payload_passthru_mode_reach_subscribers_untouched() {
 #[test]
 fn payload_passthru_mode_is_to_be_announced_in_strict_realms() {
     for (realm, is_refused) in [("realm1", false), ("strict", true)] {
-        let mut pair = Pair::new((0, 1), realm, PLAIN, "{}", TOPIC);
+        let mut pair = Pair::new(&PLACES[1], realm, PLAIN, "{}", TOPIC);
         let hello = format!("[1,\"{realm}\",{{\"roles\":{PLAIN}}}]");
         let publish = format!("[16,1,{{\"ppt_scheme\":\"mqtt\"}},\"{TOPIC}\"]");
         let at = connect(&mut pair.rig, 0, &[&hello, &publish]);
@@ -220,7 +219,7 @@ fn only_whom_every_list_admits_gets_the_event() {
 #[test]
 fn lists_say_nothing_about_the_publisher_itself() {
     for realm in REALMS {
-        let mut pair = Pair::new((0, 1), realm, PLAIN, "{}", TOPIC);
+        let mut pair = Pair::new(&PLACES[1], realm, PLAIN, "{}", TOPIC);
         pair.request = 1;
         let subscribe = format!("[32,1,{{}},\"{TOPIC}\"]");
         pair.rig.receive(pair.publisher, &frames(&[&subscribe]));
@@ -242,13 +241,13 @@ fn wrong_types_are_violations_in_strict_realms_and_name_nobody_in_others() {
         r#"{"eligible_authrole":true}"#,
         r#"{"exclude":{},"eligible":[]}"#,
     ] {
-        let mut pair = Pair::new((0, 1), "realm1", PLAIN, "{}", TOPIC);
+        let mut pair = Pair::new(&PLACES[1], "realm1", PLAIN, "{}", TOPIC);
         assert!(pair.publish(wrong, ",[1]").is_empty());
         pair.hears(&[]);
         pair.publish("{}", ",[2]");
         pair.hears(&["{},[2]"]);
         pair.end();
-        let mut pair = Pair::new((0, 1), "strict", PLAIN, "{}", TOPIC);
+        let mut pair = Pair::new(&PLACES[1], "strict", PLAIN, "{}", TOPIC);
         let got = pair.publish(wrong, ",[1]");
         assert!(got[0].contains("wamp.error.protocol_violation"), "{got:?}");
         pair.hears(&[]);
@@ -259,7 +258,7 @@ fn wrong_types_are_violations_in_strict_realms_and_name_nobody_in_others() {
 #[test]
 fn too_long_lists_are_refused() {
     let ids: Vec<String> = (1..=3_000).map(|id| id.to_string()).collect();
-    let mut pair = Pair::new((0, 1), "strict", PLAIN, "{}", TOPIC);
+    let mut pair = Pair::new(&PLACES[1], "strict", PLAIN, "{}", TOPIC);
     let got = pair.publish(&format!(r#"{{"acknowledge":true,"exclude":[{}]}}"#, ids.join(",")), ",[1]");
     assert!(got[0].starts_with("[8,16,1,{},\"wamp.error.invalid_argument\""), "{got:?}");
     assert!(pair.publish(&format!(r#"{{"exclude":[{}]}}"#, ids.join(",")), ",[1]").is_empty());
@@ -269,7 +268,7 @@ fn too_long_lists_are_refused() {
 
 #[test]
 fn a_lost_event_is_told_with_the_details_of_the_next() {
-    let mut pair = Pair::new((0, 0), "realm1", ABLE, "{}", TOPIC);
+    let mut pair = Pair::new(&PLACES[0], "realm1", ABLE, "{}", TOPIC);
     pair.rig.links[pair.subscriber].stuck = true;
     let large = format!(",[\"{}\"]", "x".repeat(100_000));
     for _ in 0..100 {
@@ -293,8 +292,8 @@ fn subscription(realm: &str) -> u64 {
 
 #[test]
 fn the_same_publication_has_one_id_and_one_event_for_each_subscription() {
-    for places in PLACES {
-        let mut pair = Pair::new(places, "strict", PLAIN, "{}", TOPIC);
+    for place in &PLACES {
+        let mut pair = Pair::new(place, "strict", PLAIN, "{}", TOPIC);
         pair.rig.receive(pair.subscriber, &frames(&[r#"[32,2,{"match":"prefix"},"com"]"#]));
         pair.rig.run();
         messages(&mut pair.rig, pair.subscriber);

@@ -7,6 +7,7 @@ mod nodes;
 mod places;
 mod registrations;
 mod rig;
+mod rules;
 
 use common::metrics::Gauge;
 use common::transport::rawsocket::{self, Handshake};
