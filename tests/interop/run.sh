@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Clients that others wrote against a real node: Autobahn|Python and Autobahn|JS with every transport and serializer they
-# have, each alone and all of them mixed; then those two, Wampy.js, xconn, xconn-core and swampyer in all pairs. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
+# have, each alone and all of them mixed; then those two, Wampy.js, xconn, xconn-core, swampyer, battler-wamp and wampproto in all pairs. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
 #
 # SIGNALBOX_BIN names the executable; without it, it is built. The clients are installed below target/interop.
 # A tool that is missing (python3 with venv, node 20 or later with npm, a package registry) skips its suites.
@@ -82,6 +82,16 @@ else
     else
         say "skipped Autobahn|JS: it cannot be installed"
     fi
+fi
+
+# Clients in Rust, in a crate and a workspace of their own.
+rust_clients=
+if ! command -v cargo >/dev/null; then
+    say "skipped clients in Rust: cargo is not installed"
+elif CARGO_TARGET_DIR=$work/rust cargo build --quiet --locked --manifest-path "$suites/rust/Cargo.toml"; then
+    rust_clients=$work/rust/debug/interop-clients
+else
+    say "skipped clients in Rust: they cannot be built"
 fi
 
 if [ "${1:-}" = install ]; then exit 0; fi
@@ -186,7 +196,7 @@ run_suites() {
     if [ -n "$python" ]; then
         local modules=
         if [ ${#javascript[@]} -gt 0 ]; then modules=$NODE_PATH; fi
-        suite pairs "$python" "$suites/pairs/run.py" "$modules" "$WS_URL"
+        suite pairs "$python" "$suites/pairs/run.py" "$modules" "$rust_clients" "$WS_URL"
     fi
 }
 

@@ -34,8 +34,8 @@ async function main(url, serializer, realm) {
       const put = (args, kwargs, details) => inbox.put(args, kwargs, details.topic);
       await session.subscribe(uri, put, match ? { match } : {});
     },
-    async publish({ uri, args = [], kwargs = {} }) {
-      await session.publish(uri, args, kwargs, { acknowledge: true });
+    async publish({ uri, args = [], kwargs = {}, ...options }) {
+      await session.publish(uri, args, kwargs, { acknowledge: true, ...options });
     },
     take: ({ count, patience }) => inbox.take(count, patience),
   });

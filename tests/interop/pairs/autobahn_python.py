@@ -63,8 +63,9 @@ class Client:
 
         await self.session.subscribe(put, uri, SubscribeOptions(match=match, details_arg="details"))
 
-    async def publish(self, uri, args=(), kwargs=None):
-        await self.session.publish(uri, *args, options=PublishOptions(acknowledge=True), **(kwargs or {}))
+    async def publish(self, uri, args=(), kwargs=None, **options):
+        options = PublishOptions(acknowledge=True, **options)
+        await self.session.publish(uri, *args, options=options, **(kwargs or {}))
 
     async def take(self, count, patience=adapter.PATIENCE_S):
         taken = []

@@ -1,8 +1,9 @@
 """Other people's clients in all pairs: each as caller, callee, publisher and subscriber of each.
 
-    run.py NODE_MODULES URL...
+    run.py [--only CLIENT] NODE_MODULES RUST_CLIENTS URL...
 
-NODE_MODULES is where the JavaScript clients are, empty for none. With two URLs (ws://..., of two nodes) one side of each pair
+NODE_MODULES is where the JavaScript clients are, RUST_CLIENTS the executable made from ../rust; each is empty for none. With
+--only, the pairs that have this client in them. With two URLs (ws://..., of two nodes) one side of each pair
 is on the first and the other on the second. Prints `passed`, `FAILED` and `skipped` lines; run.sh counts them.
 """
 
@@ -21,16 +22,26 @@ FAILED = "com.example.failed"
 # Beyond these, what serializers and languages make of a value is theirs; ../values.json is for the exact ones.
 VALUES = ["text äöü 語", 7, -3, 2.5, True, None, [1, "two", [3]], {"a": {"b": [1]}}]
 
-# What each adapter can do beyond calls, registrations, publications and subscriptions with patterns.
+# What each adapter can do beyond calls, registrations, publications and subscriptions with patterns. `values`: those of
+# VALUES that it can carry.
 CLIENTS = {
-    "autobahn-python": {"file": "autobahn_python.py", "error_uri": True, "progress": {"caller", "callee"}},
+    "autobahn-python": {"file": "autobahn_python.py", "progress": {"caller", "callee"}},
     # Its callers need a promise library of their own for progress.
-    "autobahn-js": {"file": "autobahn.js", "error_uri": True, "progress": {"callee"}},
-    "wampy.js": {"file": "wampy.js", "error_uri": True, "progress": {"caller", "callee"}},
-    "xconn": {"file": "xconn_python.py", "error_uri": True, "progress": set()},
-    "xconn-core": {"file": "xconn_core_python.py", "error_uri": True, "progress": {"caller", "callee"}},
+    "autobahn-js": {"file": "autobahn.js", "progress": {"callee"}},
+    # It says `exclude_me` only when that is so anyway.
+    "wampy.js": {"file": "wampy.js", "progress": {"caller", "callee"}, "own_events": False},
+    "xconn": {"file": "xconn_python.py"},
+    "xconn-core": {"file": "xconn_core_python.py", "progress": {"caller", "callee"}},
     # It raises what came with an ERROR without the URI, and sends a URI of its own.
-    "swampyer": {"file": "swampyer_python.py", "error_uri": False, "progress": set()},
+    "swampyer": {"file": "swampyer_python.py", "error_uri": False},
+    # Its numbers are integers that are not negative.
+    "battler-wamp": {
+        "rust": True,
+        "progress": {"caller", "callee"},
+        "serializers": ["json", "msgpack"],
+        "values": lambda value: not isinstance(value, (float, int)) or value >= 0 and isinstance(value, int),
+    },
+    "wampproto": {"rust": True, "progress": {"caller", "callee"}},
 }
 SERIALIZERS = ["json", "msgpack", "cbor"]
 
@@ -42,9 +53,11 @@ class Wrong(Exception):
 class Adapter:
     """One process of one client."""
 
-    def __init__(self, name, url, serializer, node_modules):
-        file = HERE / CLIENTS[name]["file"]
-        if file.suffix == ".js":
+    def __init__(self, name, url, serializer, node_modules, rust_clients):
+        file = HERE / CLIENTS[name].get("file", "")
+        if "rust" in CLIENTS[name]:
+            command = [rust_clients, name]
+        elif file.suffix == ".js":
             command = ["node", "--no-deprecation", *NODE_FLAGS, str(file)]
         else:
             command = [sys.executable, str(file)]
@@ -136,10 +149,10 @@ def listen(one, other, topic, **options):
 EXAMPLES = {"prefix": lambda topic: topic + "fixed.topic", "wildcard": lambda topic: topic.replace("..", ".any.")}
 
 
-def calls(one, other, uri):
+def calls(one, other, uri, values):
     """`one` calls what `other` has registered."""
     offer(one, other, f"{uri}.echo", "echo")
-    for value in VALUES:
+    for value in values:
         expect(one.do("call", uri=f"{uri}.echo", args=[value]), value, "result")
     offer(one, other, f"{uri}.named", "named")
     expect(one.do("call", uri=f"{uri}.named", kwargs={"key": [1, 2]}), {"key": [1, 2]}, "keyword arguments")
@@ -155,12 +168,12 @@ def errors(one, other, uri, exact):
         expect(answer["error"], FAILED, "error")
 
 
-def events(one, other, uri):
+def events(one, other, uri, values):
     """`one` publishes, `other` is subscribed."""
     listen(one, other, f"{uri}.topic")
-    for value in VALUES:
+    for value in values:
         one.do("publish", uri=f"{uri}.topic", args=[value], kwargs={"key": 1})
-    expect([event[0] for event in other.do("take", count=len(VALUES))], [[value] for value in VALUES], "events")
+    expect([event[0] for event in other.do("take", count=len(values))], [[value] for value in values], "events")
     listen(one, other, f"{uri}.pre", match="prefix")
     one.do("publish", uri=f"{uri}.prefixed.topic", args=["p"])
     expect(other.do("take", count=1), [[["p"], {}, f"{uri}.prefixed.topic"]], "an event by prefix")
@@ -179,30 +192,71 @@ def progress(one, other, uri):
     expect(one.do("call_progress", uri=f"{uri}.progress"), [[1, 2, 3], "done"], "progressive results")
 
 
-def cases(caller, callee):
-    yield "calls", calls
-    exact = CLIENTS[caller]["error_uri"] and CLIENTS[callee]["error_uri"]
-    yield "errors", lambda one, other, uri: errors(one, other, uri, exact)
-    yield "events", events
+def receivers(one, other, uri):
+    """Of several publications the one comes that is for everybody, or for this role."""
+    listen(one, other, f"{uri}.topic")
+    for number, options in enumerate(
+        [{"exclude_authrole": ["anonymous"]}, {"eligible_authrole": ["nobody"]}, {"eligible_authrole": ["anonymous"]}]
+    ):
+        one.do("publish", uri=f"{uri}.topic", args=[number], **options)
+    expect([event[0] for event in other.do("take", count=1)], [[2]], "the event for its role")
+
+
+def exclusion(one, _other, uri):
+    one.do("subscribe", uri=f"{uri}.own")
+    one.do("publish", uri=f"{uri}.own", args=["excluded"])
+    one.do("publish", uri=f"{uri}.own", args=["included"], exclude_me=False)
+    expect([event[0] for event in one.do("take", count=1)], [["included"]], "the publisher's own event")
+
+
+def shared(one, other, uri):
+    """Both register, and their answers differ."""
+    offer(one, other, f"{uri}.shared", "echo", invoke="roundrobin")
+    one.do("register", uri=f"{uri}.shared", name="named", invoke="roundrobin")
+    results = [one.do("call", uri=f"{uri}.shared", args=["x"]) for _ in range(4)]
+    expect(sorted(map(str, results)), ["x", "x", "{}", "{}"], "results of two callees in turns")
+
+
+def cases(caller, callee, is_apart):
+    one, other = CLIENTS[caller], CLIENTS[callee]
+    kept = [side["values"] for side in (one, other) if "values" in side]
+    values = [value for value in VALUES if all(keeps(value) for keeps in kept)]
+    yield "calls", lambda *peers: calls(*peers, values)
+    exact = one.get("error_uri", True) and other.get("error_uri", True)
+    yield "errors", lambda *peers: errors(*peers, exact)
+    yield "events", lambda *peers: events(*peers, values)
     yield "patterns", patterns
-    if "caller" in CLIENTS[caller]["progress"] and "callee" in CLIENTS[callee]["progress"]:
+    if "caller" in one.get("progress", ()) and "callee" in other.get("progress", ()):
         yield "progress", progress
+    yield "receivers", receivers
+    if one.get("own_events", True):
+        yield "exclusion", exclusion
+    # Each node chooses among its own callees first.
+    if not is_apart:
+        yield "shared", shared
 
 
-def pair(caller, callee, serializers, urls, node_modules, number):
+def serializer(client, number):
+    mine = CLIENTS[client].get("serializers", SERIALIZERS)
+    return mine[number % len(mine)]
+
+
+def pair(caller, callee, urls, node_modules, rust_clients, number):
+    # Every pair of serializers comes up among the pairs of clients.
+    serializers = (serializer(caller, number), serializer(callee, number // 3))
     name = f"{'pairs' if len(urls) == 1 else 'pairs across nodes'} {caller} ({serializers[0]}) and {callee} ({serializers[1]})"
     adapters = []
     try:
         adapters = [
-            Adapter(caller, urls[0], serializers[0], node_modules),
-            Adapter(callee, urls[-1], serializers[1], node_modules),
+            Adapter(caller, urls[0], serializers[0], node_modules, rust_clients),
+            Adapter(callee, urls[-1], serializers[1], node_modules, rust_clients),
         ]
         one, other = (adapter.ready() for adapter in adapters)
     except Wrong as wrong:
         print(f"FAILED  {name}: {wrong}".replace("\n", " "), flush=True)
         [adapter.process.kill() for adapter in adapters]
         return
-    for case, run in cases(caller, callee):
+    for case, run in cases(caller, callee, len(urls) > 1):
         try:
             run(one, other, f"interop.pairs.n{number}.{case}")
         except Wrong as wrong:
@@ -213,21 +267,26 @@ def pair(caller, callee, serializers, urls, node_modules, number):
 
 
 def main():
-    node_modules, urls = sys.argv[1], sys.argv[2:]
-    clients = [name for name in CLIENTS if is_installed(name, node_modules)]
+    arguments = sys.argv[1:]
+    only = None
+    if arguments[0] == "--only":
+        only, arguments = arguments[1], arguments[2:]
+    node_modules, rust_clients, *urls = arguments
+    clients = [name for name in CLIENTS if is_installed(name, node_modules, rust_clients)]
     for name in CLIENTS:
         if name not in clients:
             print(f"skipped pairs with {name}: it is not installed", flush=True)
     number = 0
     for caller in clients:
         for callee in clients:
-            # Every pair of serializers comes up among the pairs of clients.
-            serializers = (SERIALIZERS[number % 3], SERIALIZERS[number // 3 % 3])
-            pair(caller, callee, serializers, urls, node_modules, number)
+            if only in (None, caller, callee):
+                pair(caller, callee, urls, node_modules, rust_clients, number)
             number += 1
 
 
-def is_installed(name, node_modules):
+def is_installed(name, node_modules, rust_clients):
+    if "rust" in CLIENTS[name]:
+        return bool(rust_clients)
     package = {"autobahn-js": "autobahn", "wampy.js": "wampy"}.get(name)
     return package is None or bool(node_modules) and (pathlib.Path(node_modules) / package).is_dir()
 

@@ -43,8 +43,8 @@ class Client:
 
         self.client.subscribe(uri, put, options={"match": match} if match else None)
 
-    def publish(self, uri, args=(), kwargs=None):
-        self.client.publish(uri, args=list(args), kwargs=kwargs or {})
+    def publish(self, uri, args=(), kwargs=None, **options):
+        self.client.publish(uri, args=list(args), kwargs=kwargs or {}, options=options)
 
     def take(self, **command):
         return self.inbox.take(**command)

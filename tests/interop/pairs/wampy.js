@@ -52,8 +52,8 @@ async function main(url, serializer, realm) {
       const put = ({ argsList, argsDict, details }) => inbox.put(argsList, argsDict, details.topic);
       await client.subscribe(uri, put, match ? { match } : {});
     },
-    async publish({ uri, args = [], kwargs = {} }) {
-      await client.publish(uri, { argsList: args, argsDict: kwargs });
+    async publish({ uri, args = [], kwargs = {}, ...options }) {
+      await client.publish(uri, { argsList: args, argsDict: kwargs }, options);
     },
     take: ({ count, patience }) => inbox.take(count, patience),
   });

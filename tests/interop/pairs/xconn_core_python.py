@@ -61,9 +61,11 @@ class Client:
         request = self.session.subscribe(uri, put)
         (request.option("match", match) if match else request).execute()
 
-    def publish(self, uri, args=(), kwargs=None):
+    def publish(self, uri, args=(), kwargs=None, **options):
         request = self.session.publish(uri).args(*args).kwargs(**(kwargs or {}))
-        request.option("acknowledge", True).execute()
+        for key, value in {"acknowledge": True, **options}.items():
+            request = request.option(key, value)
+        request.execute()
 
     def take(self, **command):
         return self.inbox.take(**command)

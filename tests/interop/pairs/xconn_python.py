@@ -41,8 +41,8 @@ class Client:
 
         self.session.subscribe(uri, put, options={"match": match} if match else None)
 
-    def publish(self, uri, args=(), kwargs=None):
-        self.session.publish(uri, list(args), kwargs or {}, options={"acknowledge": True})
+    def publish(self, uri, args=(), kwargs=None, **options):
+        self.session.publish(uri, list(args), kwargs or {}, options={"acknowledge": True, **options})
 
     def take(self, **command):
         return self.inbox.take(**command)
