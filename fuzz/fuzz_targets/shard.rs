@@ -8,6 +8,7 @@ mod rig;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::config::SlowPolicy;
+use common::metrics::Gauge;
 use common::transport::{FrameKind, Framing, rawsocket, upgrade, write_client_frame};
 use common::wire::{OwnedValue, Serializer};
 use dataplane::feed::FeedDown;
@@ -99,7 +100,7 @@ enum Action {
     Revoke {
         uri: u8,
     },
-    /// A shard's control plane sees which snapshot it uses.
+    /// A shard's control plane sees which snapshot it uses and how many sessions it has.
     Look {
         shard: u8,
     },
@@ -397,7 +398,10 @@ impl World {
                 self.rig.feed(&FeedDown::Revoke { realm, policy, uri: uri(*at).into() });
             }
             Action::Look { shard } => {
-                let taken = self.rig.taken(usize::from(*shard) % shards);
+                let shard = usize::from(*shard) % shards;
+                let sessions = self.rig.gauge(shard, Gauge::Sessions);
+                assert!(sessions <= CONNECTIONS_MAX as u64);
+                let taken = self.rig.taken(shard);
                 assert!(taken.is_none_or(|version| version.0 == 1), "there is one snapshot");
             }
         }

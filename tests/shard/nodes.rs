@@ -2,7 +2,8 @@
 //!
 //! Whether a shard knows a route of another node is asked with REGISTER: it is refused while a node that lives has it.
 
-use crate::rig::{Rig, realm, snapshot, source};
+use crate::rig::node::snapshot;
+use crate::rig::{Rig, realm, source};
 use crate::{HELLO, connect, frames, messages};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, SnapshotVersion};
 use common::link::{Peer, RouteChange};

@@ -1,7 +1,7 @@
 //! Shards with a driver that moves bytes when it is told to: connections, queues between shards, what is between nodes, and
 //! time. The control plane is reduced to telling nodes of each other.
 
-mod node;
+pub mod node;
 mod wires;
 
 use common::ids::{RealmId, RouteKind, SnapshotVersion};
@@ -9,7 +9,6 @@ use common::metrics::Gauge;
 use common::snapshot::{Anonymous, Realm, Source};
 use dataplane::feed::FeedDown;
 use dataplane::shard::{ConnId, Flow, Output, SendBuf, ShardConfig};
-pub use node::snapshot;
 use node::{Key, Node};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
