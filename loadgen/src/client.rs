@@ -434,7 +434,7 @@ mod tests {
                 }
                 _ => {
                     let upgrade = upgrade::parse_request(&request, "/ws").unwrap().unwrap();
-                    assert_eq!(upgrade.subprotocol, self.serializer.into());
+                    assert_eq!(upgrade.subprotocol, Some(self.serializer.into()));
                     let mut out = Vec::new();
                     upgrade::write_accept(&upgrade, &mut out);
                     out

@@ -118,7 +118,8 @@ fn shake_hands(stream: &mut TcpStream, framing: Framing) -> io::Result<Serialize
                     let mut out = Vec::new();
                     upgrade::write_accept(&upgrade, &mut out);
                     stream.write_all(&out)?;
-                    return Ok(upgrade.subprotocol.serializer);
+                    let subprotocol = upgrade.subprotocol.expect("an upgrade without echo has one");
+                    return Ok(subprotocol.serializer);
                 }
             }
         }

@@ -109,6 +109,7 @@ impl Listener {
             compression: Compression::Off,
             compression_level: 3,
             proxy_protocol: false,
+            echo: false,
         }
     }
 }

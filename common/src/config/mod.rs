@@ -112,6 +112,8 @@ pub struct Listener {
     pub compression_level: u8,
     /// `proxy_protocol`: each connection begins with a PROXY header, which is believed.
     pub proxy_protocol: bool,
+    /// WebSocket messages go back as they came; no WAMP is spoken. For test suites.
+    pub echo: bool,
 }
 
 /// `[admin]`

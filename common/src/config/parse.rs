@@ -71,6 +71,10 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         let allowed = "compression of websocket listeners";
         return Err(section.refuse("compression", "compression of a rawsocket listener", allowed));
     }
+    let echo = section.boolean("echo", default.echo)?;
+    if echo && transport != Transport::WebSocket {
+        return Err(section.refuse("echo", "an echo without WebSocket", "echo of websocket listeners"));
+    }
     Ok(Listener {
         transport,
         address: section.address("address", default.address)?,
@@ -81,6 +85,7 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         compression,
         compression_level: section.u32("compression_level", default.compression_level.into())? as u8,
         proxy_protocol: section.boolean("proxy_protocol", default.proxy_protocol)?,
+        echo,
     })
 }
 

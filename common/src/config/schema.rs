@@ -221,6 +221,7 @@ pub const SCHEMA: &[Key] = &[
     key("listener", "compression", Kind::Choice(&["off", "no_takeover", "takeover"])),
     integer("listener", "compression_level", 9),
     key("listener", "proxy_protocol", Kind::Boolean),
+    key("listener", "echo", Kind::Boolean),
     key("admin", "address", Kind::Address),
     integer("limits", "subscriptions_max", 10_000_000),
     integer("limits", "registrations_max", 10_000_000),

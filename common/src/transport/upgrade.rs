@@ -15,6 +15,8 @@ use crate::limits::{UPGRADE_BYTES_MAX, UPGRADE_HEADERS_MAX};
 pub struct Accepts<'p> {
     /// The path of the request.
     pub path: &'p str,
+    /// No WAMP is spoken and no subprotocol agreed on.
+    pub is_echo: bool,
     /// `None`: messages are not compressed.
     pub deflate: Option<deflate::Accepts>,
 }
@@ -22,15 +24,15 @@ pub struct Accepts<'p> {
 /// Without compression.
 impl<'p> From<&'p str> for Accepts<'p> {
     fn from(path: &'p str) -> Self {
-        Self { path, deflate: None }
+        Self { path, is_echo: false, deflate: None }
     }
 }
 
 /// A client's valid upgrade request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Upgrade {
-    /// The first offered WAMP subprotocol that we speak.
-    pub subprotocol: Subprotocol,
+    /// The first offered WAMP subprotocol that we speak; `None` only with [`Accepts::is_echo`].
+    pub subprotocol: Option<Subprotocol>,
     /// Compression, when the client offered it and the listener agrees.
     pub deflate: Option<deflate::Params>,
     /// The `Sec-WebSocket-Accept` value to answer.
@@ -130,7 +132,11 @@ pub fn parse_request<'p>(
     }
     check_request_line(&request, accepts.path)?;
     let offer = Offer::read(request.headers, accepts.deflate)?;
-    let (subprotocol, accept) = offer.check()?;
+    let accept = offer.check()?;
+    let subprotocol = match accepts.is_echo {
+        true => None,
+        false => Some(offer.subprotocol.ok_or(UpgradeError::Subprotocol)?),
+    };
     Ok(Some(Upgrade { subprotocol, deflate: offer.deflate, accept, head_bytes }))
 }
 
@@ -200,8 +206,8 @@ impl<'h> Offer<'h> {
         Ok(offer)
     }
 
-    /// What to speak and the accept value to answer.
-    fn check(&self) -> Result<(Subprotocol, String), UpgradeError> {
+    /// The accept value to answer.
+    fn check(&self) -> Result<String, UpgradeError> {
         match self.host {
             Some(host) if is_host(host) => {}
             Some(_) => return Err(UpgradeError::Malformed("Host is not a host and port")),
@@ -225,8 +231,7 @@ impl<'h> Offer<'h> {
         if !is_key(key) {
             return Err(UpgradeError::Malformed("Sec-WebSocket-Key is not 16 bytes in base64"));
         }
-        let subprotocol = self.subprotocol.ok_or(UpgradeError::Subprotocol)?;
-        Ok((subprotocol, accept_value(key)))
+        Ok(accept_value(key))
     }
 }
 
@@ -282,11 +287,12 @@ pub fn write_accept(upgrade: &Upgrade, out: &mut Vec<u8>) {
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
         accept,
-        "\r\nSec-WebSocket-Protocol: ",
-        subprotocol.name(),
         "\r\n",
     ] {
         out.extend_from_slice(part.as_bytes());
+    }
+    if let Some(subprotocol) = subprotocol {
+        out.extend_from_slice(format!("Sec-WebSocket-Protocol: {}\r\n", subprotocol.name()).as_bytes());
     }
     if let Some(params) = deflate {
         out.extend_from_slice(format!("Sec-WebSocket-Extensions: {params}\r\n").as_bytes());
@@ -397,7 +403,7 @@ mod tests {
     #[test]
     fn the_example_of_the_rfc_is_accepted() {
         let upgrade = parse(&format!("{REQUEST}rest")).unwrap().unwrap();
-        assert_eq!(upgrade.subprotocol, Serializer::Json.into());
+        assert_eq!(upgrade.subprotocol, Some(Serializer::Json.into()));
         assert_eq!(upgrade.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_eq!(upgrade.head_bytes, REQUEST.len());
     }
@@ -425,7 +431,8 @@ mod tests {
     fn the_first_subprotocol_that_is_spoken_wins() {
         let chosen = |offer: &str| {
             let offer = format!("Sec-WebSocket-Protocol: {offer}");
-            replaced("Sec-WebSocket-Protocol: wamp.2.json", &offer).map(|upgrade| upgrade.subprotocol.name())
+            replaced("Sec-WebSocket-Protocol: wamp.2.json", &offer)
+                .map(|upgrade| upgrade.subprotocol.expect("no echo").name())
         };
         assert_eq!(chosen("wamp.2.cbor, wamp.2.json"), Ok("wamp.2.cbor"));
         assert_eq!(chosen("wamp.2.flatbuffers,wamp.2.msgpack"), Ok("wamp.2.msgpack"));
@@ -446,7 +453,7 @@ mod tests {
             "permessage-deflate; client_max_window_bits\r\nSec-WebSocket-Extensions: permessage-deflate";
         let request = REQUEST.replace("\r\n\r\n", &format!("\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n"));
         let parse = |deflate| {
-            let accepts = Accepts { path: "/ws", deflate };
+            let accepts = Accepts { path: "/ws", is_echo: false, deflate };
             parse_request(request.as_bytes(), accepts).unwrap().unwrap()
         };
         assert_eq!(parse(None).deflate, None);
@@ -566,12 +573,24 @@ mod tests {
     }
 
     #[test]
+    fn an_echo_needs_no_subprotocol_and_agrees_to_none() {
+        for request in [REQUEST.to_owned(), REQUEST.replace("Sec-WebSocket-Protocol: wamp.2.json\r\n", "")] {
+            let accepts = Accepts { path: "/ws", is_echo: true, deflate: None };
+            let upgrade = parse_request(request.as_bytes(), accepts).unwrap().unwrap();
+            assert_eq!(upgrade.subprotocol, None);
+            let mut answer = Vec::new();
+            write_accept(&upgrade, &mut answer);
+            assert!(answer.ends_with(b"kYGzzhZRbK+xOo=\r\n\r\n"), "{}", answer.escape_ascii());
+        }
+    }
+
+    #[test]
     fn both_roles_agree() {
         for subprotocol in Subprotocol::all() {
             let (mut request, mut answer) = (Vec::new(), Vec::new());
             write_request("localhost:18080", "/ws", subprotocol, [7; 16], &mut request);
             let upgrade = parse_request(&request, "/ws").unwrap().unwrap();
-            assert_eq!((upgrade.subprotocol, upgrade.head_bytes), (subprotocol, request.len()));
+            assert_eq!((upgrade.subprotocol, upgrade.head_bytes), (Some(subprotocol), request.len()));
             write_accept(&upgrade, &mut answer);
             for end in 0..answer.len() {
                 assert_eq!(parse_answer(&answer[..end], subprotocol, [7; 16]), Ok(None));
@@ -587,7 +606,7 @@ mod tests {
         let mut answer = Vec::new();
         let accept = accept_value(BASE64.encode([7; 16]).as_bytes());
         write_accept(
-            &Upgrade { subprotocol: Serializer::Json.into(), deflate: None, accept, head_bytes: 0 },
+            &Upgrade { subprotocol: Some(Serializer::Json.into()), deflate: None, accept, head_bytes: 0 },
             &mut answer,
         );
         let answer = String::from_utf8(answer).unwrap();

@@ -18,13 +18,28 @@ const CONTEXT_MEMORY_PART: u64 = 8;
 /// Bytes of an inflated message's buffer that are kept for the next.
 const INFLATED_KEEP_BYTES_MAX: usize = 1 << 16;
 
-/// What makes the output of two compressors without context the same: level and window bits.
-pub(super) type Key = (u8, u8);
+/// What makes the output of two compressors without context the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Key {
+    level: u8,
+    window_bits: u8,
+    is_thorough: bool,
+}
+
+impl Key {
+    fn deflater(self) -> Deflater {
+        let mut deflater = Deflater::new(self.level, self.window_bits);
+        if self.is_thorough {
+            deflater.be_thorough();
+        }
+        deflater
+    }
+}
 
 /// Compressors and decompressors that belong to no connection: one of each kind at most, made when first needed.
 #[derive(Debug, Default)]
 pub(super) struct Codecs {
-    /// By level and window bits: 9 times 7.
+    /// By level and window bits, thorough or not: 9 times 7 times 2.
     deflaters: Vec<(Key, Deflater)>,
     /// Of the widest window, which reads all others.
     inflater: Option<Inflater>,
@@ -38,7 +53,7 @@ impl Codecs {
         let at = match self.deflaters.iter().position(|(made, _)| *made == key) {
             Some(at) => at,
             None => {
-                self.deflaters.push((key, Deflater::new(key.0, key.1)));
+                self.deflaters.push((key, key.deflater()));
                 self.deflaters.len() - 1
             }
         };
@@ -51,6 +66,8 @@ impl Codecs {
 pub(super) struct Packing {
     params: Params,
     level: u8,
+    /// Every message is compressed, as it came.
+    is_thorough: bool,
     /// With context; made for the first message.
     deflater: Option<Deflater>,
     inflater: Option<Inflater>,
@@ -58,7 +75,8 @@ pub(super) struct Packing {
 
 impl Packing {
     fn key(&self) -> Key {
-        (self.level, self.params.server_window_bits())
+        let window_bits = self.params.server_window_bits();
+        Key { level: self.level, window_bits, is_thorough: self.is_thorough }
     }
 }
 
@@ -97,7 +115,7 @@ impl Conn {
                 let key = packing.key();
                 let keeps_context = !packing.params.server_no_context_takeover;
                 let deflater = match keeps_context {
-                    true => packing.deflater.get_or_insert_with(|| Deflater::new(key.0, key.1)),
+                    true => packing.deflater.get_or_insert_with(|| key.deflater()),
                     false => codecs.deflater(key),
                 };
                 // Without context, what is shared was compressed when it was made.
@@ -136,13 +154,13 @@ impl Shard {
         let Some(params) = params else { return };
         let listener = usize::from(self.at(slot).listener);
         let listener = &self.config.listeners[listener];
-        let (level, wanted) = (listener.compression_level, listener.compression);
+        let (level, wanted, is_thorough) = (listener.compression_level, listener.compression, listener.echo);
         if wanted == Compression::Takeover && !self.has_room_for_context() {
             self.metrics.count(Counter::ContextsRefused);
         }
         self.context_bytes += context_bytes(params);
         let conn = self.at(slot);
-        conn.packing = Some(Box::new(Packing { params, level, deflater: None, inflater: None }));
+        conn.packing = Some(Box::new(Packing { params, level, is_thorough, deflater: None, inflater: None }));
         if let Some(framer) = &mut conn.framer {
             framer.accept_compressed();
         }

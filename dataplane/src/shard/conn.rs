@@ -24,6 +24,8 @@ pub(super) enum Phase {
     Login,
     /// A session is established.
     Open,
+    /// No session: messages go back as they came.
+    Echo,
     /// We said GOODBYE and wait for the answer; everything else is ignored.
     Leaving,
     /// Nothing is read any more; what is queued still goes out.

@@ -295,7 +295,7 @@ impl Shard {
         let deadline = conn.deadline;
         match conn.phase {
             _ if deadline > tick => self.schedule(id.slot, deadline),
-            Phase::Open => self.look_at_idle(id),
+            Phase::Open | Phase::Echo => self.look_at_idle(id),
             Phase::Opening | Phase::Login => {
                 self.metrics.count(Counter::LoginTimeouts);
                 self.forget(id.slot);
@@ -497,7 +497,7 @@ impl Shard {
                     self.leave(slot, wamp::SYSTEM_SHUTDOWN, "the node is shutting down");
                     self.set_deadline(slot, wait);
                 }
-                Phase::Opening | Phase::Login => self.hang_up(slot, 1001),
+                Phase::Opening | Phase::Login | Phase::Echo => self.hang_up(slot, 1001),
                 Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
             }
         }

@@ -5,7 +5,7 @@ use super::features::Features;
 use super::flow::Class;
 use super::realm::Settings;
 use super::{Shard, options};
-use common::config::Transport;
+use common::config::{Listener, Transport};
 use common::ids::{RealmId, is_wamp_id};
 use common::limits::{LOGIN_MESSAGE_BYTES_MAX, PROXY_BYTES_MAX, UPGRADE_BYTES_MAX};
 use common::link::Claim;
@@ -168,7 +168,8 @@ impl Shard {
         conn.handshake.extend_from_slice(&bytes[..bytes.len().min(UPGRADE_BYTES_MAX + 1 - held)]);
         let head = std::mem::take(&mut conn.handshake);
         let deflate = self.deflate_accepts(listener);
-        let accepts = upgrade::Accepts { path: &self.config.listeners[listener].path, deflate };
+        let Listener { path, echo, .. } = &self.config.listeners[listener];
+        let accepts = upgrade::Accepts { path, is_echo: *echo, deflate };
         match upgrade::parse_request(&head, accepts) {
             Ok(None) if head.len() > UPGRADE_BYTES_MAX => {
                 self.refuse_upgrade(slot, upgrade::UpgradeError::TooLarge)
@@ -179,9 +180,14 @@ impl Shard {
                 let mut answer = Vec::new();
                 upgrade::write_accept(&request, &mut answer);
                 self.push_bytes(slot, &answer);
-                self.framed(slot, request.subprotocol.framing(), request.subprotocol.serializer);
+                let spoken = request.subprotocol.unwrap_or(Serializer::Json.into());
+                self.framed(slot, spoken.framing(), spoken.serializer);
                 self.agree_on_compression(slot, request.deflate);
                 let rest = request.head_bytes.saturating_sub(held).min(bytes.len());
+                if request.subprotocol.is_none() {
+                    self.begin_echo(slot);
+                    return self.echo(slot, &mut bytes[rest..]);
+                }
                 self.frames(slot, &mut bytes[rest..]);
             }
         }

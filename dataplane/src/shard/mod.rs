@@ -20,6 +20,7 @@ mod compression;
 mod conn;
 mod dealer;
 mod delivery;
+mod echo;
 mod features;
 mod flow;
 mod groups;
@@ -363,6 +364,7 @@ impl Shard {
         match phase {
             Phase::Opening => self.open(conn.slot, bytes),
             Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
+            Phase::Echo => self.echo(conn.slot, bytes),
             Phase::Flushing | Phase::Lingering => {}
         }
         self.hold_partial(conn);

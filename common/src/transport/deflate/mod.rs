@@ -35,6 +35,8 @@ const _: () = assert!(compressed_bytes_max(MESSAGE_BYTES_MAX as u32) > MESSAGE_B
 #[derive(Debug)]
 pub struct Deflater {
     compress: Compress,
+    /// Every message is compressed.
+    is_thorough: bool,
 }
 
 impl Deflater {
@@ -44,7 +46,12 @@ impl Deflater {
     /// When `window_bits` is something else.
     pub fn new(level: u8, window_bits: u8) -> Self {
         let level = Compression::new(u32::from(level.clamp(1, 9)));
-        Self { compress: Compress::new_with_window_bits(level, false, window_bits) }
+        Self { compress: Compress::new_with_window_bits(level, false, window_bits), is_thorough: false }
+    }
+
+    /// Compresses every message from now on, also where it is not worth while.
+    pub fn be_thorough(&mut self) {
+        self.is_thorough = true;
     }
 
     /// Forgets the messages before.
@@ -54,6 +61,10 @@ impl Deflater {
 
     /// Appends `message`, compressed.
     fn deflate(&mut self, message: &[u8], out: &mut Vec<u8>) {
+        if message.is_empty() {
+            // zlib has nothing to flush (RFC 7692, 7.2.3.6).
+            return out.push(0);
+        }
         let start = out.len();
         let before = self.compress.total_in();
         loop {
@@ -80,7 +91,7 @@ impl Deflater {
             let (frame, others) = rest.split_at(start + payload_bytes);
             let is_text = frame[0] == websocket::first_octet(true);
             let is_plain = is_text || frame[0] == websocket::first_octet(false);
-            if is_plain && payload_bytes >= DEFLATE_BYTES_MIN {
+            if is_plain && (payload_bytes >= DEFLATE_BYTES_MIN || self.is_thorough) {
                 self.compress_frame(frame, start, is_text, context_takeover, out);
             } else {
                 out.extend_from_slice(frame);
@@ -104,7 +115,7 @@ impl Deflater {
         }
         let mut compressed = Vec::with_capacity(message.len() / 2 + STEP_BYTES);
         self.deflate(message, &mut compressed);
-        if compressed.len() >= message.len() && !context_takeover {
+        if compressed.len() >= message.len() && !context_takeover && !self.is_thorough {
             return out.extend_from_slice(frame);
         }
         let start = out.len();

@@ -123,6 +123,25 @@ fn fastrand_like(seed: u64) -> impl FnMut() -> u8 {
 }
 
 #[test]
+fn a_thorough_compressor_leaves_nothing_as_it_is() {
+    let mut random = fastrand_like(3);
+    let noise: Vec<u8> = (0..300).map(|_| random()).collect();
+    let messages = [vec![], b"x".to_vec(), noise, vec![], vec![]];
+    for context_takeover in [false, true] {
+        let mut deflater = Deflater::new(6, 15);
+        deflater.be_thorough();
+        let mut out = Vec::new();
+        deflater.compress_frames(&frames(&messages), context_takeover, &mut out);
+        let mut rest = &out[..];
+        while let Some((start, payload_bytes)) = websocket::walk_own_header(rest) {
+            assert_ne!(rest[0] & websocket::COMPRESSED_BIT, 0);
+            rest = &rest[start + payload_bytes..];
+        }
+        assert_eq!(received(&out, 15, context_takeover), messages);
+    }
+}
+
+#[test]
 fn a_frame_is_not_compressed_twice() {
     let plain = frames(&[vec![b'x'; 1_000], vec![b'y'; 1_000]]);
     let (mut once, mut twice) = (Vec::new(), Vec::new());
