@@ -1,4 +1,4 @@
-//! What listeners can be told: both transports on one port, PROXY headers, IPv6.
+//! What listeners can be told: both transports on one port, PROXY headers, IPv6, Unix-domain sockets.
 
 mod support;
 
@@ -7,7 +7,9 @@ use common::wire::Serializer;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use support::{Client, Node, PATIENCE, Setup, Wire};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::PathBuf;
+use support::{Client, Node, PATIENCE, Setup, Wire, eventually};
 
 /// A node with one more listener, and the address of that.
 fn node(listener: &str) -> (Node, SocketAddr) {
@@ -126,4 +128,67 @@ fn without_a_right_proxy_header_there_is_no_connection() {
 fn a_proxy_header_is_not_looked_for_where_it_is_not_configured() {
     let (node, _) = node("transport = \"auto\"\naddress = \"127.0.0.1:0\"");
     assert_eq!(answer(node.address(Wire::PLAIN), b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"), [0u8; 0]);
+}
+
+/// A node that listens on a socket in `folder`, and its path.
+fn unix_node(folder: &tempfile::TempDir) -> (Node, PathBuf) {
+    let path = folder.path().join("socket");
+    let listener = format!("[[listener]]\ntransport = \"auto\"\nsocket = {path:?}\nmode = \"0620\"\n");
+    (Node::with(Setup::tables(&listener)), path)
+}
+
+/// The values of a metric, by shard.
+fn by_shard(node: &Node, name: &str) -> Vec<f64> {
+    let answer = support::http::get(node.admin().expect("the admin address"), "/metrics").expect("/metrics");
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'));
+    let values = answer.body.lines().filter(of_name).filter_map(|line| line.rsplit_once(' '));
+    values.map(|(_, value)| value.parse().expect("a number")).collect()
+}
+
+#[test]
+fn clients_of_a_unix_socket_are_of_this_machine_and_spread_over_the_shards() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (node, path) = unix_node(&folder);
+    let metadata = std::fs::metadata(&path).expect("a socket");
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o620);
+    let listeners = node.status()["data_plane"]["listeners"].clone();
+    assert_eq!(listeners[2]["address"], format!("unix:{}", path.display()));
+    let mut clients: Vec<Client> = Wire::all()
+        .map(|wire| {
+            let mut client = Client::connect_unix(&path, wire).expect("connected");
+            // Anonymous sessions are for this machine.
+            client.hello("realm1");
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.subscribe("com.example.unix");
+    }
+    clients[0].publish_acknowledged("com.example.unix", &json!(["hello"]));
+    for client in &mut clients[1..] {
+        assert_eq!(client.event()[4], json!(["hello"]));
+    }
+    // Each client came when all shards waited for it, and they take turns.
+    let count = clients.len() as f64;
+    node.await_metric("signalbox_connections_accepted_total", |accepted| accepted == count);
+    let shards = by_shard(&node, "signalbox_connections_accepted_total");
+    assert_eq!(shards.len(), node.setup.shards());
+    assert!(shards.iter().all(|accepted| *accepted >= 1.0), "{shards:?}");
+}
+
+#[test]
+fn the_socket_of_a_data_plane_that_was_killed_is_taken_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (node, path) = unix_node(&folder);
+    let wire = Wire::raw(Serializer::Cbor);
+    let mut client = Client::connect_unix(&path, wire).expect("connected");
+    client.hello("realm1");
+    let killed = node.data_pid().expect("a data plane");
+    node.kill_data();
+    let mut client = eventually("the next data plane listens at the same path", || {
+        node.data_pid().filter(|pid| *pid != killed)?;
+        Client::connect_unix(&path, wire).ok()
+    });
+    client.hello("realm1");
 }

@@ -6,10 +6,10 @@ use common::ids::{BootEpoch, ShardId, ShardSet};
 use common::metrics::Metrics;
 use dataplane::feed::{FeedDown, FeedUp};
 use dataplane::io::{Accepting, Features, Machine, Plan, spawn_machines};
-use dataplane::shard::{ConnId, Flow, Output, Segment, SendBuf};
+use dataplane::shard::{ConnId, Flow, Origin, Output, Segment, SendBuf};
 use std::collections::VecDeque;
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,7 +56,7 @@ struct Relay {
 impl Machine for Relay {
     type Batch = ();
 
-    fn accept(&mut self, _: Instant, conn: ConnId, _: usize, _: IpAddr) -> bool {
+    fn accept(&mut self, _: Instant, conn: ConnId, _: usize, _: Origin) -> bool {
         let slot = conn.slot as usize;
         if self.ids.len() <= slot {
             self.ids.resize(slot + 1, conn);

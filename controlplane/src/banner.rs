@@ -22,6 +22,9 @@ pub struct Surroundings {
     pub cluster: Option<(String, SocketAddr)>,
 }
 
+/// How the address of a Unix-domain socket begins.
+const UNIX: &str = "unix:";
+
 /// The lines printed when a data plane has come to serve.
 pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
     let mut out = String::new();
@@ -30,13 +33,16 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
     let relay = data.listeners.iter().find(|(transport, _)| transport == RELAY).map(|(_, address)| address);
     let clients = data.listeners.iter().filter(|(transport, _)| transport != RELAY);
     for (index, (transport, address)) in clients.enumerate() {
-        let path = around.listeners.get(index).filter(|listener| listener.0 == *transport);
+        let configured = around.listeners.get(index).filter(|listener| listener.0 == *transport);
+        let path = configured.map_or("/ws", |listener| &listener.2);
         let url = match transport.as_str() {
-            "websocket" => format!("ws://{address}{}", path.map_or("/ws", |listener| &listener.2)),
-            "auto" => {
-                let path = path.map_or("/ws", |listener| &listener.2);
-                format!("ws://{address}{path} and rs://{address} (RawSocket)")
+            "websocket" if address.starts_with(UNIX) => format!("{address} (WebSocket, path {path})"),
+            "auto" if address.starts_with(UNIX) => {
+                format!("{address} (WebSocket, path {path}, and RawSocket)")
             }
+            "rawsocket" if address.starts_with(UNIX) => format!("{address} (RawSocket)"),
+            "websocket" => format!("ws://{address}{path}"),
+            "auto" => format!("ws://{address}{path} and rs://{address} (RawSocket)"),
             "rawsocket" => format!("rs://{address} (RawSocket)"),
             other => format!("{address} ({other})"),
         };

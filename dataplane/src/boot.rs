@@ -421,6 +421,7 @@ fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Place;
 
     #[test]
     fn a_folder_is_held_by_one_data_plane_and_free_after_it() {
@@ -456,9 +457,9 @@ mod tests {
 
     #[test]
     fn the_exit_status_tells_what_to_look_at() {
-        let address = "127.0.0.1:80".parse().unwrap();
+        let place = Place::Ip("127.0.0.1:80".parse().unwrap());
         let error = BootError::from(SpawnError::Listen {
-            address,
+            place,
             source: io::Error::from_raw_os_error(libc::EADDRINUSE),
         });
         assert_eq!(error.status(), status::CANNOT_LISTEN);

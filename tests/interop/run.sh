@@ -21,6 +21,8 @@ work=$(cargo metadata --format-version 1 --no-deps 2>/dev/null |
 mkdir -p "$work"
 results=$(mktemp "$work/results.XXXXXX")
 node_folder=$(mktemp -d "$work/node.XXXXXX")
+# Paths of sockets are short.
+socket_folder=$(mktemp -d)
 node_pid=
 COMPRESSED_URLS=()
 
@@ -36,7 +38,7 @@ finish() {
         printf -- '--- the node said:\n'
         tail -40 "$node_folder/log"
     fi
-    rm -rf "$node_folder" "$results"
+    rm -rf "$node_folder" "$socket_folder" "$results"
 }
 trap finish EXIT
 
@@ -118,6 +120,9 @@ start_node() {
 	[[listener]]
 	address = "127.0.0.1:0"
 	compression = "no_takeover"
+	[[listener]]
+	transport = "auto"
+	socket = "$socket_folder/socket"
 	[admin]
 	address = "127.0.0.1:0"
 	CONFIG
@@ -175,6 +180,7 @@ run_suites() {
                 suite "python compressed $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
             done
         done
+        if [ -S "$socket_folder/socket" ]; then suite "python unix" "$python" "$suites/python/unix.py" "$socket_folder/socket"; fi
         if [ -f README.md ]; then
             suite readme "$python" "$suites/python/readme.py" README.md "$WS_URL"
         else

@@ -195,9 +195,9 @@ fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (
     let node = Node {
         id,
         epoch,
-        rawsocket: running.listening[0],
-        websocket: running.listening[1],
-        relay: running.listening[2],
+        rawsocket: running.listening[0].ip(),
+        websocket: running.listening[1].ip(),
+        relay: running.listening[2].ip(),
         shards,
     };
     let state = State {

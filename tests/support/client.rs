@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How a client speaks.
@@ -90,8 +93,18 @@ impl Client {
 
     /// For threads that do not have the node.
     pub fn connect_to(address: SocketAddr, wire: Wire) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(address)?;
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
+        Self::over(stream, wire)
+    }
+
+    /// On a Unix-domain socket.
+    pub fn connect_unix(path: &Path, wire: Wire) -> io::Result<Self> {
+        // Only the calls that every stream socket knows are used.
+        Self::over(OwnedFd::from(UnixStream::connect(path)?).into(), wire)
+    }
+
+    fn over(mut stream: TcpStream, wire: Wire) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let rest = match wire.framing {

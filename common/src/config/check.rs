@@ -3,7 +3,7 @@
 use super::parse::is_reachable;
 use super::reader::{Section, Source};
 use super::schema::{Bytes, Time};
-use super::{Config, ConfigError, Cores, Discovery, RealmConfig};
+use super::{Config, ConfigError, Cores, Discovery, Listener, RealmConfig};
 use crate::uri::{UriRule, is_reserved, is_valid};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -78,18 +78,31 @@ impl Config {
 fn addresses(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
     let written: Vec<Section<'_>> = source.sections("listener")?.unwrap_or_default();
     for (index, listener) in config.listeners.iter().enumerate() {
-        let taken = config.listeners[..index].iter().any(|other| overlap(listener.address, other.address));
+        let taken = config.listeners[..index].iter().any(|other| want_the_same(listener, other));
+        if let (true, Some(section), Some(socket)) = (taken, written.get(index), &listener.socket) {
+            let allowed = "a socket that no other listener has";
+            return Err(section.refuse("socket", socket.path.display().to_string(), allowed));
+        }
         if let (true, Some(section)) = (taken, written.get(index)) {
             let allowed = "an address and port that no other listener has, or port 0";
             return Err(section.refuse("address", listener.address.to_string(), allowed));
         }
     }
     let admin = config.admin.address;
-    if config.listeners.iter().any(|listener| overlap(listener.address, admin)) {
+    let mut of_ip = config.listeners.iter().filter(|listener| listener.socket.is_none());
+    if of_ip.any(|listener| overlap(listener.address, admin)) {
         let allowed = "an address and port that no listener has, or port 0";
         return Err(source.section("admin")?.refuse("address", admin.to_string(), allowed));
     }
     Ok(())
+}
+
+fn want_the_same(a: &Listener, b: &Listener) -> bool {
+    match (&a.socket, &b.socket) {
+        (None, None) => overlap(a.address, b.address),
+        (Some(a), Some(b)) => a.path == b.path,
+        _ => false,
+    }
 }
 
 /// True when one socket bound to `a` and one to `b` would take each other's connections.
@@ -264,6 +277,29 @@ mod tests {
         assert_eq!(
             refused("[admin]\naddress = \"0.0.0.0:18080\""),
             "test.toml:2: admin.address: found 0.0.0.0:18080, allowed: an address and port that no listener has, or port 0"
+        );
+    }
+
+    #[test]
+    fn a_listener_has_an_address_or_a_socket_of_its_own() {
+        accepted("[[listener]]\nsocket = \"/run/a\"\n[[listener]]\nsocket = \"/run/b\"\nmode = \"0660\"");
+        accepted("[[listener]]\nsocket = \"/run/a\"\n[admin]\naddress = \"127.0.0.1:18080\"");
+        assert_eq!(
+            refused("[[listener]]\nsocket = \"/run/a\"\n[[listener]]\nsocket = \"/run/a\""),
+            "test.toml:4: listener.socket: found /run/a, allowed: a socket that no other listener has"
+        );
+        assert_eq!(
+            refused("[[listener]]\nsocket = \"a\"\naddress = \"127.0.0.1:9\""),
+            "test.toml:2: listener.socket: found an address and a socket, allowed: one of them"
+        );
+        for mode in ["66", "1777", "0o600", "680", "00600", ""] {
+            let text = refused(&format!("[[listener]]\nsocket = \"a\"\nmode = \"{mode}\""));
+            assert!(text.starts_with("test.toml:3: listener.mode: found "), "{text}");
+        }
+        let long = "x".repeat(108);
+        assert!(
+            refused(&format!("[[listener]]\nsocket = \"{long}\""))
+                .starts_with("test.toml:2: listener.socket")
         );
     }
 

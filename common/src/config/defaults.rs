@@ -110,6 +110,7 @@ impl Listener {
             compression_level: 3,
             proxy_protocol: false,
             echo: false,
+            socket: None,
         }
     }
 }

@@ -92,6 +92,14 @@ pub enum Compression {
     Takeover,
 }
 
+/// A Unix-domain socket that a listener listens on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnixSocket {
+    pub path: PathBuf,
+    /// Permissions of the socket's file.
+    pub mode: u32,
+}
+
 /// `[[listener]]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listener {
@@ -104,6 +112,8 @@ pub struct Listener {
     pub connections_max: u32,
     /// `message_max`: longest message in bytes, at most 16 MiB; RawSocket rounds it down to a power of two.
     pub message_max: u32,
+    /// `socket` and `mode`: listened on instead of `address`.
+    pub socket: Option<UnixSocket>,
     /// `backlog` of the listening sockets.
     pub backlog: u32,
     /// Off for RawSocket.

@@ -1,10 +1,13 @@
 //! A document into a [`Config`], section by section.
 
 use super::reader::{Section, Source};
-use super::schema::{CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX};
+use super::schema::{
+    CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX, SOCKET_BYTES_MAX,
+};
 use super::{
     Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log,
-    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, check,
+    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, UnixSocket,
+    check,
 };
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
@@ -71,6 +74,7 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         let allowed = "compression of websocket listeners";
         return Err(section.refuse("compression", "compression of a rawsocket listener", allowed));
     }
+    let socket = socket(section)?;
     let echo = section.boolean("echo", default.echo)?;
     if echo && transport != Transport::WebSocket {
         return Err(section.refuse("echo", "an echo without WebSocket", "echo of websocket listeners"));
@@ -86,7 +90,28 @@ fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
         compression_level: section.u32("compression_level", default.compression_level.into())? as u8,
         proxy_protocol: section.boolean("proxy_protocol", default.proxy_protocol)?,
         echo,
+        socket,
     })
+}
+
+fn socket(section: &Section<'_>) -> Result<Option<UnixSocket>, ConfigError> {
+    let is_path = |path: &str| path.len() <= SOCKET_BYTES_MAX && !path.contains('\0');
+    let path = section.string("socket", "", is_path)?;
+    let mode = section.string("mode", "600", |mode| read_mode(mode).is_some())?;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if section.has("address") {
+        return Err(section.refuse("socket", "an address and a socket", "one of them"));
+    }
+    let mode = read_mode(&mode).expect("the section's value was checked");
+    Ok(Some(UnixSocket { path: path.into(), mode }))
+}
+
+/// Three or four octal digits, the first of four being zero: permissions and nothing else.
+fn read_mode(text: &str) -> Option<u32> {
+    let is_octal = matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
 }
 
 fn admin(source: &Source<'_>, default: Admin) -> Result<Admin, ConfigError> {

@@ -48,6 +48,10 @@ pub enum Kind {
     Path,
     /// A path, or nothing.
     File,
+    /// The path of a Unix-domain socket, or nothing.
+    Socket,
+    /// Permissions of a file as an octal string.
+    Mode,
     /// Printable text of at most this many bytes; `min` of them.
     Text {
         min: usize,
@@ -128,6 +132,8 @@ impl fmt::Display for Kind {
             Self::Address => f.write_str("an IP address and a port, such as \"127.0.0.1:18080\""),
             Self::Path => f.write_str("the path of a folder"),
             Self::File => f.write_str("the path of a file"),
+            Self::Socket => write!(f, "the path of a socket of at most {SOCKET_BYTES_MAX} bytes, or \"\""),
+            Self::Mode => f.write_str("permissions in octal, such as \"660\""),
             Self::Text { min, max } => write!(f, "{min} to {max} bytes of printable text"),
             Self::Advertised => {
                 f.write_str("an IP address and a port others can reach, such as \"10.0.0.1:18083\", or \"\"")
@@ -180,6 +186,8 @@ impl fmt::Display for Time {
 pub const CPU_MAX: u32 = 1_023;
 /// Longest `path` of a listener.
 pub const PATH_BYTES_MAX: usize = 255;
+/// Longest path of a Unix-domain socket: what `sockaddr_un` holds with a NUL behind it (unix(7)).
+pub const SOCKET_BYTES_MAX: usize = 107;
 /// Most `[[listener]]` tables: each costs a socket and an accept operation on every shard.
 pub const LISTENERS_MAX: usize = 16;
 
@@ -214,6 +222,8 @@ pub const SCHEMA: &[Key] = &[
     key("memory", "numa", Kind::Boolean),
     key("listener", "transport", Kind::Choice(&["websocket", "rawsocket", "auto"])),
     key("listener", "address", Kind::Address),
+    key("listener", "socket", Kind::Socket),
+    key("listener", "mode", Kind::Mode),
     key("listener", "path", Kind::UrlPath),
     integer("listener", "connections_max", 10_000_000),
     key("listener", "message_max", Kind::Size { min: 512, max: MESSAGE_BYTES_MAX as u64 }),

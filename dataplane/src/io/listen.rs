@@ -1,13 +1,18 @@
-//! Listening sockets: one per shard and configured address, all of an address sharing its port (`SO_REUSEPORT`).
+//! Listening sockets: one per shard and configured address, all of an address sharing its port (`SO_REUSEPORT`), and one
+//! for each configured path, which all shards have a descriptor of.
 //!
 //! They are bound in one place before the shards start, so a port the kernel chose is the same for all, and listen
 //! only when their shard has something to route with. Accepted sockets inherit `TCP_NODELAY` and `SO_SNDBUF`.
 
-use common::config::Listener;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use common::config::{Listener, UnixSocket};
+use rustix::fs::{FileType, Mode};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, ipproto, sockopt};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long an address may stay taken at start-up: the kernel ends the listeners of a killed process a little
@@ -20,6 +25,35 @@ const ADDRESS_RETRY: Duration = Duration::from_millis(20);
 pub struct Bound {
     pub fd: OwnedFd,
     pub backlog: u32,
+    /// Other shards accept from the same queue. Waiting in it anew after each connection, they take turns.
+    pub is_shared: bool,
+}
+
+/// Where a listener is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    Ip(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Place {
+    /// # Panics
+    /// When it is a path.
+    pub fn ip(&self) -> SocketAddr {
+        match self {
+            Self::Ip(address) => *address,
+            Self::Unix(path) => panic!("{} has no IP address", path.display()),
+        }
+    }
 }
 
 /// The sockets of all shards and the addresses they are bound to.
@@ -28,33 +62,91 @@ pub struct AllBound {
     /// By shard, then in the order of the configuration.
     pub sockets: Vec<Vec<Bound>>,
     /// With real ports.
-    pub addresses: Vec<SocketAddr>,
+    pub places: Vec<Place>,
 }
 
 /// Binds each of `listeners` once a shard.
 ///
 /// # Errors
-/// The first address that cannot be bound; nothing stays bound.
+/// The first address or path that cannot be bound; nothing stays bound.
 pub fn bind_all(
     listeners: &[Listener],
     shards: usize,
     send_buffer: u32,
-) -> Result<AllBound, (SocketAddr, io::Error)> {
+) -> Result<AllBound, (Place, io::Error)> {
     let mut sockets: Vec<Vec<Bound>> = (0..shards).map(|_| Vec::new()).collect();
-    let mut addresses = Vec::new();
+    let mut places = Vec::new();
     for listener in listeners {
-        let failed = |error| (listener.address, error);
+        let backlog = listener.backlog;
+        if let Some(socket) = &listener.socket {
+            let place = Place::Unix(socket.path.clone());
+            let failed = |error| (place.clone(), error);
+            let first = bind_unix(socket, send_buffer).map_err(failed)?;
+            for shard in &mut sockets {
+                let fd = first.try_clone().map_err(failed)?;
+                shard.push(Bound { fd, backlog, is_shared: true });
+            }
+            places.push(place);
+            continue;
+        }
+        let failed = |error| (Place::Ip(listener.address), error);
         wait_until_free(listener.address).map_err(failed)?;
         let mut address = listener.address;
         for shard in &mut sockets {
             let fd = bind(address, send_buffer).map_err(failed)?;
             // The first socket of port 0 tells the port for the others.
             address = local_address(&fd).map_err(failed)?;
-            shard.push(Bound { fd, backlog: listener.backlog });
+            shard.push(Bound { fd, backlog, is_shared: false });
         }
-        addresses.push(address);
+        places.push(Place::Ip(address));
     }
-    Ok(AllBound { sockets, addresses })
+    Ok(AllBound { sockets, places })
+}
+
+/// A socket at a path that has the wanted permissions before anybody can connect. The file of a socket that nobody
+/// listens on any more is replaced; files of other kinds are not touched.
+fn bind_unix(socket: &UnixSocket, send_buffer: u32) -> io::Result<OwnedFd> {
+    let deadline = Instant::now() + ADDRESS_WAIT;
+    while !remove_stale(&socket.path)? {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        std::thread::sleep(ADDRESS_RETRY);
+    }
+    let fd = unix_socket()?;
+    if send_buffer > 0 {
+        sockopt::set_socket_send_buffer_size(&fd, send_buffer as usize)?;
+    }
+    rustix::net::bind(&fd, &SocketAddrUnix::new(&socket.path)?)?;
+    rustix::fs::chmod(&socket.path, Mode::from_raw_mode(socket.mode))?;
+    Ok(fd)
+}
+
+/// False: somebody listens at `path`.
+fn remove_stale(path: &Path) -> io::Result<bool> {
+    let kind = match rustix::fs::lstat(path) {
+        Ok(found) => FileType::from_raw_mode(found.st_mode),
+        Err(Errno::NOENT) => return Ok(true),
+        Err(error) => return Err(error.into()),
+    };
+    if kind != FileType::Socket {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+    }
+    match rustix::net::connect(unix_socket()?, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => {
+            rustix::fs::unlink(path)?;
+            Ok(true)
+        }
+        Err(Errno::NOENT) => Ok(true),
+        // A full queue has an owner too.
+        Ok(()) | Err(Errno::AGAIN) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
 /// `SO_REUSEPORT` would let a second process of the same user share the port in silence, so a socket without it
@@ -107,6 +199,7 @@ mod tests {
     use super::*;
     use common::config::Transport;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     fn listener(address: &str) -> Listener {
         Listener {
@@ -122,14 +215,14 @@ mod tests {
 
     #[test]
     fn all_shards_share_the_port_the_kernel_chose() {
-        let AllBound { sockets, addresses } = bind_all(&[listener("127.0.0.1:0")], 3, 0).expect("bound");
-        assert_ne!(addresses[0].port(), 0);
+        let AllBound { sockets, places } = bind_all(&[listener("127.0.0.1:0")], 3, 0).expect("bound");
+        assert_ne!(places[0].ip().port(), 0);
         for shard in &sockets {
-            assert_eq!(local_address(&shard[0].fd).expect("address"), addresses[0]);
+            assert_eq!(local_address(&shard[0].fd).expect("address"), places[0].ip());
         }
-        assert!(TcpStream::connect(addresses[0]).is_err(), "bound, but nobody listens");
+        assert!(TcpStream::connect(places[0].ip()).is_err(), "bound, but nobody listens");
         rustix::net::listen(&sockets[1][0].fd, 4).expect("listens");
-        TcpStream::connect(addresses[0]).expect("connected");
+        TcpStream::connect(places[0].ip()).expect("connected");
     }
 
     #[test]
@@ -137,17 +230,54 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").expect("bound");
         let taken = other.local_addr().expect("address");
         let (address, error) = bind_all(&[listener(&taken.to_string())], 1, 0).expect_err("taken");
-        assert_eq!((address, error.kind()), (taken, io::ErrorKind::AddrInUse));
+        assert_eq!((address.ip(), error.kind()), (taken, io::ErrorKind::AddrInUse));
     }
 
     #[test]
     fn accepted_sockets_inherit_nodelay() {
-        let AllBound { sockets, addresses } = bind_all(&[listener("127.0.0.1:0")], 1, 65_536).expect("bound");
+        let AllBound { sockets, places } = bind_all(&[listener("127.0.0.1:0")], 1, 65_536).expect("bound");
         let fd = &sockets[0][0].fd;
         rustix::net::listen(fd, 4).expect("listens");
-        let _client = TcpStream::connect(addresses[0]).expect("connected");
+        let _client = TcpStream::connect(places[0].ip()).expect("connected");
         let accepted = rustix::net::accept(fd).expect("accepted");
         assert!(sockopt::tcp_nodelay(&accepted).expect("option"));
         assert_eq!(sockopt::socket_send_buffer_size(&accepted).expect("option"), 2 * 65_536);
+    }
+
+    fn at(path: &Path) -> Listener {
+        let socket = Some(UnixSocket { path: path.to_owned(), mode: 0o640 });
+        Listener { socket, ..listener("127.0.0.1:0") }
+    }
+
+    #[test]
+    fn a_socket_has_its_permissions_and_is_shared_by_all_shards() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let AllBound { sockets, places } = bind_all(&[at(&path)], 2, 0).expect("bound");
+        assert_eq!(places, [Place::Unix(path.clone())]);
+        assert_eq!(rustix::fs::stat(&path).expect("a file").st_mode & 0o7777, 0o640);
+        assert!(UnixStream::connect(&path).is_err(), "bound, but nobody listens");
+        rustix::net::listen(&sockets[1][0].fd, 4).expect("listens");
+        UnixStream::connect(&path).expect("connected");
+        UnixStream::connect(&path).expect("connected");
+        for shard in &sockets {
+            rustix::net::accept(&shard[0].fd).expect("one for each");
+        }
+    }
+
+    #[test]
+    fn the_file_of_a_socket_that_is_gone_is_replaced_and_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let other = UnixListener::bind(&path).expect("bound");
+        let (place, error) = bind_all(&[at(&path)], 1, 0).expect_err("taken");
+        assert_eq!((place, error.kind()), (Place::Unix(path.clone()), io::ErrorKind::AddrInUse));
+        drop(other);
+        bind_all(&[at(&path)], 1, 0).expect("replaced");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "kept").expect("written");
+        let (_, error) = bind_all(&[at(&file)], 1, 0).expect_err("a file");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&file).expect("a file"), b"kept");
     }
 }

@@ -2,10 +2,9 @@
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::mesh::Batch;
-use crate::shard::{ConnId, Dial, Flow, Output, SendBuf, Shard};
+use crate::shard::{ConnId, Dial, Flow, Origin, Output, SendBuf, Shard};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::Metrics;
-use std::net::IpAddr;
 use std::time::Instant;
 
 /// Methods as documented at [`Shard`]. What the driver promises beyond that: `closed` is called at most once for a
@@ -16,7 +15,7 @@ pub trait Machine {
     /// What shards send each other.
     type Batch: Send + 'static;
 
-    fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, peer: IpAddr) -> bool;
+    fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, origin: Origin) -> bool;
     fn receive(&mut self, now: Instant, conn: ConnId, bytes: &mut [u8]) -> Flow;
     fn closed(&mut self, now: Instant, conn: ConnId);
     fn take_send(&mut self, conn: ConnId) -> SendBuf;
@@ -44,8 +43,8 @@ impl Machine for Shard {
     type Batch = Box<Batch>;
 
     #[inline]
-    fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, peer: IpAddr) -> bool {
-        Self::accept(self, now, conn, listener, peer)
+    fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, origin: Origin) -> bool {
+        Self::accept(self, now, conn, listener, origin)
     }
 
     #[inline]

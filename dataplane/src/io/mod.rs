@@ -23,6 +23,7 @@ mod turn;
 mod vectors;
 pub mod wake;
 
+pub use listen::Place;
 pub use machine::Machine;
 pub use probe::{Features, ProbeError};
 pub use spawn::{Plan, Running, ShardHandle, SpawnError, spawn_machines, spawn_shards};

@@ -3,7 +3,7 @@
 use crate::feed::{FeedDown, FeedUp};
 use crate::io::buffers::Buffers;
 use crate::io::driver::Driver;
-use crate::io::listen::{AllBound, Bound, bind_all};
+use crate::io::listen::{AllBound, Bound, Place, bind_all};
 use crate::io::machine::Machine;
 use crate::io::mesh::{Mesh, mesh};
 use crate::io::probe::Features;
@@ -16,7 +16,6 @@ use common::ids::{BootEpoch, SHARDS_MAX, ShardId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -58,7 +57,7 @@ pub struct Running {
     /// The address each of `config.listeners` is bound to, in that order, with real ports, then that of the relay if
     /// there is one. Bound from the start; a
     /// shard listens and accepts once it has its first [`FeedDown::Snapshot`].
-    pub listening: Vec<SocketAddr>,
+    pub listening: Vec<Place>,
 }
 
 /// One shard's thread and the sender of its feed.
@@ -94,9 +93,9 @@ impl ShardHandle {
 pub enum SpawnError {
     #[error("{cores} cores: a data plane has 1 to {SHARDS_MAX} shards, and a seed for each ({seeds} given)")]
     Cores { cores: usize, seeds: usize },
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {place}")]
     Listen {
-        address: SocketAddr,
+        place: Place,
         #[source]
         source: io::Error,
     },
@@ -141,8 +140,8 @@ pub fn spawn_machines<M: Machine + 'static>(
     }
     let mut listeners = plan.config.listeners.clone();
     listeners.extend((!plan.relays.is_empty()).then(|| relay_listener(&plan.config)));
-    let AllBound { sockets, addresses } = bind_all(&listeners, shards, plan.config.io.send_buffer)
-        .map_err(|(address, source)| SpawnError::Listen { address, source })?;
+    let AllBound { sockets, places } = bind_all(&listeners, shards, plan.config.io.send_buffer)
+        .map_err(|(place, source)| SpawnError::Listen { place, source })?;
     let wakers: Vec<ShardWaker> =
         (0..shards).map(|_| ShardWaker::new()).collect::<Result<_, _>>().map_err(SpawnError::Eventfd)?;
     let meshes = mesh(plan.config.io.mesh_entries as usize, &wakers);
@@ -177,7 +176,7 @@ pub fn spawn_machines<M: Machine + 'static>(
     // A thread that could not start drops its sender without a word; its own result says why.
     let up_and_running = (0..shards).all(|_| starts.recv().is_ok());
     if up_and_running {
-        return Ok(Running { shards: handles, feed_up, listening: addresses });
+        return Ok(Running { shards: handles, feed_up, listening: places });
     }
     Err(stop_all(handles)
         .unwrap_or(SpawnError::Ended { cpu: plan.cores[0], reason: "it did not start".into() }))

@@ -1,6 +1,7 @@
 //! One connection: its framing, its phase, its outbound queue and, once logged in, its session.
 
 use super::compression::Packing;
+use super::origin::Origin;
 use super::outbound::Outbound;
 use super::timers::Tick;
 use common::transport::{Framer, Framing};
@@ -44,7 +45,7 @@ pub(super) struct Conn {
     /// Taken while its frames are handled.
     pub framer: Option<Framer>,
     pub listener: u16,
-    pub loopback: bool,
+    pub origin: Origin,
     /// The PROXY header, where one is expected, was read.
     pub introduced: bool,
     /// In the list of connections to flush.
@@ -228,7 +229,7 @@ impl Session {
 }
 
 impl Conn {
-    pub fn new(generation: u32, listener: u16, loopback: bool, now: Tick) -> Self {
+    pub fn new(generation: u32, listener: u16, origin: Origin, now: Tick) -> Self {
         Self {
             generation,
             phase: Phase::Opening,
@@ -236,7 +237,7 @@ impl Conn {
             serializer: Serializer::Json,
             framer: None,
             listener,
-            loopback,
+            origin,
             introduced: false,
             dirty: false,
             sending: false,

@@ -3,6 +3,7 @@
 use super::conn::{Phase, Session};
 use super::features::Features;
 use super::flow::Class;
+use super::origin::Origin;
 use super::realm::Settings;
 use super::{Shard, options};
 use common::config::{Listener, Transport};
@@ -115,8 +116,8 @@ impl Shard {
                 conn.handshake = Vec::new();
                 conn.introduced = true;
                 match source {
-                    Source::Client(ip) => conn.loopback = ip.to_canonical().is_loopback(),
-                    Source::Hidden => conn.loopback = false,
+                    Source::Client(ip) => conn.origin = ip.into(),
+                    Source::Hidden => conn.origin = Origin::Hidden,
                     Source::Proxy => {}
                 }
                 // It was not whole before these bytes.
@@ -239,7 +240,11 @@ impl Shard {
             let text = format!("there is no realm {:?} here", shorten(realm));
             return Err(Refusal::new(wamp::NO_SUCH_REALM, text));
         };
-        check_auth(settings, details, self.conns[slot as usize].as_ref().is_some_and(|conn| conn.loopback))?;
+        check_auth(
+            settings,
+            details,
+            self.conns[slot as usize].as_ref().is_some_and(|conn| conn.origin.is_local()),
+        )?;
         Ok(index)
     }
 

@@ -32,6 +32,7 @@ mod members;
 mod meta;
 mod nodes;
 mod options;
+mod origin;
 mod outbound;
 mod overlay;
 mod peers;
@@ -60,6 +61,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use nodes::Nodes;
 pub(crate) use options::CancelMode;
+pub use origin::Origin;
 use outbound::Pool;
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
@@ -67,7 +69,7 @@ pub use relay::{RelayConfig, TlsConfig, TlsError};
 use routes::{Cache, Folded};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use timers::{Tick, Timers};
 
@@ -320,7 +322,7 @@ impl Shard {
 
     /// A connection was accepted on `config.listeners[listener]`, or on the relay's if there are no so many. False: refused, the driver closes it (the shard has
     /// already counted it and holds nothing).
-    pub fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, peer: IpAddr) -> bool {
+    pub fn accept(&mut self, now: Instant, conn: ConnId, listener: usize, origin: impl Into<Origin>) -> bool {
         self.set_now(now);
         if listener == self.config.listeners.len() {
             return self.relay_accept(conn);
@@ -335,8 +337,8 @@ impl Shard {
             self.conns.resize_with(slot + 1, || None);
         }
         assert!(self.conns[slot].is_none(), "the driver reuses a slot only after Output::Close");
-        let loopback = peer.to_canonical().is_loopback();
-        self.conns[slot] = Some(Box::new(Conn::new(conn.generation, listener as u16, loopback, self.tick)));
+        self.conns[slot] =
+            Some(Box::new(Conn::new(conn.generation, listener as u16, origin.into(), self.tick)));
         self.conns_len += 1;
         self.logins += 1;
         self.by_listener[listener] += 1;

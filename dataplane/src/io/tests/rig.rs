@@ -2,12 +2,11 @@
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::io::machine::Machine;
-use crate::shard::{ConnId, Flow, Output, Segment, SendBuf, ShardConfig};
+use crate::shard::{ConnId, Flow, Origin, Output, Segment, SendBuf, ShardConfig};
 use common::config::{Config, Listener, Transport};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::Metrics;
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// What is done with received bytes.
@@ -100,8 +99,8 @@ impl Rig {
 impl Machine for Rig {
     type Batch = Vec<Parcel>;
 
-    fn accept(&mut self, _: Instant, conn: ConnId, _: usize, peer: IpAddr) -> bool {
-        assert!(peer.is_loopback());
+    fn accept(&mut self, _: Instant, conn: ConnId, _: usize, origin: Origin) -> bool {
+        assert!(origin.is_local());
         if self.mode == Mode::Refuse {
             return false;
         }

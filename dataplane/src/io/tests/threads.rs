@@ -53,7 +53,7 @@ fn stop(running: Running) {
 }
 
 fn connect(running: &Running) -> TcpStream {
-    let client = TcpStream::connect(running.listening[0]).expect("connected");
+    let client = TcpStream::connect(running.listening[0].ip()).expect("connected");
     client.set_read_timeout(Some(PATIENCE)).expect("option");
     client.set_nodelay(true).expect("option");
     client
@@ -164,7 +164,7 @@ fn a_shard_tells_the_link_thread_that_it_ended() {
     });
     let running =
         spawn_machines(plan, Accepting::NotYet, |config, _| Rig::new(Mode::Echo, config)).expect("started");
-    assert!(TcpStream::connect(running.listening[0]).is_err(), "no snapshot, no listener");
+    assert!(TcpStream::connect(running.listening[0].ip()).is_err(), "no snapshot, no listener");
     stop(running);
     assert_eq!(told.load(Ordering::SeqCst), 2);
 }

@@ -51,7 +51,7 @@ impl Bench {
     }
 
     fn set_up(shards: usize, mode: Mode, features: Features, config: &Config) -> Self {
-        let AllBound { mut sockets, addresses } = bind_all(&config.listeners, shards, 0).expect("bound");
+        let AllBound { mut sockets, places } = bind_all(&config.listeners, shards, 0).expect("bound");
         let wakers: Vec<_> = (0..shards).map(|_| ShardWaker::new().expect("waker")).collect();
         let (up_sender, up) = bounded(1);
         let mut down = Vec::new();
@@ -73,7 +73,7 @@ impl Bench {
             let turn = Turn::new((ring, buffers), sockets, rig, mesh, feed, features).expect("turn");
             turns.push(turn);
         }
-        Self { turns, address: addresses[0], down, up }
+        Self { turns, address: places[0].ip(), down, up }
     }
 
     /// One turn of shard `index`, after a short wait if there is nothing to do.

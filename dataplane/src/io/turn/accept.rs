@@ -4,9 +4,10 @@ use super::{Accepting, Turn};
 use crate::io::machine::Machine;
 use crate::io::ring::Completion;
 use crate::io::token::{Op, Token};
+use crate::shard::Origin;
 use common::metrics::Counter;
+use rustix::net::{AddressFamily, UCred};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -44,10 +45,10 @@ impl<M: Machine> Turn<M> {
     }
 
     pub(super) fn on_connection(&mut self, listener: usize, fd: OwnedFd) -> io::Result<()> {
-        let peer = if self.accepting == Accepting::Yes { peer_of(&fd) } else { None };
-        let Some(peer) = peer else { return self.ring.close(fd) };
+        let origin = if self.accepting == Accepting::Yes { origin_of(&fd) } else { None };
+        let Some(origin) = origin else { return self.ring.close(fd) };
         let id = self.conns.insert(fd);
-        if self.machine.accept(self.now, id, listener, peer) {
+        if self.machine.accept(self.now, id, listener, origin) {
             self.arm_reads(id)
         } else {
             let fd = self.conns.remove(id);
@@ -63,7 +64,9 @@ impl<M: Machine> Turn<M> {
             if let (false, Some(socket)) = (listener.armed, &listener.socket) {
                 listener.armed = true;
                 let token = Token::new(Op::Accept, index as u32, 0);
-                self.ring.accept(socket.fd.as_raw_fd(), token, self.features.multishot_accept)?;
+                // Of several that wait for one socket the kernel wakes the first: who stays there takes everything.
+                let many = self.features.multishot_accept && !socket.is_shared;
+                self.ring.accept(socket.fd.as_raw_fd(), token, many)?;
             }
         }
         Ok(())
@@ -101,7 +104,20 @@ impl<M: Machine> Turn<M> {
 }
 
 /// `None`: the peer is gone already.
-fn peer_of(fd: &OwnedFd) -> Option<IpAddr> {
-    let address = rustix::net::getpeername(fd).ok()??;
-    Some(std::net::SocketAddr::try_from(address).ok()?.ip().to_canonical())
+fn origin_of(fd: &OwnedFd) -> Option<Origin> {
+    let Some(address) = rustix::net::getpeername(fd).ok()? else { return process_of(fd) };
+    match address.address_family() {
+        AddressFamily::UNIX => process_of(fd),
+        _ => Some(std::net::SocketAddr::try_from(address).ok()?.ip().to_canonical().into()),
+    }
+}
+
+/// Who connected to a Unix-domain socket, as the kernel noted it then (unix(7), `SO_PEERCRED`).
+fn process_of(fd: &OwnedFd) -> Option<Origin> {
+    let UCred { pid, uid, gid } = rustix::net::sockopt::socket_peercred(fd).ok()?;
+    Some(Origin::Unix {
+        pid: pid.as_raw_nonzero().get().unsigned_abs(),
+        uid: uid.as_raw(),
+        gid: gid.as_raw(),
+    })
 }
