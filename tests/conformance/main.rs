@@ -14,6 +14,8 @@ struct Feature {
     announced: Option<String>,
     state: String,
     tests: Vec<String>,
+    /// Why it is not there, when that needs to be said.
+    note: Option<String>,
 }
 
 fn root() -> PathBuf {
@@ -38,6 +40,7 @@ fn features() -> Vec<Feature> {
             .and_then(Item::as_array)
             .map(|tests| tests.iter().filter_map(|test| test.as_str().map(str::to_owned)).collect())
             .unwrap_or_default(),
+        note: text(row, "note"),
     };
     rows.iter().map(feature).collect()
 }
@@ -101,7 +104,8 @@ fn render(features: &[Feature]) -> String {
         let key = feature.announced.as_ref().map_or_else(String::new, |key| format!("`{key}`"));
         let tests: Vec<String> = feature.tests.iter().map(|test| linked(test)).collect();
         let Feature { name, section, state, .. } = feature;
-        out.push_str(&format!("| {name} | {section} | {key} | {state} | {} |\n", tests.join(", ")));
+        let note = feature.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
+        out.push_str(&format!("| {name} | {section} | {key} | {state}{note} | {} |\n", tests.join(", ")));
     }
     out
 }
