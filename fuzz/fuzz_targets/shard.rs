@@ -123,7 +123,19 @@ enum Request {
     Other { code: u8, request: u8 },
 }
 
-const URIS: [&str; 6] = ["a", "a.b", "a.b.c", "b..c", "wamp.x", "a b"];
+const URIS: [&str; 11] = [
+    "a",
+    "a.b",
+    "a.b.c",
+    "b..c",
+    "wamp.x",
+    "a b",
+    "wamp.session.add_testament",
+    "wamp.session.kill_all",
+    "wamp.session.list",
+    "wamp.subscription.on_delete",
+    "wamp.subscription.match",
+];
 const POLICIES: [&str; 4] = ["exact", "prefix", "wildcard", "other"];
 const INVOKE: [&str; 8] = [
     "single",

@@ -250,6 +250,7 @@ impl Shard {
         let (uri_kept, created_ms, subscribers) = (uri.into(), self.unix_ms(), Vec::new());
         let topic = Topic { id, realm, policy, uri: uri_kept, created_ms, is_first, subscribers, spread };
         let index = self.topics.insert(topic) as u32;
+        self.ids.insert(RouteKind::Topic, id, index as usize);
         let state = &mut self.realms[realm as usize];
         state.topics.insert(policy, uri, index);
         state.version += 1;
@@ -349,6 +350,7 @@ impl Shard {
             return;
         }
         let state = self.topics.remove(topic as usize);
+        self.ids.remove(RouteKind::Topic, state.id, topic as usize);
         self.awaited.remove(&state.spread.token);
         let realm = &mut self.realms[state.realm as usize];
         realm.topics.remove(state.policy, &state.uri);

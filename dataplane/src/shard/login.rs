@@ -282,6 +282,7 @@ impl Shard {
             encode::id_dict(serializer, out, code::WELCOME, id, &details);
         });
         self.welcome_roles = roles;
+        self.ids.join(id, slot);
         self.joined(slot);
     }
 

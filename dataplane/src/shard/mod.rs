@@ -204,6 +204,7 @@ pub struct Shard {
     cache: Cache,
     /// Questions of the meta API that are under way.
     asks: meta::Asks,
+    ids: meta::Ids,
     /// Slots whose ended sessions still hold subscriptions.
     leaving: VecDeque<u32>,
     /// Spreads, registrations and their ends that wait for other shards, by token.
@@ -286,6 +287,7 @@ impl Shard {
             generation: 0,
             cache: Cache::new(hasher.clone()),
             asks: meta::Asks::new(&hasher),
+            ids: meta::Ids::default(),
             leaving: VecDeque::new(),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,

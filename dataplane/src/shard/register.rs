@@ -157,6 +157,7 @@ impl Shard {
             held: Vec::new(),
         };
         let index = self.procedures.insert(procedure) as u32;
+        self.ids.insert(RouteKind::Procedure, registration, index as usize);
         self.session(slot).registrations.insert(registration, index);
         if is_direct {
             let state = &mut self.realms[realm as usize];
@@ -259,6 +260,7 @@ impl Shard {
     fn drop_procedure(&mut self, index: u32) -> Procedure {
         let about = self.about_procedure(index);
         let mut procedure = self.procedures.remove(index as usize);
+        self.ids.remove(RouteKind::Procedure, procedure.id, index as usize);
         if !procedure.is_shared() {
             self.awaited.remove(&procedure.spread.token);
             let realm = &mut self.realms[procedure.realm as usize];

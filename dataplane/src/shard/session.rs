@@ -237,6 +237,7 @@ impl Shard {
         self.sessions -= 1;
         self.realms[session.realm as usize].sessions -= 1;
         self.metrics.count(Counter::SessionsClosed);
+        self.ids.leave(session.id);
         self.left(slot, &session);
         let registrations: Vec<u32> = session.registrations.drain().map(|(_, index)| index).collect();
         let invocations: Vec<Invocation> = session.invocations.drain().map(|(_, open)| open).collect();

@@ -293,6 +293,56 @@ async def case_registrations_of_a_closed_session_are_gone(case):
     await refused(caller.call(case.uri("mine")), "wamp.error.no_such_procedure")
 
 
+async def case_sessions_are_told_of_counted_described_and_killed(case):
+    watcher, joins, leaves = await case.join(), Inbox(), Inbox()
+    await watcher.subscribe(joins, "wamp.session.on_join")
+    await watcher.subscribe(leaves, "wamp.session.on_leave")
+    before = await watcher.call("wamp.session.count")
+    other = await case.join()
+    other_id = (await other.joined).session
+    details = (await joins.take())[0][0]
+    assert details["session"] == other_id, details
+    assert await watcher.call("wamp.session.count") == before + 1
+    assert other_id in await watcher.call("wamp.session.list", ["anonymous"])
+    described = await watcher.call("wamp.session.get", other_id)
+    assert described == details, (described, details)
+    await refused(watcher.call("wamp.session.get", 1), "wamp.error.no_such_session")
+    await watcher.call("wamp.session.kill", other_id, reason="com.example.out", message="begone")
+    assert await asyncio.wait_for(other.left, peers.PATIENCE_S) == "com.example.out"
+    left = (await leaves.take())[0]
+    assert left == [other_id, details["authid"], "anonymous"], left
+    mine = (await watcher.joined).session
+    await refused(watcher.call("wamp.session.kill", mine), "wamp.error.no_such_session")
+
+
+async def case_registrations_and_subscriptions_are_found(case):
+    watcher, other, inbox = await case.join(), await case.join(), Inbox()
+    registration = await other.register(lambda: 1, case.uri("mine"))
+    subscription = await other.subscribe(inbox, case.uri("topic"))
+    assert await watcher.call("wamp.registration.lookup", case.uri("mine")) == registration.id
+    assert await watcher.call("wamp.registration.match", case.uri("other")) is None
+    found = await watcher.call("wamp.registration.get", registration.id)
+    assert (found["uri"], found["match"], found["invoke"]) == (case.uri("mine"), "exact", "single"), found
+    callees = await watcher.call("wamp.registration.list_callees", registration.id)
+    assert callees == [(await other.joined).session], callees
+    assert subscription.id in (await watcher.call("wamp.subscription.list"))["exact"]
+    assert await watcher.call("wamp.subscription.match", case.uri("topic")) == [subscription.id]
+    assert await watcher.call("wamp.subscription.count_subscribers", subscription.id) == 1
+
+
+async def case_testaments_are_published_in_order(case):
+    watcher, other, inbox = await case.join(), await case.join(), Inbox()
+    await watcher.subscribe(inbox, case.uri("will"))
+    add = "wamp.session.add_testament"
+    await other.call(add, case.uri("will"), ["destroyed"], {"by": "other"})
+    await other.call(add, case.uri("will"), ["flushed"], {}, scope="detached")
+    await other.call("wamp.session.flush_testaments", scope="detached")
+    await other.call(add, case.uri("will"), ["detached"], {}, scope="detached")
+    await other.leave()
+    assert (await inbox.take())[:2] == (["detached"], {})
+    assert (await inbox.take())[:2] == (["destroyed"], {"by": "other"})
+
+
 async def main(url, serializer):
     # Autobahn complains about procedures that are still running when their session ends; here that is the point.
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)

@@ -3,11 +3,11 @@
 use super::query::{Op, Part, Query, RouteInfo};
 use crate::shard::Shard;
 use crate::shard::conn::{Conn, Phase, Session};
-use crate::shard::routes::precedence;
+use crate::shard::routes::{Precedence, precedence};
 use common::ids::{Match, RouteKind};
 use common::metrics::Counter;
 use common::transport::Framing;
-use common::uri::{matches, wamp};
+use common::uri::wamp;
 use common::wire::{OwnedValue, Serializer};
 use std::time::Duration;
 
@@ -55,19 +55,23 @@ impl Shard {
             Op::CountSessions => {
                 let roles = &query.texts;
                 let wanted = |session: &Session| roles.is_empty() || has_role(session, roles);
-                let count = self.sessions_of(realm).filter(|(_, _, session)| wanted(session)).count();
-                Part { count: count as u64, ..Part::default() }
+                let count = if roles.is_empty() {
+                    self.realms[realm as usize].sessions.into()
+                } else {
+                    self.sessions_of(realm).filter(|(_, session)| wanted(session)).count() as u64
+                };
+                Part { count, ..Part::default() }
             }
             Op::ListSessions => {
                 let roles = &query.texts;
-                let wanted = |session: &Session| {
-                    session.id > query.after && (roles.is_empty() || has_role(session, roles))
-                };
-                let ids = self.sessions_of(realm).map(|(_, _, session)| session);
-                ids_of(ids.filter(|session| wanted(session)).map(|session| session.id), query.limit)
+                let wanted = |session: &&Session| roles.is_empty() || has_role(session, roles);
+                let here = self.ids.slots_after(query.after).filter_map(|slot| self.session_in(realm, slot));
+                // One more than is wanted shows that there are more.
+                let ids = here.map(|(_, session)| session).filter(wanted).map(|session| session.id);
+                ids_of(ids.take(query.limit + 1), query.limit)
             }
             Op::GetSession => {
-                let found = self.sessions_of(realm).find(|(_, _, session)| session.id == query.session);
+                let found = self.session_by_id(realm, query.session);
                 let details = found.map(|(_, conn, session)| session_details(conn, session));
                 Part { count: details.is_some().into(), details, ..Part::default() }
             }
@@ -96,12 +100,21 @@ impl Shard {
         }
     }
 
-    fn sessions_of(&self, realm: u32) -> impl Iterator<Item = (u32, &Conn, &Session)> {
-        let taken = (0..).zip(&self.conns).filter_map(|(slot, conn)| Some((slot, conn.as_deref()?)));
-        taken.filter_map(move |(slot, conn)| {
-            let session = conn.session.as_deref()?;
-            (session.realm == realm && conn.phase == Phase::Open).then_some((slot, conn, session))
-        })
+    /// The open session in a slot, if it is of this realm.
+    fn session_in(&self, realm: u32, slot: u32) -> Option<(&Conn, &Session)> {
+        let conn = self.conns.get(slot as usize)?.as_deref()?;
+        let session = conn.session.as_deref()?;
+        (session.realm == realm && conn.phase == Phase::Open).then_some((conn, session))
+    }
+
+    fn session_by_id(&self, realm: u32, session: u64) -> Option<(u32, &Conn, &Session)> {
+        let slot = self.ids.slot_of(session)?;
+        self.session_in(realm, slot).map(|(conn, session)| (slot, conn, session))
+    }
+
+    fn sessions_of(&self, realm: u32) -> impl Iterator<Item = (u32, &Session)> {
+        let here = self.ids.slots_after(0);
+        here.filter_map(move |slot| self.session_in(realm, slot).map(|(_, session)| (slot, session)))
     }
 
     /// Ends the sessions that are meant, and says which (WAMP, advanced profile, "Session Meta API").
@@ -112,16 +125,17 @@ impl Shard {
             _ => return Part::default(),
         };
         let is_meant = |session: &Session| match query.op {
-            Op::Kill => session.id == query.session,
             Op::KillByAuthid => *session.identity.authid == *who && session.id != query.session,
             Op::KillByAuthrole => session.identity.authrole == who && session.id != query.session,
             _ => session.id != query.session,
         };
-        let meant: Vec<(u32, u64)> = self
-            .sessions_of(realm)
-            .filter(|(_, _, session)| is_meant(session))
-            .map(|(slot, _, session)| (slot, session.id))
-            .collect();
+        let meant: Vec<(u32, u64)> = if query.op == Op::Kill {
+            let found = self.session_by_id(realm, query.session);
+            found.map(|(slot, _, session)| (slot, session.id)).into_iter().collect()
+        } else {
+            let meant = self.sessions_of(realm).filter(|(_, session)| is_meant(session));
+            meant.map(|(slot, session)| (slot, session.id)).collect()
+        };
         let count = meant.len() as u64;
         for (slot, _) in &meant {
             if query.op == Op::KillAll {
@@ -138,7 +152,7 @@ impl Shard {
     }
 
     fn modify_details(&mut self, realm: u32, query: &Query) -> Part {
-        let found = self.sessions_of(realm).find(|(_, _, session)| session.id == query.session);
+        let found = self.session_by_id(realm, query.session);
         let Some((slot, ..)) = found else { return Part::default() };
         let Some(delta) = query.details.as_dict() else { return Part::default() };
         let session = self.session(slot);
@@ -160,48 +174,63 @@ impl Shard {
 
     fn list_routes(&self, realm: u32, query: &Query) -> Part {
         let mut part = Part::default();
-        match query.kind {
-            RouteKind::Topic => {
-                let here = self.topics.iter().map(|(_, topic)| topic);
-                for topic in here.filter(|topic| topic.realm == realm && !topic.subscribers.is_empty()) {
-                    if topic.id > query.after {
-                        part.ids[topic.policy as usize].push(topic.id);
-                    }
-                }
-            }
-            RouteKind::Procedure => {
-                let here = self.procedures.iter().map(|(_, procedure)| procedure);
-                for procedure in here.filter(|procedure| procedure.realm == realm) {
-                    if procedure.id > query.after {
-                        part.ids[procedure.policy as usize].push(procedure.id);
-                    }
-                }
+        for at in self.ids.after(query.kind, query.after) {
+            let Some((policy, id)) = self.listed(realm, query.kind, at) else { continue };
+            let ids = &mut part.ids[policy as usize];
+            // One more than is wanted shows that there are more.
+            if ids.len() <= query.limit {
+                ids.push(id);
+            } else if part.ids.iter().all(|ids| ids.len() > query.limit) {
+                break;
             }
         }
         part.bound(query.limit);
         part
     }
 
+    /// Policy and id of a route of this realm that somebody here holds.
+    fn listed(&self, realm: u32, kind: RouteKind, at: u32) -> Option<(Match, u64)> {
+        match kind {
+            RouteKind::Topic => {
+                let topic = self.topics.get(at as usize)?;
+                let is_held = topic.realm == realm && !topic.subscribers.is_empty();
+                is_held.then_some((topic.policy, topic.id))
+            }
+            RouteKind::Procedure => {
+                let procedure = self.procedures.get(at as usize)?;
+                (procedure.realm == realm).then_some((procedure.policy, procedure.id))
+            }
+        }
+    }
+
     /// All subscriptions, or the best registration of this shard, that match a URI.
     fn match_routes(&self, realm: u32, query: &Query) -> Part {
         let mut part = Part::default();
         let Some(uri) = query.texts.first() else { return part };
+        let state = &self.realms[realm as usize];
         match query.kind {
             RouteKind::Topic => {
-                self.realms[realm as usize].topics.for_each_match(uri, |_, _, topic| {
-                    if let Some(topic) = self.topics.get(*topic as usize)
-                        && !topic.subscribers.is_empty()
-                    {
-                        part.ids[0].push(topic.id);
+                state.topics.for_each_match(uri, |_, _, topic| {
+                    if let Some((_, id)) = self.listed(realm, query.kind, *topic) {
+                        part.ids[0].push(id);
                     }
                 });
                 part.bound(query.limit);
             }
             RouteKind::Procedure => {
-                let here = self.procedures.iter().filter(|(_, procedure)| procedure.realm == realm);
-                let matching = here.filter(|(_, found)| matches(&found.uri, found.policy, uri));
-                let best = matching.max_by_key(|(_, found)| precedence(found.policy, &found.uri));
-                part.routes.extend(best.map(|(at, _)| self.procedure_info(at as u32)));
+                let mut best: Option<(Precedence, Match, &str)> = None;
+                state.procedures.for_each_match(uri, |policy, pattern, _| {
+                    let offered = precedence(policy, pattern);
+                    if best.as_ref().is_none_or(|(known, ..)| offered > *known) {
+                        best = Some((offered, policy, pattern));
+                    }
+                });
+                part.routes.extend(best.map(|(_, policy, uri)| RouteInfo {
+                    policy,
+                    uri: uri.to_owned(),
+                    created_ms: 0,
+                    invoke: String::new(),
+                }));
             }
         }
         part.count = (part.ids[0].len() + part.routes.len()) as u64;
@@ -209,13 +238,12 @@ impl Shard {
     }
 
     fn topic_of(&self, realm: u32, id: u64) -> Option<u32> {
-        let (at, topic) = self.topics.iter().find(|(_, topic)| topic.id == id && topic.realm == realm)?;
-        (!topic.subscribers.is_empty()).then_some(at as u32)
+        self.ids.of(RouteKind::Topic, id).find(|at| self.listed(realm, RouteKind::Topic, *at).is_some())
     }
 
     fn procedures_of(&self, realm: u32, id: u64) -> Vec<u32> {
-        let here = self.procedures.iter();
-        here.filter(|(_, found)| found.id == id && found.realm == realm).map(|(at, _)| at as u32).collect()
+        let here = self.ids.of(RouteKind::Procedure, id);
+        here.filter(|at| self.listed(realm, RouteKind::Procedure, *at).is_some()).collect()
     }
 
     fn topic_info(&self, at: u32) -> RouteInfo {
@@ -259,7 +287,7 @@ impl Shard {
     fn remove_peer(&mut self, realm: u32, query: &Query) -> Part {
         let count = self.peers_of(realm, &Query { op: Op::CountPeers, ..query.clone() }).count;
         let mut part = Part { count, ..Part::default() };
-        let found = self.sessions_of(realm).find(|(_, _, session)| session.id == query.session);
+        let found = self.session_by_id(realm, query.session);
         if let Some((slot, ..)) = found {
             let reason = query.texts.first().map_or(wamp::KILLED, |reason| &**reason);
             let taken = match query.kind {

@@ -10,6 +10,7 @@
 
 mod events;
 mod gather;
+mod ids;
 mod look;
 mod procedures;
 mod query;
@@ -17,4 +18,5 @@ mod testaments;
 
 pub(super) use events::ROUTERS;
 pub(super) use gather::{Asker, Asks};
+pub(super) use ids::Ids;
 pub(super) use testaments::Testaments;
