@@ -327,6 +327,21 @@ fn joining_and_leaving_are_told() {
 }
 
 #[test]
+fn a_session_is_not_told_of_its_own_end() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two) = (world.join(false), world.join(true));
+        world.subscribe(two, "wamp.", "prefix");
+        world.register(two, "a.b", json!({}));
+        world.hears(two);
+        world.says(two, &json!([6, {}, "wamp.close.close_realm"]));
+        assert_eq!(world.hears(two), [json!([6, {}, "wamp.close.goodbye_and_out"])]);
+        assert_eq!(world.ask(one, "wamp.session.count", json!([])), json!([1]));
+        world.end();
+    });
+}
+
+#[test]
 fn nobody_else_publishes_what_the_router_does() {
     everywhere(|place, realm| {
         let mut world = World::new(place, realm);

@@ -238,13 +238,14 @@ impl Shard {
         self.realms[session.realm as usize].sessions -= 1;
         self.metrics.count(Counter::SessionsClosed);
         self.ids.leave(session.id);
-        self.left(slot, &session);
         let registrations: Vec<u32> = session.registrations.drain().map(|(_, index)| index).collect();
         let invocations: Vec<Invocation> = session.invocations.drain().map(|(_, open)| open).collect();
         let calls: Vec<(u64, Call)> = session.calls.drain().collect();
         let owner = Owner { shard: self.me, slot, session: session.id };
         self.claims.push(Claim::Left { session: session.id }, &mut self.metrics);
+        // From here on it gets no events, those of its own end least of all.
         self.begin_leaving(slot, session);
+        self.left(slot);
         for procedure in registrations {
             self.remove_procedure(procedure, 0);
         }

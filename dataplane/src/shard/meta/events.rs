@@ -11,7 +11,6 @@ use super::look::session_details;
 use super::procedures::route_details;
 use super::query::RouteInfo;
 use crate::shard::Shard;
-use crate::shard::conn::Session;
 use crate::shard::delivery::Published;
 use crate::shard::relay::Publication;
 use crate::shard::routes::{is_known_elsewhere, resolve_topic};
@@ -91,15 +90,18 @@ impl Shard {
         self.announce(slot, realm, topic, vec![details], None);
     }
 
-    /// A session has ended.
-    pub(in crate::shard) fn left(&mut self, slot: u32, session: &Session) {
+    /// A session has ended, and is about to leave its topics.
+    pub(in crate::shard) fn left(&mut self, slot: u32) {
         let topic = "wamp.session.on_leave";
-        if session.silent || self.heard(session.realm, topic).is_none() {
+        let Some(session) = self.at(slot).leaving.as_ref().filter(|session| !session.silent) else { return };
+        let realm = session.realm;
+        if self.heard(realm, topic).is_none() {
             return;
         }
+        let Some(session) = &self.at(slot).leaving else { return };
         let identity = &session.identity;
         let args = vec![session.id.into(), (*identity.authid).into(), (*identity.authrole).into()];
-        self.announce(slot, session.realm, topic, args, None);
+        self.announce(slot, realm, topic, args, None);
     }
 
     /// A session has subscribed. `created`: nobody had.
