@@ -36,7 +36,7 @@ if ! python3 -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 10
 fi
 if [ "$(cat "$work/venv/installed" 2>/dev/null)" != "$KOSOKU" ]; then
     python3 -m venv --clear "$work/venv"
-    if ! "$work/venv/bin/pip" install --quiet --disable-pip-version-check "kosoku==$KOSOKU"; then
+    if ! "$work/venv/bin/pip" install --quiet --disable-pip-version-check "kosoku==$KOSOKU" "setuptools<81"; then
         printf '0 passed, 0 failed, 2 skipped: kosoku cannot be installed\n'
         exit 0
     fi
