@@ -7,7 +7,7 @@ use common::wire::Serializer;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use support::{Client, Node, PATIENCE, Setup, Wire, eventually};
 
@@ -162,6 +162,11 @@ fn clients_of_a_unix_socket_are_of_this_machine_and_spread_over_the_shards() {
             client
         })
         .collect();
+    let asked = clients[0].session;
+    let details = clients[1].ask(json!([48, 0, {}, "wamp.session.get", [asked]]))[3][0].clone();
+    let peer = details["transport"]["peer"].as_str().expect("a peer").to_owned();
+    let own = format!("unix:pid={},uid={},gid=", std::process::id(), metadata.uid());
+    assert!(peer.starts_with(&own), "{peer}");
     for client in &mut clients {
         client.subscribe("com.example.unix");
     }

@@ -126,7 +126,9 @@ fn sessions_are_counted_listed_and_described() {
             let authid = format!("{asked:x}");
             let expected = json!([{
                 "session": asked, "authid": authid, "authrole": "anonymous", "authmethod": "anonymous",
-                "authprovider": "static", "transport": {"type": "rawsocket", "serializer": "json"},
+                "authprovider": "static", "transport": {
+                    "type": "rawsocket", "serializer": "json", "peer": "127.0.0.1",
+                },
             }]);
             assert_eq!(details, expected);
         }

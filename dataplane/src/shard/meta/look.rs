@@ -23,7 +23,12 @@ pub(super) fn session_details(conn: &Conn, session: &Session) -> OwnedValue {
         Framing::RawSocket => "rawsocket",
         _ => "websocket",
     };
-    let transport = OwnedValue::dict([("type", transport), ("serializer", serializer_name(conn.serializer))]);
+    let transport: [(&str, OwnedValue); 3] = [
+        ("type", transport.into()),
+        ("serializer", serializer_name(conn.serializer).into()),
+        ("peer", conn.origin.to_string().into()),
+    ];
+    let transport = OwnedValue::dict(transport);
     let mut details = vec![
         ("session".to_owned(), session.id.into()),
         ("authid".to_owned(), (*identity.authid).into()),
