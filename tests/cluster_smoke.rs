@@ -140,3 +140,57 @@ fn a_call_whose_node_dies_ends_and_its_successor_is_called() {
     callee.send(&json!([70, invocation[1], {}]));
     assert_eq!(caller.reply(request)[0], 50);
 }
+
+/// The retained event that a new session of this node gets, once there is one.
+fn retained(node: &Node, topic: &str, payload: &Value) {
+    eventually(&format!("{topic} retains {payload}"), || {
+        let status = get(node, "/status");
+        (status["ready"] == true).then_some(())?;
+        let listeners = status["data_plane"]["listeners"].as_array()?.clone();
+        let listener = listeners.iter().find(|listener| listener["transport"] == "rawsocket")?;
+        let mut client = Client::connect_to(listener["address"].as_str()?.parse().ok()?, WIRE).ok()?;
+        client.hello("realm1");
+        let request = client.request(json!([32, 0, {"get_retained": true}, topic]));
+        client.reply(request);
+        let event =
+            client.wait_for(Instant::now() + Duration::from_millis(100), |message| message[0] == 36)?;
+        assert_eq!(event[3], json!({"retained": true}));
+        (event[4] == *payload).then_some(())
+    });
+}
+
+#[test]
+fn a_retained_event_is_on_all_nodes_and_survives_both_processes() {
+    let mut cluster = Cluster::start(2, "");
+    let nodes = &mut cluster.nodes;
+    let retain = json!({"retain": true, "acknowledge": true});
+    let mut publisher = Client::join(&nodes[0], WIRE);
+    let mut topics = Vec::new();
+    for number in 0..10 {
+        let topic = format!("com.example.kept{number}");
+        publisher.ask(json!([16, 0, retain, topic, ["old"]]));
+        publisher.ask(json!([16, 0, retain, topic, [number]]));
+        topics.push((topic, json!([number])));
+    }
+    for (topic, payload) in &topics {
+        nodes.iter().for_each(|node| retained(node, topic, payload));
+    }
+    // A data plane that is new is told everything by its control plane.
+    nodes[1].kill_data();
+    topics.iter().for_each(|(topic, payload)| retained(&nodes[1], topic, payload));
+    // What is published while a control plane is away is stored when it is back, and what others retain comes then.
+    nodes[1].kill_control();
+    publisher.ask(json!([16, 0, retain, topics[0].0, ["while one was away"]]));
+    nodes[1].start_control();
+    retained(&nodes[1], &topics[0].0, &json!(["while one was away"]));
+    nodes[0].kill_control();
+    publisher.ask(json!([16, 0, retain, topics[1].0, ["while its own was away"]]));
+    nodes[0].start_control();
+    retained(&nodes[0], &topics[1].0, &json!(["while its own was away"]));
+    retained(&nodes[1], &topics[1].0, &json!(["while its own was away"]));
+    // Of a node that starts from its disk alone nothing is missing.
+    nodes.remove(1);
+    nodes[0].kill_data();
+    retained(&nodes[0], &topics[1].0, &json!(["while its own was away"]));
+    retained(&nodes[0], &topics[9].0, &topics[9].1);
+}

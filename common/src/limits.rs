@@ -30,9 +30,12 @@ pub const RAW_PING_BYTES_MAX: usize = 4_096;
 pub const AUDIENCE_ENTRIES_MAX: usize = 2_048;
 /// Most bytes that these lists may take, packed.
 pub const AUDIENCE_BYTES_MAX: usize = 24 * 1_024;
+/// Most bytes of the retained events of one topic, packed: with its topic they fit a frame of the link.
+pub const RETAINED_BYTES_MAX: usize = 60 * 1_024;
 /// Largest frame on the link between the planes.
 pub const LINK_FRAME_BYTES_MAX: usize = 64 * 1_024;
 
 const _: () = assert!(URI_COMPONENTS_MAX <= URI_BYTES_MAX);
+const _: () = assert!(RETAINED_BYTES_MAX + URI_BYTES_MAX + 1_024 <= LINK_FRAME_BYTES_MAX);
 const _: () = assert!(LOGIN_MESSAGE_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(DEPTH_MAX <= 64, "the JSON checker keeps one bit a level");

@@ -7,7 +7,7 @@
 use crate::ids::{
     BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion,
 };
-use crate::limits::{LINK_FRAME_BYTES_MAX, URI_BYTES_MAX};
+use crate::limits::{LINK_FRAME_BYTES_MAX, RETAINED_BYTES_MAX, URI_BYTES_MAX};
 use crate::snapshot::Delta;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
@@ -17,7 +17,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Portable, Serialize};
 
 /// Version of the frames; the two ends must agree.
-pub const LINK_PROTOCOL: u32 = 2;
+pub const LINK_PROTOCOL: u32 = 3;
 
 /// One change of what a shard holds. Claims of a shard are numbered 1, 2, 3 ... over the life of its process.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -94,6 +94,21 @@ pub enum Up {
     },
     /// The data plane is going away on its own account (it was told to by a signal).
     Draining,
+    /// A topic retains these events from now on, for so long; 0: for ever.
+    Retain {
+        topic: RetainedTopic,
+        ttl_ms: u64,
+    },
+}
+
+/// What a topic retains. The events are packed by a shard and read by shards only; no bytes: it retains none.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct RetainedTopic {
+    pub realm: RealmId,
+    pub topic: String,
+    /// How long ago they were packed.
+    pub age_ms: u64,
+    pub bytes: Vec<u8>,
 }
 
 /// Another node that the data plane may send to: a live member whose relay is known.
@@ -152,6 +167,10 @@ pub enum Down {
         policy: Match,
         uri: String,
     },
+    /// What these topics retain, in place of what they retained.
+    Retained {
+        topics: Vec<RetainedTopic>,
+    },
     /// Say GOODBYE to every session and exit with status 0.
     Drain,
     /// A link of another protocol or a second data plane: `reason` says why; the sender closes.
@@ -193,6 +212,7 @@ impl Up {
             Self::ClaimsReset { shard } | Self::ClaimsEnd { shard, .. } | Self::Stats { shard, .. } => {
                 check_shard(*shard)
             }
+            Self::Retain { topic, .. } => topic.check(),
             Self::Hello { .. }
             | Self::Taken { .. }
             | Self::Refused { .. }
@@ -225,6 +245,7 @@ impl Down {
                 changes.iter().try_for_each(|change| check_uri("URI", &change.uri))?;
             }
             Self::Revoke { uri, .. } => check_uri("URI", uri)?,
+            Self::Retained { topics } => topics.iter().try_for_each(RetainedTopic::check)?,
             _ => {}
         }
         Ok(frame)
@@ -278,6 +299,30 @@ impl RouteChange {
     }
 }
 
+impl RetainedTopic {
+    /// An upper bound of what a topic adds to a frame, in bytes.
+    pub const fn frame_bytes_max(topic_bytes: usize, event_bytes: usize) -> usize {
+        size_of::<ArchivedRetainedTopic>() + topic_bytes + event_bytes
+    }
+
+    fn check(&self) -> Result<(), LinkError> {
+        check_uri("topic", &self.topic)?;
+        if self.bytes.len() <= RETAINED_BYTES_MAX {
+            Ok(())
+        } else {
+            Err(LinkError(format!(
+                "{} bytes of retained events, more than {RETAINED_BYTES_MAX}",
+                self.bytes.len()
+            )))
+        }
+    }
+}
+
+/// How many topics, which add so many bytes each, one [`Down::Retained`] frame may carry: at least one unless there are none.
+pub fn topics_in_one_frame(bytes_of_topics: impl Iterator<Item = usize>) -> usize {
+    changes_in_one_frame(bytes_of_topics)
+}
+
 /// Changes of routes in one frame.
 pub const ROUTES_FRAME_MAX: usize = 256;
 
@@ -291,6 +336,10 @@ const HEAD_BYTES_MAX: usize = if size_of::<ArchivedUp>() > size_of::<ArchivedDow
 const _: () = assert!(HEAD_BYTES_MAX + size_of::<ArchivedClaim>() + URI_BYTES_MAX <= LINK_FRAME_BYTES_MAX);
 const _: () =
     assert!(HEAD_BYTES_MAX + size_of::<ArchivedRouteChange>() + URI_BYTES_MAX <= LINK_FRAME_BYTES_MAX);
+const _: () = assert!(
+    HEAD_BYTES_MAX + RetainedTopic::frame_bytes_max(URI_BYTES_MAX, RETAINED_BYTES_MAX)
+        <= LINK_FRAME_BYTES_MAX
+);
 
 fn encode(
     frame: &impl for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
@@ -396,7 +445,14 @@ mod tests {
             prop::collection::vec(("[a-z]{0,10}", ".{0,20}"), 0..5)
                 .prop_map(|listeners| Up::Listening { listeners }),
             Just(Up::Draining),
+            (retained(), id()).prop_map(|(topic, ttl_ms)| Up::Retain { topic, ttl_ms }),
         ]
+    }
+
+    fn retained() -> impl Strategy<Value = RetainedTopic> {
+        (id(), ".{0,40}", id(), prop::collection::vec(any::<u8>(), 0..60)).prop_map(
+            |(realm, topic, age_ms, bytes)| RetainedTopic { realm: RealmId(realm), topic, age_ms, bytes },
+        )
     }
 
     fn realm() -> impl Strategy<Value = Realm> {
@@ -447,6 +503,7 @@ mod tests {
                 }),
             (id(), any::<[u8; 16]>()).prop_map(|(seq, node)| Down::Unroute { seq, node: NodeId(node) }),
             (policy(), ".{0,40}").prop_map(|(policy, uri)| Down::Revoke { realm: RealmId(7), policy, uri }),
+            prop::collection::vec(retained(), 0..4).prop_map(|topics| Down::Retained { topics }),
             Just(Down::Drain),
             ".{0,60}".prop_map(|reason| Down::Refuse { reason }),
         ]

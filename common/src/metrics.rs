@@ -61,6 +61,9 @@ table! {
     RouteCacheMisses "signalbox_route_cache_misses_total" "" "Route look-ups that had to search.";
     IdCollisions "signalbox_id_collisions_total" "" "Subscriptions or registrations refused because their id belongs to another URI.";
     RegistrationsRevoked "signalbox_registrations_revoked_total" "" "Registrations a callee lost to another node's.";
+    EventsRetained "signalbox_retained_total" "" "Publications that their topic retains.";
+    RetainedRefused "signalbox_retained_refused_total" "" "Publications, and topics of other nodes, that were not retained because a limit was reached.";
+    EventsReplayed "signalbox_retained_replayed_total" "" "Retained events queued to subscribers that asked for them.";
     SubscriptionsRevoked "signalbox_subscriptions_revoked_total" "" "Subscriptions that were taken away from their sessions.";
     LimitReached "signalbox_limit_reached_total" "" "Requests refused because a per-session or per-node limit was reached.";
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
@@ -99,6 +102,8 @@ table! {
     Sessions "signalbox_sessions" "" "Established sessions.";
     Subscriptions "signalbox_subscriptions" "" "Subscriptions held by sessions.";
     Registrations "signalbox_registrations" "" "Registrations held by sessions.";
+RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";
+    RetainedBytes "signalbox_retained_bytes" "" "Bytes of retained events.";
     CallsPending "signalbox_calls_pending" "" "Calls that wait for an answer.";
     SharedCalls "signalbox_shared_calls" "" "Open calls to registrations of several callees, at the shard that chose the callee.";
     HeldCallBytes "signalbox_held_call_bytes" "" "Bytes of calls that wait for a REGISTERED or may be routed again.";

@@ -135,8 +135,8 @@ pub fn run(boot: Boot) -> Result<(), BootError> {
     let Loaded { objects, versions_reserved, .. } = loaded;
     let mut catalog = Catalog::new(&boot.config.realms, boot.config.limits.realms_max)?;
     load(&mut catalog, &objects);
-    drop(objects);
-    let plan = Plan { started, allowed, shards, own, catalog, versions_reserved };
+    let retained = objects.into_iter().filter(|object| object.kind == Kind::Retained).collect();
+    let plan = Plan { started, allowed, shards, own, catalog, retained, versions_reserved };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::Runtime)?;
     let result = runtime.block_on(serve(boot, plan, store));
@@ -152,6 +152,8 @@ struct Plan {
     shards: Vec<u32>,
     own: Vec<u32>,
     catalog: Catalog,
+    /// What is stored of retained events.
+    retained: Vec<store::record::Object>,
     versions_reserved: u64,
 }
 
@@ -202,7 +204,9 @@ async fn serve(boot: Boot, plan: Plan, store: Store) -> Result<(), BootError> {
     };
     let around = surroundings(&config, &plan.shards, &plan.own, address);
     let on_serving = Box::new(move |node: &Node| print_banner(node, &around));
-    let plane = Plane::new(node, machine, relay);
+    let mut plane = Plane::new(node, machine, relay);
+    plane.load_retained(plan.retained.iter());
+    drop(plan.retained);
     let (driver, handle, link_state) = Driver::new(plane, store.clone(), links, on_serving);
     let facts = Facts {
         pid: std::process::id(),

@@ -133,6 +133,7 @@ impl Catalog {
     pub fn take(&mut self, object: &Object) -> Result<Taken, NotTaken> {
         match object.kind {
             Kind::Realm => {}
+            Kind::Retained => return Ok(Taken::Nothing),
         }
         let name = &object.key;
         self.check_change(name)?;

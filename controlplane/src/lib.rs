@@ -28,6 +28,7 @@ pub mod publish;
 pub mod registry;
 pub mod remote;
 pub mod replica;
+pub mod retained;
 pub mod store;
 pub mod supervise;
 pub mod swim;

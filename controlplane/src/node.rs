@@ -16,7 +16,7 @@ use crate::registry::{ClaimError, LocalChange, Registry};
 use crate::remote::Remote;
 use common::config::RealmConfig;
 use common::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, SHARDS_MAX, ShardId, SnapshotVersion};
-use common::link::{Down, LINK_PROTOCOL, Peer, RouteChange, Up};
+use common::link::{Down, LINK_PROTOCOL, Peer, RetainedTopic, RouteChange, Up};
 use common::snapshot::Source;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ pub struct Node {
     again_at: Option<Instant>,
     link: Option<DataPlane>,
     draining: bool,
+    /// What topics of this node retain from now on, and for how long.
+    retain: Vec<(RetainedTopic, u64)>,
     counts: Counts,
     outputs: VecDeque<Output>,
 }
@@ -178,6 +180,7 @@ impl Node {
             again_at: None,
             link: None,
             draining: false,
+            retain: Vec::new(),
             counts: Counts::default(),
             outputs: VecDeque::new(),
         }
@@ -310,6 +313,21 @@ impl Node {
     /// wait has [`ROOM_KEPT`] frames of its own.
     pub fn link_room(&mut self, frames: usize) {
         self.room = frames;
+    }
+
+    /// What topics of this node retain from now on, and for how long. To be called after each event.
+    pub fn take_retain(&mut self) -> Vec<(RetainedTopic, u64)> {
+        std::mem::take(&mut self.retain)
+    }
+
+    /// The link, if it takes another frame that can wait; the frame must follow.
+    pub fn spare_room(&mut self) -> Option<LinkId> {
+        let link = self.link.as_ref()?.link;
+        if self.publisher.is_held() || self.room <= ROOM_KEPT {
+            return None;
+        }
+        self.room -= 1;
+        Some(link)
     }
 
     /// Tells the data plane to say goodbye to everybody and exit. True when one is linked.
@@ -466,6 +484,7 @@ impl Node {
                 data.draining = true;
                 self.outputs.push_back(Output::Notice(Notice::Draining { pid: data.pid }));
             }
+            Up::Retain { topic, ttl_ms } => self.retain.push((topic, ttl_ms)),
             Up::Hello { .. } => return Err("a second hello".into()),
             Up::Claims { .. } | Up::ClaimsReset { .. } | Up::ClaimsPart { .. } | Up::ClaimsEnd { .. } => {
                 unreachable!("on_frame handles claims")

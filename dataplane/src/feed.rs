@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use common::ids::{Match, NodeId, RealmId, ShardId, SnapshotVersion};
-use common::link::{Claim, Peer, RouteChange};
+use common::link::{Claim, Peer, RetainedTopic, RouteChange};
 use common::metrics::Metrics;
 use common::snapshot::{Delta, Snapshot};
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub enum FeedDown {
         policy: Match,
         uri: Arc<str>,
     },
+    /// What these topics retain.
+    Retained(Arc<[RetainedTopic]>),
     /// The link is new: report the whole claim set again. Changes of other nodes' routes are numbered anew, and its first
     /// snapshot stands for all that came before.
     Resync,
@@ -60,6 +62,11 @@ pub enum FeedUp {
     ClaimsEnd {
         shard: ShardId,
         seq: u64,
+    },
+    /// A topic retains this, for so long; 0: for ever.
+    Retain {
+        topic: RetainedTopic,
+        ttl_ms: u64,
     },
     Stats {
         shard: ShardId,

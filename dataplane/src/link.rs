@@ -190,6 +190,9 @@ impl Link {
             (Down::Revoke { realm, policy, uri }, Phase::Established { .. }) => {
                 self.pass(FeedDown::Revoke { realm, policy, uri: uri.into() });
             }
+            (Down::Retained { topics }, Phase::Established { .. }) => {
+                self.pass(FeedDown::Retained(topics.into()));
+            }
             (Down::Drain, Phase::Established { .. }) => self.drain(now),
             (Down::Snapshot { .. }, Phase::Established { .. }) => {}
             (_, _) => self.close(now, "the control plane sent a frame out of turn".to_owned()),
@@ -238,6 +241,11 @@ impl Link {
             FeedUp::ClaimsPart { shard, claims } => {
                 if self.passes_claims(shard) {
                     self.push_claims(shard, None, claims);
+                }
+            }
+            FeedUp::Retain { topic, ttl_ms } => {
+                if self.is_established() {
+                    self.push(&Up::Retain { topic, ttl_ms });
                 }
             }
             FeedUp::ClaimsEnd { shard, seq } => {

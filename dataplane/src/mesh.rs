@@ -221,6 +221,48 @@ pub(crate) enum Item {
         /// The whole message for subscribers of exactly this topic, as another node encoded it.
         event: Option<Span>,
     },
+    /// To the home shard of the topic: it retains this publication, for so long; 0: for ever. `except`: the session that is not
+    /// to get it, or 0.
+    Retain {
+        realm: RealmId,
+        topic: Span,
+        publication: u64,
+        except: u64,
+        ttl_ms: u64,
+        extra: Span,
+        payload: PayloadSpan,
+    },
+    /// A subscriber wants what the receiver retains. Answered with `Retained`s and `RetainedEnd`.
+    RetainedAsk {
+        owner: Owner,
+        token: u64,
+        subscription: u64,
+        realm: RealmId,
+        policy: Match,
+        uri: Span,
+        authid: Span,
+        authrole: Span,
+    },
+    Retained {
+        owner: Owner,
+        token: u64,
+        subscription: u64,
+        topic: Span,
+        publication: u64,
+        extra: Span,
+        payload: PayloadSpan,
+    },
+    /// To be answered with `RetainedEnd`.
+    RetainedSync {
+        owner: Owner,
+        token: u64,
+        subscription: u64,
+    },
+    RetainedEnd {
+        owner: Owner,
+        token: u64,
+        subscription: u64,
+    },
     /// `who`: what may be told of the caller, packed; `ppt`: attributes of payload passthru mode, packed, and before them the
     /// routing key if there is one.
     Call {

@@ -6,6 +6,7 @@ mod meta;
 mod nodes;
 mod places;
 mod registrations;
+mod retained;
 mod rig;
 mod rules;
 

@@ -30,6 +30,11 @@ pub const PLACES: [Place; 6] = [
 pub const REALMS: [&str; 2] = ["realm1", "strict"];
 
 impl Place {
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.nodes.iter().sum()
+    }
+
     /// The peers are on two nodes.
     pub fn is_apart(&self) -> bool {
         self.nodes.len() > 1

@@ -57,7 +57,7 @@ impl Control {
                 state.resyncing = false;
                 state.folded = seq;
             }
-            FeedUp::Stats { .. } | FeedUp::Taken { .. } | FeedUp::Drained { .. } => {}
+            FeedUp::Stats { .. } | FeedUp::Taken { .. } | FeedUp::Drained { .. } | FeedUp::Retain { .. } => {}
         }
     }
 

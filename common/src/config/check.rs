@@ -53,6 +53,11 @@ fn queues(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
 
 /// One connection at its bound does not use up its shard's part of the memory.
 fn memory(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
+    if config.limits.retained_memory_max > config.memory.max {
+        let (found, allowed) = (Bytes(config.limits.retained_memory_max), Bytes(config.memory.max));
+        let allowed = format!("at most memory.max, {allowed}");
+        return Err(source.section("limits")?.refuse("retained_memory_max", found.to_string(), allowed));
+    }
     let least = config.memory_min();
     if config.memory.max >= least {
         return Ok(());

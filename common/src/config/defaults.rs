@@ -28,6 +28,10 @@ impl Default for Config {
                 call_timeout_max: Duration::from_secs(86_400),
                 logins_pending_max: 10_000,
                 realms_max: 10_000,
+                retained_max: 100_000,
+                retained_memory_max: 256 << 20,
+                retained_event_max: 32 << 10,
+                retained_ttl: Duration::ZERO,
             },
             timeouts: Timeouts {
                 login: Duration::from_secs(10),

@@ -150,6 +150,14 @@ pub struct Limits {
     pub logins_pending_max: u32,
     /// Realms of the node.
     pub realms_max: u32,
+    /// Topics of the node that retain an event.
+    pub retained_max: u32,
+    /// Bytes of all retained events of the node.
+    pub retained_memory_max: u64,
+    /// Longest payload of a retained event.
+    pub retained_event_max: u32,
+    /// How long an event is retained whose publisher does not say; zero: for ever.
+    pub retained_ttl: Duration,
 }
 
 /// `[timeouts]`

@@ -129,6 +129,10 @@ fn limits(source: &Source<'_>, default: Limits) -> Result<Limits, ConfigError> {
         call_timeout_max: section.time("call_timeout_max", default.call_timeout_max)?,
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
+        retained_max: section.u32("retained_max", default.retained_max)?,
+        retained_memory_max: section.u64("retained_memory_max", default.retained_memory_max)?,
+        retained_event_max: section.u32("retained_event_max", default.retained_event_max)?,
+        retained_ttl: section.time("retained_ttl", default.retained_ttl)?,
     })
 }
 
@@ -399,6 +403,10 @@ mod tests {
             call_timeout_max = "1h"
             logins_pending_max = 5
             realms_max = 6
+            retained_max = 7
+            retained_memory_max = "2MiB"
+            retained_event_max = "1KiB"
+            retained_ttl = "1m"
             [timeouts]
             login = "1s"
             ping_interval = "2m"
@@ -489,6 +497,10 @@ mod tests {
             call_timeout_max: Duration::from_secs(3_600),
             logins_pending_max: 5,
             realms_max: 6,
+            retained_max: 7,
+            retained_memory_max: 2 << 20,
+            retained_event_max: 1 << 10,
+            retained_ttl: Duration::from_secs(60),
         };
         assert_eq!(config.limits, limits);
         let timeouts = Timeouts {

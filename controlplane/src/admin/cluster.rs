@@ -276,9 +276,7 @@ fn broadcast(broadcast: &BroadcastStatus) -> Value {
 }
 
 fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Realm => "realm",
-    }
+    kind.name()
 }
 
 /// Epochs and digests are no numbers to calculate with, and too long for those of JSON.

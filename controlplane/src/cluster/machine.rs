@@ -190,6 +190,11 @@ impl Machine {
         }
     }
 
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.settings.node
+    }
+
     // Membership and links.
 
     /// All other nodes, as membership has them now.

@@ -16,12 +16,13 @@ use crate::claims::{About, RouteKey};
 use crate::node::{self, LinkId, Node, Output as FromNode, Unready};
 use crate::peers::Channel;
 use crate::registry::LocalChange;
+use crate::retained::Retained;
 use crate::store::record::{Kind, Object};
 use crate::store::{StoreError, realm};
 use crate::swim::Member;
 use bytes::Bytes;
 use common::config::RealmConfig;
-use common::ids::{BootEpoch, NodeId, ShardSet};
+use common::ids::{BootEpoch, NodeId, RealmId, ShardSet};
 use common::link::Up;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -75,6 +76,9 @@ pub struct Plane {
     cluster: Machine,
     relay: RelayAddress,
     data: Data,
+    retained: Retained,
+    /// When the retained events are looked after again.
+    retained_at: Option<Instant>,
     /// Number of the last change of realms.
     realm_seq: u64,
     /// Changes of realms asked for here that are not yet in force.
@@ -98,6 +102,8 @@ impl Plane {
     pub fn new(node: Node, cluster: Machine, relay: RelayAddress) -> Self {
         let mut plane = Self {
             node,
+            retained: Retained::new(cluster.node()),
+            retained_at: None,
             cluster,
             relay,
             data: Data::default(),
@@ -163,7 +169,19 @@ impl Plane {
     pub fn realm_remove(&mut self, name: &str) -> Result<Token, RealmError> {
         self.node.catalog().check_remove(name)?;
         self.realms_pending += 1;
+        self.retained.delete_realm(RealmId::of(name));
         Ok(self.cluster.put(Kind::Realm, name, None))
+    }
+
+    /// What is retained, as the store had it at start.
+    pub fn load_retained<'a>(&mut self, objects: impl Iterator<Item = &'a Object>) {
+        for object in objects.filter(|object| object.kind == Kind::Retained) {
+            self.follow_retained(object);
+        }
+    }
+
+    pub fn retained(&self) -> &Retained {
+        &self.retained
     }
 
     // The cluster: see `Machine`.
@@ -203,7 +221,7 @@ impl Plane {
 
     /// When to call [`Plane::timeout`] and [`Plane::poll`] at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.node.deadline(), self.cluster.deadline()].into_iter().flatten().min()
+        [self.node.deadline(), self.cluster.deadline(), self.retained_at].into_iter().flatten().min()
     }
 
     /// The next thing to do; to be called until there is none. `wall_us`: the wall clock in microseconds since 1970.
@@ -214,7 +232,10 @@ impl Plane {
         if let Some(output) = self.outputs.pop_front() {
             return Some(output);
         }
-        let output = self.node.poll(now, wall_us)?;
+        // What is retained goes last: nothing goes before a welcome.
+        let Some(output) = self.node.poll(now, wall_us) else {
+            return self.poll_retained(now, wall_us / 1_000);
+        };
         if let FromNode::Notice(node::Notice::Resynced { shard, .. }) = &output {
             self.data.resynced = self.data.resynced.with(*shard);
             self.say_whole(now);
@@ -245,6 +266,9 @@ impl Plane {
 
     /// Tells the cluster what became of the data plane and its routes.
     fn follow(&mut self, now: Instant, wall_ms: u64) {
+        for (topic, ttl_ms) in self.node.take_retain() {
+            self.retained.put(topic, ttl_ms, wall_ms);
+        }
         let mut routes = Vec::new();
         for change in self.node.take_local() {
             match change {
@@ -258,6 +282,7 @@ impl Plane {
             }
             match change {
                 LocalChange::Linked { epoch, known } => {
+                    self.retained.tell_all();
                     self.data = Data { epoch, ..Data::default() };
                     self.data.about = self.about();
                     self.cluster.data_plane(now, epoch, self.data.about.clone());
@@ -280,6 +305,37 @@ impl Plane {
             self.cluster.data_plane(now, self.data.epoch, about);
         }
         self.say_whole(now);
+    }
+
+    /// Brings what is retained to the store and to the data plane.
+    fn poll_retained(&mut self, now: Instant, wall_ms: u64) -> Option<Output> {
+        self.retained.sweep(wall_ms);
+        while let Some((name, bytes)) = self.retained.take_put() {
+            let token = self.cluster.put(Kind::Retained, &name, bytes);
+            self.retained.began(token);
+        }
+        self.retained_at = (!self.retained.is_empty()).then(|| now + RETAINED_SWEEP);
+        if self.retained.has_frame() {
+            if let Some(link) = self.node.spare_room() {
+                let frame = self.retained.frame(wall_ms)?;
+                return Some(Output::Node(FromNode::Send { link, frame }));
+            }
+            if self.node.data_plane().is_some() {
+                self.retained_at = Some(now + RETAINED_RETRY);
+            }
+        }
+        // What the puts above gave the machine to do.
+        let output = self.cluster.poll()?;
+        self.on_cluster(now, output);
+        self.outputs.pop_front()
+    }
+
+    fn follow_retained(&mut self, object: &Object) {
+        let bytes = object.resolved().and_then(|value| value.bytes);
+        if let Err(error) = self.retained.stored(&object.key, bytes.as_deref()) {
+            let reason = format!("retained events {} are stored and not used: {error}", object.key);
+            self.outputs.push_back(Output::Notice(Notice::Refused { reason }));
+        }
     }
 
     fn say_whole(&mut self, now: Instant) {
@@ -308,11 +364,24 @@ impl Plane {
             FromMachine::Send { to, channel, bytes } => Output::Send { to, channel, bytes },
             FromMachine::Close { peer } => Output::Close { peer },
             FromMachine::Store { token, task } => Output::Store { token, task },
+            FromMachine::Put { token, result } if self.retained.ended(token) => match result {
+                Ok(()) => return,
+                Err(error) => {
+                    let reason = format!("retained events are not stored: {error}");
+                    Output::Notice(Notice::Refused { reason })
+                }
+            },
             FromMachine::Put { token, result } => {
                 self.realms_pending -= 1;
                 Output::Realm { token, result: result.map(|()| self.realm_seq) }
             }
-            FromMachine::Reset => return self.forget_realms(now),
+            FromMachine::Reset => {
+                self.retained.reset();
+                return self.forget_realms(now);
+            }
+            FromMachine::Object(object) if object.kind == Kind::Retained => {
+                return self.follow_retained(&object);
+            }
             FromMachine::Object(object) => return self.put_in_force(now, &object),
             FromMachine::Peers(peers) => return self.node.peers(peers),
             FromMachine::Routes(changes) => return self.node.remote_routes(now, changes),
@@ -344,7 +413,6 @@ impl Plane {
 
     /// The object is stored like this: the catalog follows it.
     fn put_in_force(&mut self, now: Instant, object: &Object) {
-        let Kind::Realm = object.kind;
         let bytes = object.resolved().and_then(|value| value.bytes);
         let reason = match bytes.map(|bytes| realm::decode(&object.key, &bytes)) {
             None => {
@@ -370,6 +438,10 @@ impl Plane {
         self.outputs.push_back(Output::Notice(Notice::Refused { reason }));
     }
 }
+
+/// How often it is looked for retained events that are over, and how soon a link without room is tried again.
+const RETAINED_SWEEP: Duration = Duration::from_secs(10);
+const RETAINED_RETRY: Duration = Duration::from_millis(2);
 
 /// The relay's name among the listeners of a data plane.
 pub const RELAY: &str = "relay";

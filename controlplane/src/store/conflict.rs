@@ -59,6 +59,7 @@ impl Rule {
     pub const fn of(kind: Kind) -> Self {
         match kind {
             Kind::Realm => Self::Fields,
+            Kind::Retained => Self::Latest,
         }
     }
 

@@ -25,6 +25,8 @@ use std::cmp::Ordering;
 #[repr(u8)]
 pub enum Kind {
     Realm = 1,
+    /// The retained events of a topic.
+    Retained = 2,
 }
 
 /// Ordered by stamp.
@@ -258,12 +260,14 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Realm => "realm",
+            Self::Retained => "retained",
         }
     }
 
     fn from_number(number: u8) -> Result<Self, RecordError> {
         match number {
             1 => Ok(Self::Realm),
+            2 => Ok(Self::Retained),
             other => Err(RecordError::Kind(other)),
         }
     }

@@ -85,6 +85,7 @@ impl Worker {
         let hlc = clock.tick(wall_ms);
         let bytes = bytes.map(|bytes| match object.kind {
             Kind::Realm => realm::stamped(bytes, realm_settings(object), hlc),
+            Kind::Retained => bytes.to_vec(),
         });
         object.put(self.identity.actor, self.floor.counter(), Value { hlc, bytes })?;
         self.clock = clock;

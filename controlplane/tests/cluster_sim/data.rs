@@ -141,6 +141,7 @@ impl Data {
                     .collect();
                 Ok(found.into_iter().filter_map(|(at, key)| self.toggle(at, key)).collect())
             }
+            Down::Retained { .. } => Err("nobody retains anything here".into()),
             Down::Drain | Down::Refuse { .. } => Err("nobody drains or refuses here".into()),
         }
     }

@@ -11,6 +11,7 @@ use controlplane::node::{Node, NodeConfig};
 use controlplane::publish::Policy;
 use controlplane::store;
 use controlplane::store::memory::Memory;
+use controlplane::store::record::Kind;
 use controlplane::store::worker::{Change, Request, Sources, Worker};
 use controlplane::swim::identity::{About, Identity};
 use controlplane::swim::seal::Keyring;
@@ -99,7 +100,7 @@ impl Site {
         }]);
         let mut catalog =
             Catalog::new(&config.realms, config.limits.realms_max).map_err(|error| error.to_string())?;
-        for object in &loaded.objects {
+        for object in loaded.objects.iter().filter(|object| object.kind == Kind::Realm) {
             let Some(bytes) = object.resolved().and_then(|value| value.bytes) else { continue };
             let realm = store::realm::decode(&object.key, &bytes).map_err(|error| error.to_string())?;
             catalog.load(realm).map_err(|error| error.to_string())?;

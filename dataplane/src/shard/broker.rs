@@ -19,6 +19,7 @@ use common::uri::{is_reserved, is_valid, is_valid_pattern, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{Dict, Payload};
+use std::time::Duration;
 
 impl Shard {
     /// PUBLISH from a session of this shard.
@@ -33,7 +34,9 @@ impl Shard {
     ) {
         let strict = self.session(slot).strict;
         match PublishOptions::read(options, strict) {
-            Ok(asked) if asked.is_plain => self.publish_with(slot, request, asked, &[], topic, payload),
+            Ok(asked) if asked.is_plain => {
+                self.publish_with(slot, request, asked, &[], topic, payload);
+            }
             Ok(asked) => self.publish_special(slot, request, asked, options, topic, payload),
             Err(bad) => self.bad_option(slot, &bad),
         }
@@ -51,13 +54,18 @@ impl Shard {
         payload: Payload<'_>,
     ) {
         let session = self.session(slot);
-        let unannounced = session.strict && !session.features.has(Features::PASSTHRU);
-        match publication::pack(options, &session.identity.disclosed(session.id), session.strict) {
+        let strict = session.strict;
+        let unannounced = strict && !session.features.has(Features::PASSTHRU);
+        match publication::pack(options, &session.identity.disclosed(session.id), strict) {
             Ok(packed) if unannounced && Extra::parse(&packed).is_some_and(|extra| !extra.ppt.is_empty()) => {
                 let text = "PUBLISH asks for payload_passthru_mode, which this client did not announce";
                 self.bad_option(slot, &BadOption(text.to_owned()));
             }
-            Ok(packed) => self.publish_with(slot, request, asked, &packed, topic, payload),
+            Ok(packed) if asked.retain => match publication::retained_ttl(options, strict) {
+                Ok(ttl) => self.publish_retained(slot, request, (asked, ttl), &packed, topic, payload),
+                Err(bad) => self.bad_option(slot, &bad),
+            },
+            Ok(packed) => _ = self.publish_with(slot, request, asked, &packed, topic, payload),
             Err(Refused::BadOption(bad)) => self.bad_option(slot, &bad),
             Err(Refused::TooLong) => {
                 self.metrics.count(Counter::LimitReached);
@@ -69,7 +77,27 @@ impl Shard {
         }
     }
 
-    /// `extra`: what was packed; no bytes for most publications.
+    /// PUBLISH of an event that its topic is to retain.
+    fn publish_retained(
+        &mut self,
+        slot: u32,
+        request: u64,
+        (asked, ttl): (PublishOptions, Option<Duration>),
+        extra: &[u8],
+        topic: &str,
+        payload: Payload<'_>,
+    ) {
+        let from = self.at(slot).serializer;
+        let session = self.session(slot);
+        let (realm, except) = (session.realm, if asked.exclude_me { session.id } else { 0 });
+        let Some(publication) = self.publish_with(slot, request, asked, extra, topic, payload) else {
+            return;
+        };
+        let published = Published { topic, publication, extra, from, payload, encoded: None };
+        self.retain(realm, &published, except, ttl);
+    }
+
+    /// `extra`: what was packed; no bytes for most publications. Returns the id of the publication, unless there is none.
     #[inline]
     fn publish_with(
         &mut self,
@@ -79,7 +107,7 @@ impl Shard {
         extra: &[u8],
         topic: &str,
         payload: Payload<'_>,
-    ) {
+    ) -> Option<u64> {
         let conn = self.at(slot);
         let from = conn.serializer;
         let session = self.session(slot);
@@ -89,7 +117,7 @@ impl Shard {
                 let text = format!("topic {:?} cannot be published to", super::login::shorten(topic));
                 self.error(slot, code::PUBLISH, request, wamp::INVALID_URI, &text);
             }
-            return;
+            return None;
         };
         self.metrics.count(Counter::Publishes);
         let publication = self.global_id();
@@ -107,6 +135,7 @@ impl Shard {
                 encode::ids(serializer, out, code::PUBLISHED, &[request, publication]);
             });
         }
+        Some(publication)
     }
 
     /// Delivers to the subscribers here that the cache's entry `at` names.
@@ -209,6 +238,10 @@ impl Shard {
             Ok(policy) => policy,
             Err(bad) => return self.bad_option(slot, &bad),
         };
+        let get_retained = match options::get_retained(options, strict) {
+            Ok(get_retained) => get_retained,
+            Err(bad) => return self.bad_option(slot, &bad),
+        };
         let settings = self.realms[realm as usize].settings.as_ref();
         let rule = settings.map_or_else(Default::default, |settings| settings.uri_rule);
         if !is_valid_pattern(uri, policy, rule) {
@@ -232,6 +265,9 @@ impl Shard {
             return self.error(slot, code::SUBSCRIBE, request, wamp::UNAVAILABLE, text);
         }
         let waiting = Waiting { owner: self.owner(slot), request };
+        if get_retained {
+            self.session(slot).get_retained.push(request);
+        }
         if self.topics[topic as usize].spread.missing.is_empty() {
             self.subscribed(topic, waiting);
         } else {
@@ -284,6 +320,11 @@ impl Shard {
             let state = &mut self.topics[topic as usize];
             let created = std::mem::take(&mut state.is_first);
             self.has_subscribed(slot, topic, created);
+        }
+        let wanting = &mut self.session(slot).get_retained;
+        if let Some(at) = wanting.iter().position(|request| *request == waiting.request) {
+            wanting.swap_remove(at);
+            self.replay_retained(slot, topic);
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::features::Features;
 use super::identity::Identity;
 use super::meta::Testaments;
+use super::replay::Held;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 
@@ -64,6 +65,8 @@ pub(super) struct Conn {
     pub partial_bytes: u32,
     /// Events tell the session how far they are trusted.
     pub trusting: bool,
+    /// The session has events held back.
+    pub holding: bool,
     /// Events dropped since the session was last told.
     pub dropped: u32,
     pub last_heard: Tick,
@@ -118,6 +121,10 @@ pub(super) struct Session {
     pub silent: bool,
     /// Subscriptions that are still to be given up, once it has ended.
     pub held: Vec<u64>,
+    /// Those of them, and of the request in hand, that want retained events.
+    pub get_retained: Vec<u64>,
+    /// Events held back until retained ones have come.
+    pub held_events: Held,
 }
 
 /// A call that waits for an answer.
@@ -224,6 +231,8 @@ impl Session {
             details: Vec::new(),
             silent: false,
             held: Vec::new(),
+            get_retained: Vec::new(),
+            held_events: Held::new(hasher),
         }
     }
 }
@@ -247,6 +256,7 @@ impl Conn {
             sending_bytes: 0,
             partial_bytes: 0,
             trusting: false,
+            holding: false,
             dropped: 0,
             last_heard: now,
             deadline: now,

@@ -7,6 +7,7 @@ use super::compression::{Codecs, Key};
 use super::conn::Conn;
 use super::flow::{Class, Queued, Queues};
 use super::publication::Extra;
+use super::replay::hold_back;
 use super::{ConnId, Shard};
 use bytes::Bytes;
 use common::ids::Match;
@@ -15,6 +16,7 @@ use common::metrics::Counter;
 use common::transport::{Framing, HEADER_BYTES_MAX, write_message};
 use common::wire::encode::{self, Field};
 use common::wire::{Payload, Serializer, transcode};
+use std::time::Instant;
 
 /// Events at least this long are shared by their receivers instead of copied to each.
 const SHARE_BYTES_MIN: usize = 2_048;
@@ -45,7 +47,7 @@ struct Way {
 /// Forms of an event: without the trust level, and with it.
 const FORMS: usize = 2;
 /// What every publication is trusted (WAMP, advanced profile, "Publication Trust Levels"): nothing raises it yet.
-const TRUSTLEVEL: u64 = 0;
+pub(super) const TRUST: (&str, Field<'static>) = ("trustlevel", Field::UInt(0));
 
 /// Bytes each scratch buffer keeps from message to message.
 const SCRATCH_KEEP_BYTES_MAX: usize = 1 << 16;
@@ -124,6 +126,7 @@ struct Event<'a> {
     payload: Payload<'a>,
     /// The whole message in `from`, as another node encoded it.
     encoded: Option<&'a [u8]>,
+    now: Instant,
     /// Subscribers here; for few, encoding in place is cheaper than encoding once and copying.
     receivers: usize,
 }
@@ -149,7 +152,7 @@ impl Event<'_> {
         let mut details = Vec::with_capacity(self.details.len() + 2);
         details.extend(self.topic.map(|topic| ("topic", Field::Str(topic))));
         details.extend_from_slice(self.details);
-        details.extend(trusting.then_some(("trustlevel", Field::UInt(TRUSTLEVEL))));
+        details.extend(trusting.then_some(TRUST));
         details
     }
 }
@@ -242,6 +245,7 @@ impl Shard {
                 from: published.from,
                 payload: published.payload,
                 encoded: published.encoded.filter(|_| is_exact),
+                now: self.now,
                 receivers: subscription.subscribers.len(),
             };
             let conns = &mut self.conns;
@@ -289,9 +293,40 @@ fn queue_event(
     slot: u32,
     conn: &mut Conn,
 ) -> Queued {
+    if conn.dropped > 0 || conn.holding {
+        return queue_event_specially(queues, scratch, event, slot, conn);
+    }
+    queue_event_now(queues, scratch, event, slot, conn)
+}
+
+/// As `queue_event`, to a session that has lost events or has some held back.
+#[cold]
+fn queue_event_specially(
+    queues: &mut Queues<'_>,
+    scratch: &mut Scratch,
+    event: &Event<'_>,
+    slot: u32,
+    conn: &mut Conn,
+) -> Queued {
+    let (ids, trusting, to) = ((event.subscription, event.publication), conn.trusting, conn.serializer);
+    let encoded = || scratch.event(event, trusting, to).map(<[u8]>::to_vec);
+    if conn.holding && hold_back(queues, conn, ids, event.now, encoded) {
+        return Queued::Full;
+    }
     if conn.dropped > 0 {
         return queue_event_after_loss(queues, scratch, event, slot, conn);
     }
+    queue_event_now(queues, scratch, event, slot, conn)
+}
+
+#[inline]
+fn queue_event_now(
+    queues: &mut Queues<'_>,
+    scratch: &mut Scratch,
+    event: &Event<'_>,
+    slot: u32,
+    conn: &mut Conn,
+) -> Queued {
     let trusting = conn.trusting;
     if let Some(message) = event.encoded
         && conn.serializer == event.from

@@ -35,6 +35,7 @@ pub(super) fn roles() -> OwnedValue {
         (
             "broker".to_owned(),
             features(&[
+                "event_retention",
                 "pattern_based_subscription",
                 "payload_passthru_mode",
                 "publication_trustlevels",

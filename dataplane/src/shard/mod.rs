@@ -43,6 +43,8 @@ mod register;
 pub(crate) mod relay;
 mod remains;
 mod remote;
+mod replay;
+mod retained;
 mod routes;
 mod session;
 mod shared;
@@ -199,6 +201,7 @@ pub struct Shard {
     relay: Relay,
     changes: remote::Changes,
     upkeep: realms::Upkeep,
+    retained: retained::Retained,
     /// Grows with every change that can change answers of the route cache in all realms.
     generation: u64,
     cache: Cache,
@@ -284,6 +287,7 @@ impl Shard {
             relay: Relay::new(config.relay.clone(), &hasher),
             changes: remote::Changes::default(),
             upkeep: realms::Upkeep::default(),
+            retained: retained::Retained::default(),
             generation: 0,
             cache: Cache::new(hasher.clone()),
             asks: meta::Asks::new(&hasher),
@@ -445,9 +449,11 @@ impl Shard {
             FeedDown::Routes { first_seq, changes } => self.take_routes(first_seq, &changes),
             FeedDown::Revoke { realm, policy, uri } => self.revoke(realm, policy, &uri),
             FeedDown::Unroute { seq, node } => self.take_unroute(seq, node),
+            FeedDown::Retained(topics) => self.take_retained(&topics),
             FeedDown::Resync => {
                 self.changes.begin();
                 self.claims.start_resync();
+                self.retained.tell_again();
             }
             FeedDown::Stats => self.report(),
             FeedDown::Drain => self.drain(),
@@ -463,6 +469,9 @@ impl Shard {
             return Some(up);
         }
         if let Some(up) = self.take_claims() {
+            return Some(up);
+        }
+        if let Some(up) = self.tell_retained() {
             return Some(up);
         }
         if self.is_drained() && !self.drained_said {
@@ -641,6 +650,8 @@ impl Shard {
             (Gauge::Connections, self.conns_len as u64),
             (Gauge::Sessions, u64::from(self.sessions)),
             (Gauge::Subscriptions, self.subscriptions),
+            (Gauge::RetainedTopics, self.retained.len() as u64),
+            (Gauge::RetainedBytes, self.retained.bytes() as u64),
             (Gauge::Registrations, self.procedures.len() as u64),
             (Gauge::CallsPending, self.calls),
             (Gauge::SharedCalls, self.shared.len() as u64),

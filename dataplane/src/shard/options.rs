@@ -250,6 +250,14 @@ fn invoke(options: Options<'_>) -> Result<Invoke, BadOption> {
     }
 }
 
+/// Whether SUBSCRIBE asks for the retained events of its topic.
+pub(super) fn get_retained(dict: &Dict<'_>, strict: bool) -> Result<bool, BadOption> {
+    if dict.is_empty() {
+        return Ok(false);
+    }
+    Options { message: "SUBSCRIBE", dict, strict }.flag("get_retained", false)
+}
+
 /// The matching policy of SUBSCRIBE or REGISTER.
 pub(super) fn policy(options: &Dict<'_>, message: &str, strict: bool) -> Result<Match, BadOption> {
     if options.is_empty() {

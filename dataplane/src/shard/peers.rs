@@ -6,6 +6,7 @@ use super::dealer::{Calling, Came};
 use super::delivery::Published;
 use super::overlay::Source;
 use super::realm::{Asker, Realm};
+use super::retained::Asking;
 use crate::mesh::{Batch, Caller, Item, Owner, PayloadSpan, RouteSpan, Span, Terms};
 use common::ids::{RealmId, ShardId, ShardSet};
 use common::metrics::Counter;
@@ -34,6 +35,13 @@ impl Shard {
                 let published =
                     Published { topic: batch.text(topic), publication, extra, from, payload, encoded };
                 self.publish_from_mesh(realm, &published);
+            }
+            Item::Retain { .. }
+            | Item::RetainedAsk { .. }
+            | Item::Retained { .. }
+            | Item::RetainedSync { .. }
+            | Item::RetainedEnd { .. } => {
+                self.mesh_retained(from, batch, item);
             }
             Item::Call { realm, procedure, caller, terms, who, ppt, payload, forwarded } => {
                 let realm = self.realm_of(realm);
@@ -110,6 +118,41 @@ impl Shard {
                 self.short_shards =
                     if short { self.short_shards.with(from) } else { self.short_shards.without(from) };
             }
+        }
+    }
+
+    /// What concerns retained events.
+    fn mesh_retained(&mut self, from: ShardId, batch: &Batch, item: &Item) {
+        let published = |topic, publication, extra, payload: PayloadSpan| Published {
+            topic: batch.text(topic),
+            publication,
+            extra: batch.bytes(extra),
+            from: payload.serializer,
+            payload: batch.payload(payload),
+            encoded: None,
+        };
+        match *item {
+            Item::Retain { realm, topic, publication, except, ttl_ms, extra, payload } => {
+                let realm = self.realm_of(realm);
+                self.retain_here(realm, &published(topic, publication, extra, payload), except, ttl_ms);
+            }
+            Item::RetainedAsk { owner, token, subscription, realm, policy, uri, authid, authrole } => {
+                let what = (self.realm_of(realm), policy, batch.text(uri));
+                let (authid, authrole) = (batch.text(authid), batch.text(authrole));
+                let who = Asking { session: owner.session, authid, authrole };
+                self.retained_asked((owner, token, subscription), what, &who);
+            }
+            Item::Retained { owner, token, subscription, topic, publication, extra, payload } => {
+                let published = published(topic, publication, extra, payload);
+                self.retained_came((owner, token, subscription), &published);
+            }
+            Item::RetainedSync { owner, token, subscription } => {
+                self.mesh(from).push(Item::RetainedEnd { owner, token, subscription });
+            }
+            Item::RetainedEnd { owner, token, subscription } => {
+                self.retained_ended((owner, token, subscription), from);
+            }
+            _ => {}
         }
     }
 

@@ -14,12 +14,15 @@ use common::limits::{AUDIENCE_BYTES_MAX, AUDIENCE_ENTRIES_MAX};
 use common::relay::EXTRA_BYTES_MAX;
 use common::wire::encode::Field;
 use common::wire::{Dict, Value};
+use std::time::Duration;
 
 /// What PUBLISH may ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct PublishOptions {
     pub acknowledge: bool,
     pub exclude_me: bool,
+    /// The topic retains the event.
+    pub retain: bool,
     /// Nothing else is asked for; else [`pack`] reads it.
     pub is_plain: bool,
 }
@@ -27,7 +30,7 @@ pub(super) struct PublishOptions {
 impl PublishOptions {
     #[inline]
     pub fn read(dict: &Dict<'_>, strict: bool) -> Result<Self, BadOption> {
-        let mut options = Self { acknowledge: false, exclude_me: true, is_plain: true };
+        let mut options = Self { acknowledge: false, exclude_me: true, retain: false, is_plain: true };
         if dict.is_empty() {
             return Ok(options);
         }
@@ -35,6 +38,10 @@ impl PublishOptions {
             match &*key {
                 "acknowledge" => options.acknowledge = flag("acknowledge", &value, false, strict)?,
                 "exclude_me" => options.exclude_me = flag("exclude_me", &value, true, strict)?,
+                "retain" => {
+                    options.retain = flag("retain", &value, false, strict)?;
+                    options.is_plain &= !options.retain;
+                }
                 "disclose_me" | "ppt_scheme" | "rkey" => options.is_plain &= value.is_null(),
                 key if LISTS.contains(&key) => options.is_plain &= value.is_null(),
                 _ => {}
@@ -43,6 +50,19 @@ impl PublishOptions {
         Ok(options)
     }
 }
+
+/// How long an event is to be retained (`_retained_ttl`, seconds), if it says so.
+pub(super) fn retained_ttl(dict: &Dict<'_>, strict: bool) -> Result<Option<Duration>, BadOption> {
+    match dict.get("_retained_ttl") {
+        None => Ok(None),
+        Some(Value::UInt(seconds)) => Ok(Some(Duration::from_secs(seconds.min(TTL_SECONDS_MAX)))),
+        Some(_) if strict => Err(BadOption("PUBLISH.Options._retained_ttl must be seconds".to_owned())),
+        Some(_) => Ok(None),
+    }
+}
+
+/// Longest time an event is retained: a hundred years.
+const TTL_SECONDS_MAX: u64 = 100 * 365 * 24 * 60 * 60;
 
 fn flag(key: &str, value: &Value<'_>, default: bool, strict: bool) -> Result<bool, BadOption> {
     match value {
@@ -349,12 +369,16 @@ mod tests {
     #[test]
     fn options_are_plain_unless_they_ask_for_more_than_a_reply_or_an_echo() {
         let read = |options: &str, strict| with(options, |dict| PublishOptions::read(dict, strict));
-        let plain = PublishOptions { acknowledge: true, exclude_me: false, is_plain: true };
+        let plain = PublishOptions { acknowledge: true, exclude_me: false, retain: false, is_plain: true };
         let text = r#"{"acknowledge": true, "exclude_me": false, "eligible": null, "other": 1}"#;
         assert_eq!(read(text, true).unwrap(), plain);
-        for option in
-            [r#""disclose_me": true"#, r#""eligible": []"#, r#""ppt_scheme": "x""#, r#""rkey": "k""#]
-        {
+        for option in [
+            r#""disclose_me": true"#,
+            r#""retain": true"#,
+            r#""eligible": []"#,
+            r#""ppt_scheme": "x""#,
+            r#""rkey": "k""#,
+        ] {
             assert!(!read(&format!("{{{option}}}"), true).unwrap().is_plain, "{option}");
         }
         assert!(read(r#"{"acknowledge": 1}"#, true).is_err());

@@ -151,6 +151,7 @@ impl Shard {
 
     /// The realm is removed: its sessions are said GOODBYE, nobody joins any more.
     fn close_realm(&mut self, index: u32) {
+        self.retained.forget(index);
         let realm = &mut self.realms[index as usize];
         realm.settings = None;
         realm.version += 1;

@@ -232,6 +232,7 @@ impl Shard {
         let Some(mut session) = conn.session.take() else { return };
         conn.dropped = 0;
         conn.trusting = false;
+        conn.holding = false;
         // The connection is in no counted phase until the caller gives it one.
         conn.phase = Phase::Leaving;
         self.sessions -= 1;

@@ -244,6 +244,7 @@ impl Rig {
         let (node, shard) = self.places[shard];
         let changes = self.nodes[node].turn(self.now, shard);
         self.spread(node, &changes);
+        self.spread_retained(node);
         self.act(node, shard);
     }
 
@@ -276,6 +277,15 @@ impl Rig {
                 let (realm, policy, uri) = (*realm, *policy, uri.as_str().into());
                 self.nodes[from].tell(&FeedDown::Revoke { realm, policy, uri });
             }
+        }
+    }
+
+    /// What a topic retains is stored and reaches all nodes, the one where it was put too.
+    fn spread_retained(&mut self, from: usize) {
+        let topics = std::mem::take(&mut self.nodes[from].retained);
+        if !topics.is_empty() {
+            let down = FeedDown::Retained(topics.into());
+            self.nodes.iter_mut().for_each(|node| node.tell(&down));
         }
     }
 

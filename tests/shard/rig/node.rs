@@ -3,7 +3,7 @@
 use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::keys::ClusterKeys;
-use common::link::{Claim, Peer, RouteChange};
+use common::link::{Claim, Peer, RetainedTopic, RouteChange};
 use common::metrics::{Gauge, Metrics};
 use common::noise::{Entropy, Purpose, Terms};
 use common::snapshot::{Snapshot, Source, build};
@@ -51,6 +51,8 @@ pub struct Node {
     last_seq: u64,
     /// The version each shard last said it uses.
     pub taken: Vec<Option<SnapshotVersion>>,
+    /// What topics retain, to be told to all nodes.
+    pub retained: Vec<RetainedTopic>,
     /// Slots to be used again, by shard.
     free: Vec<Vec<u32>>,
     slots: Vec<u32>,
@@ -88,6 +90,7 @@ impl Node {
             feeds: (0..shards).map(|_| VecDeque::new()).collect(),
             last_seq: 0,
             taken: vec![None; shards],
+            retained: Vec::new(),
             free: vec![Vec::new(); shards],
             slots: vec![0; shards],
             generation: 0,
@@ -202,6 +205,7 @@ impl Node {
                 listed.difference(&before).for_each(|key| self.want(key.clone(), true, changes));
             }
             FeedUp::Taken { version, .. } => self.taken[shard] = Some(version),
+            FeedUp::Retain { topic, .. } => self.retained.push(topic),
             FeedUp::Stats { .. } | FeedUp::Drained { .. } => {}
         }
     }

@@ -52,6 +52,7 @@ impl Mailbox {
             FeedDown::Delta(_)
             | FeedDown::Routes { .. }
             | FeedDown::Unroute { .. }
+            | FeedDown::Retained(_)
             | FeedDown::Revoke { .. } => {}
         }
         self.waiting.push_back(down);
