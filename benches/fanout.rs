@@ -139,9 +139,54 @@ fn fan_out(c: &mut Criterion) {
     group.finish();
 }
 
+/// What a publication costs whose one subscriber has it by one of very many wildcard patterns, beside one that has it by its
+/// topic: over topics that the route cache holds, and over more than it does.
+fn patterns(c: &mut Criterion) {
+    // `cargo test` goes through it once, with few.
+    let subscriptions: u64 = if std::env::args().any(|arg| arg == "--bench") { 100_000 } else { 1_000 };
+    let (framing, serializer) = (Framing::RawSocket, Serializer::MsgPack);
+    let mut group = c.benchmark_group("patterns");
+    let mut args = Vec::new();
+    OwnedValue::List(vec![OwnedValue::Str("x".repeat(128))]).encode(serializer, &mut args);
+    for policy in ["exact", "wildcard"] {
+        let mut bench = Bench::new();
+        let publisher = bench.join(framing, serializer);
+        let subscriber = bench.join(framing, serializer);
+        for n in 0..subscriptions {
+            let uri = if policy == "exact" { format!("com.t.n{n}") } else { format!("com..n{n}") };
+            let mut bytes = Vec::new();
+            frame(framing, serializer, &mut bytes, |out| {
+                let options = [("match", Field::Str(policy))];
+                encode::id_dict_uri(serializer, out, code::SUBSCRIBE, n + 1, &options, &uri);
+            });
+            bench.receive(subscriber, &mut bytes);
+        }
+        let publish = |n: u64| {
+            let mut bytes = Vec::new();
+            frame(framing, serializer, &mut bytes, |out| {
+                let payload = Payload { args: Some(&args), kwargs: None };
+                encode::publish(serializer, out, 1, &[], &format!("com.t.n{n}"), payload);
+            });
+            bytes
+        };
+        for topics in [subscriptions / 100, subscriptions] {
+            let mut messages: Vec<_> = (0..topics).map(publish).collect();
+            let mut next = 0;
+            group.throughput(Throughput::Elements(1));
+            group.bench_function(format!("{policy}/{topics}_topics"), |b| {
+                b.iter(|| {
+                    next = (next + 1) % messages.len();
+                    bench.receive(publisher, &mut messages[next]);
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = fan_out
+    targets = fan_out, patterns
 }
 criterion_main!(benches);

@@ -3,7 +3,7 @@
 //! It is packed once where the PUBLISH came in, and read where there are receivers, on whatever shard and node. A plain
 //! publication has no bytes of it.
 //! ```text
-//! flags u16 │ publisher │ passthru │ exclude, eligible │ exclude_authid ... │ rkey u64
+//! flags u16 │ publisher │ passthru │ exclude, eligible │ exclude_authid ...
 //! publisher, passthru = length u16 │ packed     text = length u16 │ UTF-8
 //! list of sessions = count u16 │ u64 ...     list of texts = count u16 │ text ...     both ascending
 //! ```
@@ -42,7 +42,7 @@ impl PublishOptions {
                     options.retain = flag("retain", &value, false, strict)?;
                     options.is_plain &= !options.retain;
                 }
-                "disclose_me" | "ppt_scheme" | "rkey" => options.is_plain &= value.is_null(),
+                "disclose_me" | "ppt_scheme" => options.is_plain &= value.is_null(),
                 key if LISTS.contains(&key) => options.is_plain &= value.is_null(),
                 _ => {}
             }
@@ -83,11 +83,10 @@ const DISCLOSE: u16 = 1;
 const PASSTHRU: u16 = 1 << 1;
 /// Of the first list; the others follow.
 const LIST: u16 = 1 << 2;
-const RKEY: u16 = 1 << 8;
-const FLAGS: u16 = (1 << 9) - 1;
+const FLAGS: u16 = (1 << 8) - 1;
 
 const _: () =
-    assert!(2 + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX + 8 <= EXTRA_BYTES_MAX);
+    assert!(2 + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX <= EXTRA_BYTES_MAX);
 
 /// Keys that name a publisher (WAMP, advanced profile, "Publisher Identification").
 const PUBLISHER: [&str; 3] = ["publisher", "publisher_authid", "publisher_authrole"];
@@ -141,16 +140,6 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
         if out.len() - lists_at > AUDIENCE_BYTES_MAX {
             return Err(Refused::TooLong);
         }
-    }
-    match dict.get("rkey") {
-        Some(Value::Str(key)) => {
-            flags |= RKEY;
-            out.extend_from_slice(&key_hash(&key).to_le_bytes());
-        }
-        Some(_) if strict => {
-            return Err(BadOption("PUBLISH.Options.rkey must be a string".to_owned()).into());
-        }
-        _ => {}
     }
     if flags == 0 {
         return Ok(Vec::new());
@@ -215,30 +204,12 @@ fn put_texts(out: &mut Vec<u8>, texts: &[String]) -> usize {
     texts.len()
 }
 
-/// The number a key of sharded subscriptions goes by, the same on every node (FNV-1a, finished by a multiplication that
-/// spreads short keys).
-pub(super) fn key_hash(key: &str) -> u64 {
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    mix(hash)
-}
-
-/// A bijection after which near numbers are far apart (the finalizer of SplitMix64).
-pub(super) const fn mix(mut number: u64) -> u64 {
-    number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ number >> 31
-}
-
 /// What was packed.
 #[derive(Debug, Default)]
 pub(super) struct Extra<'a> {
     pub publisher: Option<Disclosed<'a>>,
     /// Attributes of payload passthru mode, packed.
     pub ppt: &'a [u8],
-    /// Of sharded subscriptions, as a number.
-    pub rkey: Option<u64>,
     sessions: [Option<Sessions<'a>>; SESSION_LISTS],
     texts: [Option<Vec<&'a str>>; LISTS.len() - SESSION_LISTS],
 }
@@ -284,9 +255,6 @@ impl<'a> Extra<'a> {
                 let texts = (0..count).map(|_| take_text(from)).collect::<Option<Vec<_>>>()?;
                 extra.texts[at - SESSION_LISTS] = Some(texts);
             }
-        }
-        if flags & RKEY != 0 {
-            extra.rkey = Some(u64::from_le_bytes(take(from)?));
         }
         from.is_empty().then_some(extra)
     }
@@ -372,13 +340,9 @@ mod tests {
         let plain = PublishOptions { acknowledge: true, exclude_me: false, retain: false, is_plain: true };
         let text = r#"{"acknowledge": true, "exclude_me": false, "eligible": null, "other": 1}"#;
         assert_eq!(read(text, true).unwrap(), plain);
-        for option in [
-            r#""disclose_me": true"#,
-            r#""retain": true"#,
-            r#""eligible": []"#,
-            r#""ppt_scheme": "x""#,
-            r#""rkey": "k""#,
-        ] {
+        for option in
+            [r#""disclose_me": true"#, r#""retain": true"#, r#""eligible": []"#, r#""ppt_scheme": "x""#]
+        {
             assert!(!read(&format!("{{{option}}}"), true).unwrap().is_plain, "{option}");
         }
         assert!(read(r#"{"acknowledge": 1}"#, true).is_err());
@@ -448,13 +412,6 @@ mod tests {
         let texts: Vec<String> = (0..30).map(|n| format!("\"{n}{text}\"")).collect();
         let long = format!(r#"{{"exclude_authid": [{}]}}"#, texts.join(","));
         assert!(matches!(packed(&long, false), Err(Refused::TooLong)));
-    }
-
-    #[test]
-    fn keys_have_numbers_of_their_own() {
-        assert_eq!(key_hash("sn239019"), key_hash("sn239019"));
-        assert_ne!(key_hash("a"), key_hash("b"));
-        assert_ne!(key_hash("a") >> 60, key_hash("c") >> 60, "near keys are far apart");
     }
 
     proptest! {
