@@ -587,6 +587,32 @@ fn a_session_with_many_subscriptions_leaves_slice_by_slice() {
 }
 
 #[test]
+fn many_sessions_that_end_at_once_share_the_turns() {
+    let mut world = World::new(&super::places::PLACES[1], "realm1");
+    let one = world.join(false);
+    let others: Vec<usize> = (0..10).map(|_| world.join(true)).collect();
+    for who in &others {
+        let of = |n| json!([32, n, {}, format!("many.w{who}.t{n}")]).to_string();
+        let subscribes: Vec<String> = (1..=150).map(of).collect();
+        let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
+        world.rig.receive(world.links[*who], &frames(&subscribes));
+        world.rig.run();
+    }
+    assert_eq!(world.ask(one, "wamp.session.kill_all", json!([])), json!([10]));
+    let left = |world: &mut World| {
+        let listed = world.ask(one, "wamp.subscription.list", json!([]));
+        listed[0]["exact"].as_array().map(Vec::len)
+    };
+    assert_eq!(left(&mut world), Some(1_500 - 128 - 9 * 16), "what one turn gives up");
+    for _ in 0..20 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+    }
+    assert_eq!(left(&mut world), Some(0));
+    world.end();
+}
+
+#[test]
 fn the_next_session_on_a_connection_has_nothing_of_the_one_before() {
     let mut world = World::new(&super::places::PLACES[1], "realm1");
     let (one, two) = (world.join(false), world.join(true));

@@ -9,6 +9,8 @@ use common::metrics::Counter;
 
 /// Subscriptions given up in one turn.
 const LEAVE_SLICE: usize = 128;
+/// Subscriptions given up at once although other sessions wait for their turns.
+const LEAVE_AT_ONCE: usize = 16;
 
 impl Conn {
     /// The session in the tables of topics: the one that is there, or the one that leaves.
@@ -27,37 +29,45 @@ impl Shard {
         conn.leaving = Some(session);
     }
 
-    /// Gives up the first subscriptions, and has the others wait for turns to come.
+    /// Gives up the first subscriptions, and has the others wait for turns to come. When many sessions end in one turn, the
+    /// large ones among them wait as a whole.
     pub(super) fn leave_topics(&mut self, slot: u32) {
-        if !self.leave_some(slot, LEAVE_SLICE) {
+        let mut budget = if self.leaving.is_empty() { LEAVE_SLICE } else { LEAVE_AT_ONCE };
+        if !self.leave_some(slot, &mut budget) {
             self.leaving.push_back(slot);
         }
     }
 
     /// One turn's share of what waits.
     pub(super) fn go_on_leaving(&mut self) {
-        let Some(slot) = self.leaving.pop_front() else { return };
-        if self.leave_some(slot, LEAVE_SLICE) {
-            self.left_all(slot);
-        } else {
-            self.leaving.push_back(slot);
+        let mut budget = LEAVE_SLICE;
+        while budget > 0
+            && let Some(slot) = self.leaving.pop_front()
+        {
+            if self.leave_some(slot, &mut budget) {
+                self.left_all(slot);
+            } else {
+                self.leaving.push_back(slot);
+            }
         }
     }
 
     /// All of it: the connection is to carry another session.
     pub(super) fn finish_leaving(&mut self, slot: u32) {
         if self.at(slot).leaving.is_some() {
-            self.leave_some(slot, usize::MAX);
+            let mut all = usize::MAX;
+            self.leave_some(slot, &mut all);
             self.leaving.retain(|other| *other != slot);
         }
     }
 
-    /// Gives up at most `count` subscriptions. True: none is left.
-    fn leave_some(&mut self, slot: u32, count: usize) -> bool {
+    /// Gives up at most `budget` subscriptions, and leaves what is over of it. True: none is left.
+    fn leave_some(&mut self, slot: u32, budget: &mut usize) -> bool {
         let Some(realm) = self.at(slot).leaving.as_ref().map(|session| session.realm) else { return true };
         // Asked once: with each topic that goes, what the cache knows of the realm is out of date.
         let heard = self.hears_unsubscribing(realm);
-        for _ in 0..count {
+        while *budget > 0 {
+            *budget -= 1;
             let Some(Some(conn)) = self.conns.get_mut(slot as usize) else { return true };
             let Some(session) = &mut conn.leaving else { return true };
             let Some(subscription) = session.held.pop() else { break };
