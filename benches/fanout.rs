@@ -58,6 +58,7 @@ impl Bench {
                 anonymous: Anonymous::Loopback,
             }],
             routes: vec![],
+            ..Source::default()
         };
         let bytes = bytes::Bytes::from_owner(build(&source, 1));
         let snapshot = Snapshot::check(bytes).expect("a built snapshot is valid");

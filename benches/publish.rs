@@ -95,7 +95,7 @@ fn other(n: usize) -> NodeId {
 
 fn change(n: usize, wanted: bool) -> RouteChange {
     let (kind, policy) = (RouteKind::Topic, Match::Exact);
-    RouteChange { node: other(n), realm: realm(n), kind, policy, uri: uri(n), wanted }
+    RouteChange { node: other(n), realm: realm(n), kind, policy, uri: uri(n), wanted, share: None }
 }
 
 fn claim(n: usize, wanted: bool) -> Claim {

@@ -8,6 +8,7 @@ use crate::ids::{
     BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion,
 };
 use crate::limits::{LINK_FRAME_BYTES_MAX, RETAINED_BYTES_MAX, URI_BYTES_MAX};
+use crate::share::Share;
 use crate::snapshot::Delta;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
@@ -35,6 +36,13 @@ pub enum Claim {
         kind: RouteKind,
         policy: Match,
         uri: String,
+    },
+    /// As `Routed`, of a procedure whose callees share it, or change.
+    Shared {
+        realm: RealmId,
+        policy: Match,
+        uri: String,
+        share: Share,
     },
     Unrouted {
         realm: RealmId,
@@ -130,6 +138,8 @@ pub struct RouteChange {
     pub policy: Match,
     pub uri: String,
     pub wanted: bool,
+    /// Of a procedure whose callees share it. A change may be of this alone.
+    pub share: Option<Share>,
 }
 
 /// Frames from the control plane.
@@ -257,14 +267,16 @@ impl Claim {
     pub fn frame_bytes_max(&self) -> usize {
         let uri = match self {
             Self::Joined { .. } | Self::Left { .. } => 0,
-            Self::Routed { uri, .. } | Self::Unrouted { uri, .. } => uri.len(),
+            Self::Routed { uri, .. } | Self::Shared { uri, .. } | Self::Unrouted { uri, .. } => uri.len(),
         };
         size_of::<ArchivedClaim>() + uri
     }
 
     fn check(&self) -> Result<(), LinkError> {
         match self {
-            Self::Routed { uri, .. } | Self::Unrouted { uri, .. } => check_uri("URI", uri),
+            Self::Routed { uri, .. } | Self::Shared { uri, .. } | Self::Unrouted { uri, .. } => {
+                check_uri("URI", uri)
+            }
             Self::Joined { .. } | Self::Left { .. } => Ok(()),
         }
     }
@@ -385,6 +397,7 @@ fn check_uri(what: &str, uri: &str) -> Result<(), LinkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::Invoke;
     use crate::snapshot::{Anonymous, Realm};
     use proptest::prelude::*;
 
@@ -404,12 +417,27 @@ mod tests {
         prop_oneof![Just(Match::Exact), Just(Match::Prefix), Just(Match::Wildcard)]
     }
 
+    fn share() -> impl Strategy<Value = Share> {
+        (0u8..8, any::<bool>(), any::<u32>(), id(), id()).prop_map(
+            |(invoke, forced, callees, first, last)| {
+                let invoke = Invoke::from_number(invoke).expect("a number below 8");
+                Share { invoke, forced, callees, first, last }
+            },
+        )
+    }
+
     fn claim() -> impl Strategy<Value = Claim> {
         let route = || (id().prop_map(RealmId), kind(), policy(), ".{0,40}");
         prop_oneof![
             (id(), id().prop_map(RealmId)).prop_map(|(session, realm)| Claim::Joined { session, realm }),
             id().prop_map(|session| Claim::Left { session }),
             route().prop_map(|(realm, kind, policy, uri)| Claim::Routed { realm, kind, policy, uri }),
+            (route(), share()).prop_map(|((realm, _, policy, uri), share)| Claim::Shared {
+                realm,
+                policy,
+                uri,
+                share
+            }),
             route().prop_map(|(realm, kind, policy, uri)| Claim::Unrouted { realm, kind, policy, uri }),
         ]
     }
@@ -488,16 +516,26 @@ mod tests {
             }),
             (
                 id(),
-                prop::collection::vec((any::<[u8; 16]>(), kind(), policy(), ".{0,40}", any::<bool>()), 0..9)
+                prop::collection::vec(
+                    (
+                        any::<[u8; 16]>(),
+                        kind(),
+                        policy(),
+                        ".{0,40}",
+                        (any::<bool>(), prop::option::of(share()))
+                    ),
+                    0..9
+                )
             )
                 .prop_map(|(first_seq, changes)| {
-                    let change = |(node, kind, policy, uri, wanted)| RouteChange {
+                    let change = |(node, kind, policy, uri, (wanted, share))| RouteChange {
                         node: NodeId(node),
                         realm: RealmId(7),
                         kind,
                         policy,
                         uri,
                         wanted,
+                        share,
                     };
                     Down::Routes { first_seq, changes: changes.into_iter().map(change).collect() }
                 }),
@@ -554,6 +592,7 @@ mod tests {
                 policy: Match::Prefix,
                 uri: "x".repeat(uri_bytes),
                 wanted: true,
+                share: Some(Share::SINGLE),
             };
             let changes = vec![change; 1_000];
             let count = changes_in_one_frame(changes.iter().map(RouteChange::frame_bytes_max));

@@ -67,6 +67,33 @@ impl Invoke {
     }
 }
 
+/// What a node says of those of its callees that share a registration. A single callee that takes the place of others is one of
+/// those.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Archive, Serialize, Deserialize,
+)]
+#[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]
+pub struct Share {
+    pub invoke: Invoke,
+    /// It takes the place of all who held the registration before.
+    pub forced: bool,
+    pub callees: u32,
+    /// When the first and the last of its callees registered. A logical clock over all nodes (Lamport 1978): a callee registers
+    /// later than all that its node has heard of.
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Share {
+    /// Of one callee that nobody shares with and that takes nobody's place; not to be said.
+    pub const SINGLE: Self = Self { invoke: Invoke::Single, forced: false, callees: 1, first: 0, last: 0 };
+
+    /// Callees of both may be called by turns.
+    pub fn shares_with(&self, other: &Self) -> bool {
+        self.invoke != Invoke::Single && self.invoke == other.invoke
+    }
+}
+
 /// The bucket of a key among `buckets`, at least one: jump consistent hash (Lamping and Veach 2014, "A Fast, Minimal
 /// Memory, Consistent Hash Algorithm"). With one bucket more, one key in `buckets + 1` moves, and all those move to
 /// the new one.

@@ -5,7 +5,7 @@ use crate::registry::Holders;
 use crate::remote;
 use crate::table::{Chunk, Row};
 use common::ids::{NodeId, ShardSet};
-use common::snapshot::{RouteRef, Source, build_sorted};
+use common::snapshot::{NodeShare, RouteRef, Source, build_sorted};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -21,7 +21,23 @@ impl Fold {
     /// The bytes of the snapshot; `seed` keys the hashes of its indexes. Takes about a microsecond a route.
     pub fn build(&self, seed: u64) -> impl AsRef<[u8]> + use<> {
         let (routes, lists) = self.routes();
-        build_sorted(&self.head, routes, &lists, seed)
+        let head = Source { shares: self.shares(), ..self.head.clone() };
+        build_sorted(&head, routes, &lists, seed)
+    }
+
+    /// What other nodes say of callees that share procedures.
+    fn shares(&self) -> Vec<NodeShare> {
+        let rows = self.remote.shares.iter().flat_map(|chunk| chunk.iter());
+        let of_row = |row: &Row<remote::Shares>| {
+            let nodes = &self.remote.nodes;
+            let said = |(slot, share): &(u16, common::share::Share)| {
+                let node = nodes.get(usize::from(*slot)).copied().flatten()?;
+                let (realm, policy, uri) = (row.realm, row.policy, std::sync::Arc::clone(&row.uri));
+                Some(NodeShare { realm, policy, uri, node, share: *share })
+            };
+            row.value.iter().filter_map(said).collect::<Vec<_>>()
+        };
+        rows.flat_map(of_row).collect()
     }
 
     /// The routes in order, and the lists of nodes they name by index.

@@ -519,6 +519,7 @@ impl Node {
             nodes_folded: remote.folded,
             realms: self.catalog.realms(),
             routes: Vec::new(),
+            shares: Vec::new(),
         };
         Fold { head, local: self.registry.share(), remote }
     }

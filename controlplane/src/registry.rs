@@ -17,6 +17,7 @@
 use crate::table::{Chunk, Key, Row, Table};
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, SHARDS_MAX, ShardId, ShardSet};
 use common::link::Claim;
+use common::share::Share;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -62,15 +63,25 @@ pub enum LocalChange {
     /// The link to the data plane is gone. It may come back, with its routes.
     Lost,
     /// A shard of the node is the first to want the route, or the last one no longer does.
-    Route { realm: RealmId, kind: RouteKind, policy: Match, uri: Arc<str>, wanted: bool },
+    /// Also when only its share has changed.
+    Route {
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: Arc<str>,
+        wanted: bool,
+        share: Option<Share>,
+    },
 }
 
 /// Which shards want a route.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Holders {
     pub shards: ShardSet,
     /// Those of `shards` that named the route since their resync began; of no meaning for the others.
     named: ShardSet,
+    /// Of a procedure whose callees share it, as said last.
+    share: Option<Arc<Share>>,
 }
 
 #[derive(Debug, Default)]
@@ -288,20 +299,11 @@ impl Registry {
                 false
             }
             Claim::Routed { realm, kind, policy, uri } => {
-                let key = Key { realm, kind, policy, uri: &uri };
-                let resyncs = state.named.is_some();
-                if !resyncs && self.routes.get(key).is_some_and(|holders| holders.shards.contains(shard)) {
-                    return false;
-                }
-                let holders = self.routes.get_or_insert(key, Holders::default);
-                let (first, changed) = (holders.shards.is_empty(), !holders.shards.contains(shard));
-                holders.shards = holders.shards.with(shard);
-                holders.named = holders.named.with(shard);
-                if first {
-                    let uri = uri.into();
-                    self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted: true });
-                }
-                changed
+                self.routed(shard, Key { realm, kind, policy, uri: &uri }, None)
+            }
+            Claim::Shared { realm, policy, uri, share } => {
+                let key = Key { realm, kind: RouteKind::Procedure, policy, uri: &uri };
+                self.routed(shard, key, Some(share))
             }
             Claim::Unrouted { realm, kind, policy, uri } => {
                 let mut changed = false;
@@ -315,11 +317,34 @@ impl Registry {
                 });
                 if last {
                     let uri = uri.into();
-                    self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted: false });
+                    let (wanted, share) = (false, None);
+                    self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted, share });
                 }
                 changed
             }
         }
+    }
+
+    /// A shard that exists wants a route. True when it did not.
+    fn routed(&mut self, shard: ShardId, key: Key<'_>, share: Option<Share>) -> bool {
+        let resyncs = self.shards[shard.index()].named.is_some();
+        let is_known =
+            |holders: &Holders| holders.shards.contains(shard) && holders.share.as_deref() == share.as_ref();
+        if !resyncs && self.routes.get(key).is_some_and(is_known) {
+            return false;
+        }
+        let holders = self.routes.get_or_insert(key, Holders::default);
+        let (first, changed) = (holders.shards.is_empty(), !holders.shards.contains(shard));
+        let news = first || holders.share.as_deref() != share.as_ref();
+        holders.shards = holders.shards.with(shard);
+        holders.named = holders.named.with(shard);
+        if news {
+            holders.share = share.map(Arc::new);
+            let Key { realm, kind, policy, uri } = key;
+            let uri = uri.into();
+            self.note_local(LocalChange::Route { realm, kind, policy, uri, wanted: true, share });
+        }
+        changed
     }
 
     fn count_session(&mut self, realm: RealmId, joined: bool) {
@@ -339,6 +364,7 @@ fn note(local: &mut Option<Vec<LocalChange>>, row: &Row<Holders>, wanted: bool) 
             policy: row.policy,
             uri: Arc::clone(&row.uri),
             wanted,
+            share: row.value.share.as_deref().copied().filter(|_| wanted),
         });
     }
 }

@@ -10,18 +10,24 @@
 //!
 //! Invariants: a row has a node; equal sets of nodes are one allocation; a node that was reset has no row that counts.
 
-use crate::table::{Chunk, Row, Table};
-use common::ids::{NODES_MAX, NodeId};
+use crate::table::{Chunk, Key, Row, Table};
+use common::ids::{NODES_MAX, NodeId, RouteKind};
 use common::link::{Down, RouteChange, changes_in_one_frame};
+use common::share::Share;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Nodes that want a route, by slot, ascending.
 pub type Slots = Arc<[u16]>;
 
+/// What nodes, by slot, say of callees that share a procedure.
+pub type Shares = Arc<[(u16, Share)]>;
+
 #[derive(Debug, Default)]
 pub struct Remote {
     table: Table<Slots>,
+    /// What nodes say of callees that share a procedure, for routes of the table.
+    shares: Table<Shares>,
     sets: HashSet<Slots>,
     slots: Vec<Slot>,
     index: HashMap<NodeId, u16>,
@@ -74,6 +80,7 @@ enum Queued {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Shared {
     pub chunks: Vec<Chunk<Slots>>,
+    pub shares: Vec<Chunk<Shares>>,
     /// The node of each slot; none: it wants nothing any more.
     pub nodes: Vec<Option<NodeId>>,
     /// The last change that is in it.
@@ -81,18 +88,19 @@ pub struct Shared {
 }
 
 impl Remote {
-    /// Another node wants, or no longer wants, a route. False when that was known.
+    /// Another node wants, or no longer wants, a route, or its share has changed. False when that was known.
     pub fn change(&mut self, change: RouteChange) -> bool {
         let Some(slot) = self.slot(change.node, change.wanted) else { return false };
-        let key = crate::table::Key {
-            realm: change.realm,
-            kind: change.kind,
-            policy: change.policy,
-            uri: &change.uri,
-        };
+        let key = Key { realm: change.realm, kind: change.kind, policy: change.policy, uri: &change.uri };
         let before = self.table.get(key);
-        if before.is_some_and(|slots| slots.contains(&slot)) == change.wanted {
-            return false;
+        let same = before.is_some_and(|slots| slots.contains(&slot)) == change.wanted;
+        let share = change.share.filter(|_| change.wanted);
+        let news = change.kind == RouteKind::Procedure && put_share(&mut self.shares, key, slot, share);
+        if same {
+            if news {
+                self.number(Queued::Route(change));
+            }
+            return news;
         }
         let mut slots: Vec<u16> = before.map_or_else(Vec::new, |slots| slots.to_vec());
         // Slots of nodes that were reset go along with the first change.
@@ -148,6 +156,15 @@ impl Remote {
         if sweep.last.is_some() {
             return true;
         }
+        let slots = &self.slots;
+        let is_dead = |slot: u16| matches!(slots[usize::from(slot)], Slot::Dead | Slot::DeadSince);
+        self.shares.sweep_all(
+            |shares| shares.iter().any(|(slot, _)| is_dead(*slot)),
+            |row| {
+                row.value = row.value.iter().copied().filter(|(slot, _)| !is_dead(*slot)).collect();
+                !row.value.is_empty()
+            },
+        );
         let mut again = false;
         for slot in &mut self.slots {
             *slot = match *slot {
@@ -181,7 +198,12 @@ impl Remote {
             Slot::Used(node) => Some(*node),
             Slot::Free | Slot::Dead | Slot::DeadSince => None,
         };
-        Shared { chunks: self.table.share(), nodes: self.slots.iter().map(node).collect(), folded: self.seq }
+        Shared {
+            chunks: self.table.share(),
+            shares: self.shares.share(),
+            nodes: self.slots.iter().map(node).collect(),
+            folded: self.seq,
+        }
     }
 
     /// True when changes wait for a snapshot because there are too many.
@@ -264,6 +286,24 @@ impl Remote {
     }
 }
 
+/// Notes what a node says of callees that share a procedure. False when that was known.
+fn put_share(table: &mut Table<Shares>, key: Key<'_>, slot: u16, share: Option<Share>) -> bool {
+    let before = table.get(key);
+    let known = before.and_then(|shares| shares.iter().find(|(other, _)| *other == slot));
+    if known.map(|(_, share)| *share) == share {
+        return false;
+    }
+    let others = before.into_iter().flat_map(|shares| shares.iter()).filter(|(other, _)| *other != slot);
+    let shares: Shares = others.copied().chain(share.map(|share| (slot, share))).collect();
+    if shares.is_empty() {
+        table.update(key, |_| false);
+    } else {
+        let row = table.get_or_insert(key, || Arc::clone(&shares));
+        *row = shares;
+    }
+    true
+}
+
 /// The one allocation of a set.
 fn intern(sets: &mut HashSet<Slots>, slots: Vec<u16>) -> Slots {
     if let Some(set) = sets.get(&slots[..]) {
@@ -307,7 +347,7 @@ mod tests {
 
     fn change(n: u8, uri: &str, wanted: bool) -> RouteChange {
         let (realm, kind, policy) = (RealmId(1), RouteKind::Topic, Match::Exact);
-        RouteChange { node: node(n), realm, kind, policy, uri: uri.into(), wanted }
+        RouteChange { node: node(n), realm, kind, policy, uri: uri.into(), wanted, share: None }
     }
 
     /// Routes and who wants them, as a snapshot would have them.

@@ -45,8 +45,10 @@ impl Terms {
     pub const KEYED: u8 = 8;
     /// Only the callee of its key may have the call.
     pub const PARTITION: u8 = 16;
+    /// The call stays in this node.
+    pub const STAYS: u8 = 32;
     /// What is of no interest once a callee was chosen.
-    pub const CHOICE: u8 = Self::KEYED | Self::PARTITION;
+    pub const CHOICE: u8 = Self::KEYED | Self::PARTITION | Self::STAYS;
 
     #[inline]
     pub const fn is(&self, flag: u8) -> bool {
@@ -68,6 +70,8 @@ pub(crate) struct Wish {
     pub concurrency: u32,
     /// It takes the place of whoever holds it.
     pub force: bool,
+    /// Callees of the caller's node are preferred, if the policy allows.
+    pub prefer_local: bool,
 }
 
 impl Wish {

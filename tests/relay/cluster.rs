@@ -244,6 +244,7 @@ fn snapshot(epoch: BootEpoch, shards: usize) -> Snapshot<bytes::Bytes> {
             anonymous: Anonymous::Anybody,
         }],
         routes: Vec::new(),
+        ..Source::default()
     };
     Snapshot::check(bytes::Bytes::from_owner(build(&source, 1))).expect("a built snapshot is valid")
 }
@@ -297,8 +298,8 @@ fn pump(shared: &Shared) {
 impl State {
     fn claim(&mut self, claim: Claim, changes: &mut Vec<RouteChange>) {
         let node = self.id;
-        let mut change = |(realm, kind, policy, uri): Key, wanted| {
-            changes.push(RouteChange { node, realm, kind, policy, uri, wanted });
+        let mut change = |(realm, kind, policy, uri): Key, wanted, share| {
+            changes.push(RouteChange { node, realm, kind, policy, uri, wanted, share });
         };
         match claim {
             Claim::Routed { realm, kind, policy, uri } => {
@@ -306,8 +307,13 @@ impl State {
                 let shards = self.wanted.entry(key.clone()).or_default();
                 *shards += 1;
                 if *shards == 1 {
-                    change(key, true);
+                    change(key, true, None);
                 }
+            }
+            Claim::Shared { realm, policy, uri, share } => {
+                let key = (realm, RouteKind::Procedure, policy, uri);
+                self.wanted.insert(key.clone(), 1);
+                change(key, true, Some(share));
             }
             Claim::Unrouted { realm, kind, policy, uri } => {
                 let key = (realm, kind, policy, uri);
@@ -315,7 +321,7 @@ impl State {
                     *shards -= 1;
                     if *shards == 0 {
                         self.wanted.remove(&key);
-                        change(key, false);
+                        change(key, false, None);
                     }
                 }
             }

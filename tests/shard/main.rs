@@ -2,6 +2,7 @@
 
 mod calls;
 mod events;
+mod hall;
 mod meta;
 mod nodes;
 mod places;

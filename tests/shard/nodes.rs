@@ -29,6 +29,7 @@ fn routes(first_seq: u64, changes: &[(u8, &str, bool)]) -> FeedDown {
         policy: Match::Exact,
         uri: (*uri).to_owned(),
         wanted: *wanted,
+        share: None,
     };
     FeedDown::Routes { first_seq, changes: changes.iter().map(change).collect() }
 }

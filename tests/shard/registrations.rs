@@ -1,165 +1,14 @@
 //! Registrations of several callees (WAMP, advanced profile, "Shared Registration", "Sharded Registration", "Call Re-Routing",
 //! "Registration Revocation", "Call Trust Levels"): each history with caller, callees and the procedure's home shard on the same
-//! shard and on different ones.
+//! shard, on different ones, and on different nodes.
 
-use super::rig::Rig;
-use super::{connect, frames, messages};
-use common::ids::{Match, RealmId, RouteKind, route_id};
+use super::frames;
+use super::hall::{ABLE, Hall, PLAIN, Places, apart, everywhere};
+use common::ids::{Match, RealmId};
 use dataplane::feed::FeedDown;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-/// Announces everything.
-const ABLE: &str = r#"{"caller":{"features":{"progressive_call_invocations":true}},
-    "callee":{"features":{"call_canceling":true,"progressive_call_results":true,"progressive_call_invocations":true,
-    "registration_revocation":true,"call_reroute":true}}}"#;
-/// Announces nothing.
-const PLAIN: &str = r#"{"caller":{},"callee":{}}"#;
-
-/// A caller, and callees that have not registered yet.
-struct Hall {
-    rig: Rig,
-    uri: String,
-    caller: usize,
-    callees: Vec<usize>,
-    registration: u64,
-    /// Requests of the caller, and of each callee.
-    requests: Vec<u64>,
-    realm: &'static str,
-}
-
-/// Where the parts of a history are.
-#[derive(Clone, Copy, Debug)]
-struct Places {
-    home: u64,
-    caller: usize,
-    callees: [usize; 3],
-    realm: &'static str,
-}
-
-impl Hall {
-    fn new(places: Places, roles: &str) -> Self {
-        let mut rig = Rig::new(2, |config| config.timeouts.ping_interval = Duration::from_secs(86_400));
-        let hello = |roles: &str| format!("[1,\"{}\",{{\"roles\":{roles}}}]", places.realm);
-        let callees: Vec<usize> =
-            places.callees.iter().map(|shard| connect(&mut rig, *shard, &[&hello(roles)])).collect();
-        let caller = connect(&mut rig, places.caller, &[&hello(ABLE)]);
-        rig.run();
-        for at in callees.iter().chain([&caller]) {
-            messages(&mut rig, *at);
-        }
-        let id = |uri: &str| route_id(RealmId::of(places.realm), RouteKind::Procedure, Match::Exact, uri);
-        let mut uris = (0..).map(|n| format!("com.example.p{n}"));
-        let uri = uris.find(|uri| id(uri) % 2 == places.home).expect("every shard is some procedure's home");
-        let (registration, realm) = (id(&uri), places.realm);
-        Self { rig, uri, caller, callees, registration, requests: vec![0; 4], realm }
-    }
-
-    /// What a callee gets for a REGISTER with these options.
-    fn register(&mut self, callee: usize, options: &str) -> Value {
-        let request = self.next(callee);
-        self.callee(callee, &format!("[64,{request},{options},\"{}\"]", self.uri));
-        let mut heard = self.callee_hears(callee);
-        heard.pop().expect("it is answered")
-    }
-
-    fn register_all(&mut self, options: &str) {
-        for callee in 0..self.callees.len() {
-            let answer = self.register(callee, options);
-            assert_eq!((&answer[0], &answer[2]), (&65.into(), &self.registration.into()), "{answer}");
-        }
-    }
-
-    /// The next request id of a callee, or of the caller (3).
-    fn next(&mut self, who: usize) -> u64 {
-        self.requests[who] += 1;
-        self.requests[who]
-    }
-
-    fn callee(&mut self, callee: usize, says: &str) {
-        self.rig.receive(self.callees[callee], &frames(&[says]));
-        self.rig.run();
-    }
-
-    fn callee_hears(&mut self, callee: usize) -> Vec<Value> {
-        let heard = messages(&mut self.rig, self.callees[callee]);
-        heard.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
-    }
-
-    fn caller_hears(&mut self) -> Vec<Value> {
-        let heard = messages(&mut self.rig, self.caller);
-        heard.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect()
-    }
-
-    fn say(&mut self, says: &str) {
-        self.rig.receive(self.caller, &frames(&[says]));
-        self.rig.run();
-    }
-
-    /// A CALL and its request id.
-    fn call(&mut self, options: &str) -> u64 {
-        let request = self.next(3);
-        self.say(&format!("[48,{request},{options},\"{}\",[{request}]]", self.uri));
-        request
-    }
-
-    /// Who got an INVOCATION, and the message.
-    fn invoked(&mut self) -> Option<(usize, Value)> {
-        let mut all = Vec::new();
-        for callee in 0..self.callees.len() {
-            all.extend(self.callee_hears(callee).into_iter().map(|message| (callee, message)));
-        }
-        assert!(all.len() <= 1, "one callee is invoked, once: {all:?}");
-        let (callee, message) = all.pop()?;
-        assert_eq!((&message[0], &message[2]), (&68.into(), &self.registration.into()), "{message}");
-        Some((callee, message))
-    }
-
-    /// The callee of a call, which it answers.
-    fn serve(&mut self, options: &str) -> usize {
-        let request = self.call(options);
-        let (callee, invocation) = self.invoked().expect("somebody is called");
-        assert_eq!(invocation[4][0], request, "the payload is that of the call");
-        self.callee(callee, &format!("[70,{},{{}},[\"by {callee}\"]]", invocation[1]));
-        let heard = self.caller_hears();
-        assert_eq!(heard, [serde_json::json!([50, request, {}, [format!("by {callee}")]])]);
-        callee
-    }
-
-    /// The URI of the ERROR that a call gets at once.
-    fn refused(&mut self, options: &str) -> String {
-        let request = self.call(options);
-        self.error_of(request)
-    }
-
-    fn error_of(&mut self, request: u64) -> String {
-        let heard = self.caller_hears();
-        assert_eq!(heard.len(), 1, "{heard:?}");
-        assert_eq!((&heard[0][0], &heard[0][2]), (&8.into(), &request.into()), "{heard:?}");
-        heard[0][4].as_str().expect("a URI").to_owned()
-    }
-
-    /// A callee answers an invocation with `wamp.error.unavailable`.
-    fn unavailable(&mut self, callee: usize, invocation: &Value) {
-        self.callee(callee, &format!("[8,68,{},{{}},\"wamp.error.unavailable\",[\"busy\"]]", invocation[1]));
-    }
-}
-
-/// Every place in both degrees of strictness.
-fn everywhere(roles: &str, history: impl Fn(&mut Hall)) {
-    for home in [0, 1] {
-        for caller in [0, 1] {
-            for callees in [[0, 0, 0], [1, 1, 1], [0, 1, 0]] {
-                for realm in ["realm1", "strict"] {
-                    let mut hall = Hall::new(Places { home, caller, callees, realm }, roles);
-                    history(&mut hall);
-                    hall.rig.check_empty();
-                }
-            }
-        }
-    }
-}
 
 #[test]
 fn calls_go_round_the_callees_in_the_order_of_registration() {
@@ -238,7 +87,7 @@ fn the_first_callee_fixes_the_policy() {
 
 #[test]
 fn a_policy_nobody_knows_is_refused() {
-    let places = Places { home: 0, caller: 0, callees: [0, 1, 0], realm: "realm1" };
+    let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 1, 0], realm: "realm1" };
     let mut hall = Hall::new(places, PLAIN);
     let answer = hall.register(0, r#"{"invoke":"loudest"}"#);
     assert_eq!((&answer[0], &answer[2]), (&3.into(), &"wamp.error.protocol_violation".into()));
@@ -566,7 +415,7 @@ fn callees_that_want_it_are_told_how_much_a_call_is_trusted() {
 fn calls_that_come_before_the_first_callee_is_known_wait_for_it() {
     for invoke in ["single", "roundrobin"] {
         for realm in ["realm1", "strict"] {
-            let places = Places { home: 0, caller: 0, callees: [0, 0, 1], realm };
+            let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 0, 1], realm };
             let mut hall = Hall::new(places, ABLE);
             let register = format!(r#"[64,1,{{"invoke":"{invoke}"}},"{}"]"#, hall.uri);
             hall.rig.receive(hall.callees[0], &frames(&[&register]));
@@ -595,7 +444,7 @@ fn calls_that_come_before_the_first_callee_is_known_wait_for_it() {
 #[test]
 fn calls_that_wait_for_a_callee_are_bounded_in_bytes() {
     for invoke in ["single", "roundrobin"] {
-        let places = Places { home: 0, caller: 0, callees: [0, 0, 1], realm: "realm1" };
+        let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 0, 1], realm: "realm1" };
         let mut hall = Hall::new(places, ABLE);
         let register = format!(r#"[64,1,{{"invoke":"{invoke}"}},"{}"]"#, hall.uri);
         hall.rig.receive(hall.callees[0], &frames(&[&register]));
@@ -611,5 +460,157 @@ fn calls_that_wait_for_a_callee_are_bounded_in_bytes() {
         // Of those that waited some are more than the callee's queue takes.
         assert_eq!(hall.callee_hears(0).len(), 1 + 20 - refused.len());
         hall.rig.check_empty();
+    }
+}
+
+#[test]
+fn callees_of_the_callers_node_are_preferred_if_the_policy_and_the_callee_allow() {
+    for invoke in ["roundrobin", "random", "queue_least_loaded", "queue_least_loaded_sample"] {
+        apart(PLAIN, |hall| {
+            hall.register_all(&format!(r#"{{"invoke":"{invoke}"}}"#));
+            assert!((0..12).all(|_| hall.serve("{}") == 1), "{invoke}");
+            hall.rig.close(hall.callees[1]);
+            hall.rig.run();
+            let served: BTreeSet<usize> = (0..30).map(|_| hall.serve("{}")).collect();
+            assert_eq!(served, BTreeSet::from([0, 2]), "{invoke}");
+        });
+        apart(PLAIN, |hall| {
+            hall.register_all(&format!(r#"{{"invoke":"{invoke}","_prefer_local":false}}"#));
+            let mut counts = [0; 3];
+            (0..30).for_each(|_| counts[hall.serve("{}")] += 1);
+            assert!(counts.iter().all(|count| *count > 0), "{invoke}: {counts:?}");
+            assert!(invoke != "roundrobin" || counts == [10; 3], "each its share: {counts:?}");
+        });
+    }
+}
+
+#[test]
+fn the_first_and_the_last_callee_are_those_of_all_nodes() {
+    for (invoke, order) in [("first", [0, 1, 2]), ("last", [2, 1, 0])] {
+        apart(PLAIN, |hall| {
+            hall.register_all(&format!(r#"{{"invoke":"{invoke}"}}"#));
+            for callee in order {
+                assert_eq!((hall.serve("{}"), hall.serve("{}")), (callee, callee));
+                hall.rig.close(hall.callees[callee]);
+                hall.rig.run();
+            }
+            assert_eq!(hall.refused("{}"), "wamp.error.no_such_procedure");
+        });
+    }
+}
+
+#[test]
+fn a_key_has_the_same_callee_for_callers_of_all_nodes() {
+    let options = [("jch", r#""rkey":"#), ("roundrobin", r#""runmode":"partition","rkey":"#)];
+    for (invoke, call) in options {
+        for home in [0, 1] {
+            let served = [0, 1, 2, 3].map(|caller| {
+                let nodes = &[2, 2];
+                let places = Places { nodes, home, caller, callees: [2, 0, 3], realm: "realm1" };
+                let mut hall = Hall::new(places, PLAIN);
+                hall.register_all(&format!(r#"{{"invoke":"{invoke}"}}"#));
+                let served = (0..24).map(|key| hall.serve(&format!("{{{call}{key}}}")));
+                let served: Vec<usize> = served.collect();
+                hall.rig.check_empty();
+                served
+            });
+            assert!(served.iter().all(|other| *other == served[0]), "{invoke}: {served:?}");
+            assert_eq!(served[0].iter().collect::<BTreeSet<_>>().len(), 3);
+        }
+    }
+}
+
+#[test]
+fn the_first_callee_of_all_nodes_fixes_the_policy() {
+    apart(PLAIN, |hall| {
+        for (first, refused) in [
+            (r#"{"invoke":"first"}"#, &["{}", r#"{"invoke":"last"}"#, r#"{"concurrency":1}"#][..]),
+            ("{}", &["{}", r#"{"invoke":"last"}"#]),
+            (r#"{"concurrency":1}"#, &[r#"{"concurrency":1}"#]),
+        ] {
+            assert_eq!(hall.register(0, first)[0], 65);
+            for options in refused {
+                let answer = hall.register(1, options);
+                assert_eq!(answer[4], "wamp.error.procedure_already_exists", "{first} and then {options}");
+            }
+            assert_eq!(hall.serve("{}"), 0);
+            let request = hall.next(0);
+            let text = format!("[66,{request},{}]", hall.registration);
+            hall.callee(0, &text);
+            assert_eq!(hall.callee_hears(0)[0][0], 67);
+        }
+    });
+}
+
+#[test]
+fn a_call_goes_to_another_node_when_no_callee_of_the_first_one_takes_it() {
+    for (invoke, order) in [("first", [0, 1, 2]), ("last", [2, 1, 0])] {
+        apart(ABLE, |hall| {
+            hall.register_all(&format!(r#"{{"invoke":"{invoke}"}}"#));
+            let request = hall.call("{}");
+            let mut asked = Vec::new();
+            while let Some((callee, invocation)) = hall.invoked() {
+                assert_eq!(invocation[4], serde_json::json!([request]));
+                hall.unavailable(callee, &invocation);
+                asked.push(callee);
+            }
+            assert_eq!(hall.error_of(request), "wamp.error.no_available_callee");
+            assert_eq!(asked[0], order[0]);
+            asked.sort_unstable();
+            assert_eq!(asked, [0, 1, 2], "each was asked once");
+        });
+    }
+    apart(ABLE, |hall| {
+        hall.register_all(r#"{"invoke":"roundrobin","concurrency":1}"#);
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            hall.call("{}");
+            open.push(hall.invoked().expect("somebody is called"));
+        }
+        assert_eq!(open[0].0, 1, "its own node's");
+        assert_eq!(hall.refused("{}"), "wamp.error.unavailable");
+        for (callee, invocation) in open {
+            hall.callee(callee, &format!("[70,{},{{}}]", invocation[1]));
+            assert_eq!(hall.caller_hears().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_callee_can_take_the_place_of_those_of_other_nodes() {
+    for before in ["{}", r#"{"invoke":"first"}"#] {
+        for after in [r#"{"force_reregister":true}"#, r#"{"invoke":"first","force_reregister":true}"#] {
+            apart(ABLE, |hall| {
+                assert_eq!(hall.register(0, before)[0], 65);
+                let request = hall.call("{}");
+                let (_, invocation) = hall.invoked().expect("it is called");
+                assert_eq!(hall.register(1, after)[0], 65);
+                assert_eq!(hall.callee_hears(0)[0][2]["registration"], hall.registration);
+                hall.callee(0, &format!("[70,{},{{}}]", invocation[1]));
+                assert_eq!(hall.caller_hears(), [serde_json::json!([50, request, {}])]);
+                assert_eq!(hall.serve("{}"), 1);
+                if after.contains("invoke") {
+                    assert_eq!(hall.register(2, r#"{"invoke":"first"}"#)[0], 65, "others may join it");
+                    assert_eq!(hall.serve("{}"), 1);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn calls_are_lost_with_the_node_of_their_callee_and_later_ones_go_elsewhere() {
+    for realm in ["realm1", "strict"] {
+        for home in [0, 1] {
+            let places = Places { nodes: &[2, 2], home, caller: 0, callees: [2, 0, 3], realm };
+            let mut hall = Hall::new(places, ABLE);
+            hall.register_all(r#"{"invoke":"first"}"#);
+            let request = hall.call("{}");
+            assert_eq!(hall.invoked().expect("somebody is called").0, 0);
+            hall.rig.kill(2);
+            assert_eq!(hall.error_of(request), "wamp.error.canceled");
+            assert_eq!(hall.serve("{}"), 1);
+            hall.rig.check_empty();
+        }
     }
 }

@@ -75,6 +75,7 @@ impl Control {
             epoch: self.epoch,
             claims_folded: self.shards.iter().map(|s| if s.resyncing { 0 } else { s.folded }).collect(),
             nodes_folded: 0,
+            shares: vec![],
             realms: vec![Realm {
                 id: RealmId::of("realm1"),
                 name: "realm1".to_owned(),
@@ -122,6 +123,9 @@ impl ShardClaims {
             }
             Claim::Routed { realm, kind, policy, uri } => {
                 self.routes.insert((realm, kind, policy, uri));
+            }
+            Claim::Shared { realm, policy, uri, .. } => {
+                self.routes.insert((realm, RouteKind::Procedure, policy, uri));
             }
             Claim::Unrouted { realm, kind, policy, uri } => {
                 self.routes.remove(&(realm, kind, policy, uri));

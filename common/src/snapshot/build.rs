@@ -83,6 +83,7 @@ fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], 
     assert!(sorted.is_sorted_by(|a, b| key(a) < key(b)), "each route has its own key");
     let mut lists = Lists::new(lists);
     let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text, &mut lists)).collect();
+    let shares = share_rows(source, &sorted, &lists.members);
     let mut patterns = Patterns::default();
     for range in groups(&sorted) {
         patterns.add_group(&sorted, &routes, range);
@@ -102,6 +103,7 @@ fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], 
         text: text.pool,
         realms,
         routes,
+        shares,
         groups: patterns.groups,
         lengths: patterns.lengths,
         tries: patterns.tries,
@@ -144,6 +146,30 @@ fn route_row(route: &RouteRef<'_>, text: &mut Text, lists: &mut Lists<'_>) -> Ro
         policy: route.policy,
         unused: [0; 4],
     }
+}
+
+/// What is said of routes and nodes that are there.
+fn share_rows(source: &Source, sorted: &[RouteRef<'_>], members: &[NodeId]) -> Vec<ShareRow> {
+    let row = |said: &super::NodeShare| {
+        let wanted = (said.realm.0, RouteKind::Procedure, said.policy, &*said.uri);
+        let route = sorted.binary_search_by(|route| key(route).cmp(&wanted)).ok()?;
+        let node = members.binary_search(&said.node).ok()?;
+        let share = said.share;
+        Some(ShareRow {
+            first: share.first,
+            last: share.last,
+            route: route as u32,
+            callees: share.callees,
+            node: node as u16,
+            invoke: share.invoke as u8,
+            forced: share.forced.into(),
+            unused: [0; 4],
+        })
+    };
+    let mut rows: Vec<_> = source.shares.iter().filter_map(row).collect();
+    rows.sort_by_key(|row| (row.route, row.node));
+    rows.dedup_by_key(|row| (row.route, row.node));
+    rows
 }
 
 /// The lists of nodes that routes name, numbered in the order of the first route of each, so that equal routes give equal

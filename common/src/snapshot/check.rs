@@ -8,6 +8,7 @@ use super::SnapshotError;
 use super::layout::*;
 use crate::ids::{Match, NODES_MAX, RealmId, RouteKind};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
+use crate::share::Invoke;
 use rkyv::rancor;
 use std::ops::Range;
 
@@ -53,6 +54,7 @@ fn prove(tables: &ArchivedTables) -> Proof {
     realms(tables)?;
     nodes(tables)?;
     routes(tables)?;
+    shares(tables)?;
     slots(tables)?;
     let wildcards = groups(tables)?;
     tries(tables, wildcards)
@@ -109,6 +111,25 @@ fn routes(tables: &ArchivedTables) -> Proof {
         last = Some(key);
     }
     Ok(())
+}
+
+/// Proves that each is of a procedure and a node that are there, and that they are sorted.
+fn shares(tables: &ArchivedTables) -> Proof {
+    for row in tables.shares.iter() {
+        let route = tables.routes.get(row.route.to_native() as usize);
+        require(
+            route.is_some_and(|route| route.kind() == RouteKind::Procedure),
+            "a share is of no procedure",
+        )?;
+        require(usize::from(row.node.to_native()) < tables.members.len(), "a share is of no node")?;
+        require(Invoke::from_number(row.invoke).is_some() && row.forced <= 1, "a share has unknown parts")?;
+    }
+    require(
+        tables.shares.is_sorted_by(|a, b| {
+            (a.route.to_native(), a.node.to_native()) < (b.route.to_native(), b.node.to_native())
+        }),
+        "shares are not sorted",
+    )
 }
 
 /// Proves that the hash table holds every route exactly once, where a look-up finds it, and that look-ups end.

@@ -15,7 +15,7 @@ use rkyv::{Archive, Archived, Serialize};
 pub(super) const MAGIC: [u8; 8] = *b"SBSNAPSH";
 
 /// The version of everything after the header. Any change of the types below is another one.
-pub(super) const LAYOUT: u32 = 2;
+pub(super) const LAYOUT: u32 = 3;
 
 pub(super) const HEADER_BYTES: usize = 16;
 
@@ -42,6 +42,8 @@ pub(super) struct Tables {
     pub realms: Vec<RealmRow>,
     /// By ascending (realm, kind, policy, URI).
     pub routes: Vec<RouteRow>,
+    /// By ascending (route, node).
+    pub shares: Vec<ShareRow>,
     /// A hash table of `routes` with linear probing: a power of two, at least twice the routes.
     pub slots: Vec<Slot>,
     /// One for each (realm, kind) with a prefix or wildcard route, by ascending (realm, kind).
@@ -81,6 +83,23 @@ pub(super) struct RouteRow {
     pub uri_bytes: u16,
     pub kind: RouteKind,
     pub policy: Match,
+    pub unused: [u8; 4],
+}
+
+/// What one node says of its callees that share a procedure.
+#[derive(Archive, Serialize)]
+pub(super) struct ShareRow {
+    pub first: u64,
+    pub last: u64,
+    /// An index of `routes`.
+    pub route: u32,
+    pub callees: u32,
+    /// An index of `members`.
+    pub node: u16,
+    /// A number of [`crate::share::Invoke`].
+    pub invoke: u8,
+    /// 0 or 1.
+    pub forced: u8,
     pub unused: [u8; 4],
 }
 
@@ -124,6 +143,7 @@ pub(super) struct Node {
 
 const _: () = assert!(size_of::<ArchivedRealmRow>() == 16);
 const _: () = assert!(size_of::<ArchivedRouteRow>() == 40);
+const _: () = assert!(size_of::<ArchivedShareRow>() == 32);
 const _: () = assert!(size_of::<ArchivedSlot>() == 8);
 const _: () = assert!(size_of::<ArchivedGroup>() == 24);
 const _: () = assert!(size_of::<ArchivedNode>() == 20);

@@ -6,6 +6,7 @@ use crate::ids::{Match, RealmId, RouteKind};
 use crate::pattern::hash::UriHash;
 use crate::pattern::prefix::{Probes, probe};
 use crate::pattern::walk::{Components, Trie, Walk};
+use crate::share::{Invoke, Share};
 use std::cmp::Ordering;
 use std::ops::{Deref, Range};
 
@@ -22,6 +23,30 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
         let tables = self.tables();
         let hash = tables.hash(realm, kind, policy, uri);
         Some(tables.view(tables.find(hash, realm, kind, policy, uri.as_bytes())?))
+    }
+
+    /// What other nodes, by index of [`Snapshot::nodes`], say of their callees that share exactly this procedure; none of a
+    /// node: it has a single one.
+    pub fn shares(&self, realm: RealmId, policy: Match, uri: &str) -> impl Iterator<Item = (u16, Share)> {
+        let tables = self.tables();
+        let hash = tables.hash(realm, RouteKind::Procedure, policy, uri);
+        let route = tables.find_index(hash, realm, RouteKind::Procedure, policy, uri.as_bytes());
+        let shares = &tables.shares;
+        let first =
+            route.map_or(shares.len(), |route| shares.partition_point(|row| row.route.to_native() < route));
+        let of_route = shares[first..]
+            .iter()
+            .take_while(move |row| route.is_some_and(|route| row.route.to_native() == route));
+        of_route.filter_map(|row| {
+            let share = Share {
+                invoke: Invoke::from_number(row.invoke)?,
+                forced: row.forced != 0,
+                callees: row.callees.to_native(),
+                first: row.first.to_native(),
+                last: row.last.to_native(),
+            };
+            Some((row.node.to_native(), share))
+        })
     }
 
     /// As [`crate::pattern::PatternMap::for_each_match`].
@@ -106,6 +131,19 @@ impl ArchivedTables {
         policy: Match,
         uri: &[u8],
     ) -> Option<&ArchivedRouteRow> {
+        let index = self.find_index(hash, realm, kind, policy, uri)?;
+        Some(&self.routes[index as usize])
+    }
+
+    #[inline]
+    fn find_index(
+        &self,
+        hash: u64,
+        realm: RealmId,
+        kind: RouteKind,
+        policy: Match,
+        uri: &[u8],
+    ) -> Option<u32> {
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;
         loop {
@@ -114,12 +152,13 @@ impl ArchivedTables {
                 return None;
             }
             if slot.tag == (hash >> 32) as u32 {
-                let route = &self.routes[slot.route.to_native() as usize];
+                let index = slot.route.to_native();
+                let route = &self.routes[index as usize];
                 if route.realm == realm.0
                     && (route.kind(), route.policy()) == (kind, policy)
                     && self.uri(route).as_bytes() == uri
                 {
-                    return Some(route);
+                    return Some(index);
                 }
             }
             at = (at + 1) & mask;

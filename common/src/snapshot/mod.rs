@@ -7,6 +7,7 @@
 //! look-ups allocate nothing, and cost what [`crate::pattern`] says, however many routes there are.
 
 use crate::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
+use crate::share::Share;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::fmt;
 use std::ops::Deref;
@@ -56,6 +57,16 @@ pub struct Route {
     pub nodes: Vec<NodeId>,
 }
 
+/// What another node says of its callees that share a procedure.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct NodeShare {
+    pub realm: RealmId,
+    pub policy: Match,
+    pub uri: std::sync::Arc<str>,
+    pub node: NodeId,
+    pub share: Share,
+}
+
 /// What a snapshot is built from. `build` sorts, so the order of `realms` and `routes` is of no matter; two entries of
 /// one key are an error of the caller (asserted).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -69,6 +80,8 @@ pub struct Source {
     pub nodes_folded: u64,
     pub realms: Vec<Realm>,
     pub routes: Vec<Route>,
+    /// Of procedures among the routes and nodes that want them; others are left out.
+    pub shares: Vec<NodeShare>,
 }
 
 /// A change of realms between two snapshots; travels in a link frame.

@@ -2,6 +2,7 @@ use super::*;
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::pattern::PatternMap;
 use crate::pattern::tests::{oracle, pattern, policy, uri};
+use crate::share::Share;
 use proptest::prelude::*;
 use rkyv::util::AlignedVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,7 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
         epoch: BootEpoch(4),
         claims_folded: vec![5, 6],
         nodes_folded: 7,
+        shares: vec![],
         realms: vec![
             Realm {
                 id: REALMS[1],
@@ -325,6 +327,52 @@ fn lists_of_nodes_are_kept_once_and_in_order() {
     let found: Vec<_> = snapshot.routes().map(|(_, _, route)| named(&snapshot, route)).collect();
     assert_eq!(found, [vec![a, b], vec![], vec![a, b], vec![c]]);
     assert!(snapshot.routes().all(|(_, _, route)| route.shards == ShardSet(u128::MAX - 5)));
+}
+
+#[test]
+fn what_nodes_say_of_shared_procedures_is_kept_with_its_route() {
+    let share = |callees| Share { callees, first: 1, last: u64::MAX, ..Share::SINGLE };
+    let said = |uri: &str, n: u8, callees| NodeShare {
+        realm: REALMS[0],
+        policy: Match::Exact,
+        uri: uri.into(),
+        node: NodeId([n; 16]),
+        share: share(callees),
+    };
+    let route = |uri: &str, nodes: &[u8]| Route {
+        realm: REALMS[0],
+        kind: RouteKind::Procedure,
+        policy: Match::Exact,
+        uri: uri.into(),
+        shards: 0,
+        nodes: nodes.iter().map(|n| NodeId([*n; 16])).collect(),
+    };
+    let source = Source {
+        routes: vec![route("a", &[1, 2]), route("b", &[2, 3]), route("c", &[1])],
+        shares: vec![said("b", 3, 5), said("a", 1, 2), said("b", 2, 4), said("gone", 1, 9), said("a", 9, 9)],
+        ..Source::default()
+    };
+    let bytes = build(&source, 7);
+    let snapshot = Snapshot::check(&bytes[..]).expect("a built snapshot is valid");
+    let shares = |uri: &str| -> Vec<(u16, u32)> {
+        let shares = snapshot.shares(REALMS[0], Match::Exact, uri);
+        shares.map(|(node, share)| (node, share.callees)).collect()
+    };
+    assert_eq!((shares("a"), shares("b")), (vec![(0, 2)], vec![(1, 4), (2, 5)]));
+    assert_eq!((shares("c"), shares("gone")), (vec![], vec![]));
+    assert_eq!(snapshot.shares(REALMS[0], Match::Exact, "b").next(), Some((1, share(4))));
+    let mut backwards = source.clone();
+    backwards.shares.reverse();
+    assert_eq!(&build(&backwards, 7)[..], &bytes[..]);
+    let refused = |change: &dyn Fn(&mut layout::ShareRow)| {
+        let mut tables = super::build::tables(&source, 7);
+        change(&mut tables.shares[1]);
+        let bytes = super::build::bytes(&tables);
+        Snapshot::check(&bytes[..]).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|row| row.route = 3) && refused(&|row| row.node = 3) && refused(&|row| row.invoke = 8));
+    assert!(refused(&|row| row.forced = 2) && refused(&|row| (row.route, row.node) = (0, 0)));
 }
 
 #[test]

@@ -114,23 +114,33 @@ impl Claims {
             }
             return;
         }
-        if wanted != shown {
-            held.shown = wanted;
+        if wanted != shown || wanted && held.news {
+            (held.shown, held.news) = (wanted, false);
             changes.push(change(node, held, wanted));
         }
         owner.table.reap(slot, collected);
+        self.shown = self.shown + usize::from(wanted) - usize::from(shown);
     }
 
-    /// Which of several that claim a procedure comes first: the least (stamp, node) among those that may be used.
+    /// Which of several that claim a procedure comes first, among those that may be used: the last one that took the place
+    /// of the others, else the least (stamp, node).
     fn winner(&self, claimants: &[Claimant]) -> Option<Claimant> {
         let usable = claimants.iter().filter_map(|claimant| Some((*claimant, self.usable(*claimant)?)));
-        usable.min_by_key(|((id, _), held)| (held.stamp, self.owner(*id).head.owner)).map(|(first, _)| first)
+        let rank = |held: &Held| match held.is_forced() {
+            true => (0, u64::MAX - held.stamp.0),
+            false => (1, held.stamp.0),
+        };
+        usable.min_by_key(|((id, _), held)| (rank(held), self.owner(*id).head.owner)).map(|(first, _)| first)
     }
 
-    /// True for the winner, and for those that share the procedure with it in the same way.
+    /// True for the winner, and for those that share the procedure with it in the same way and whose place it did not take.
     fn may_be_called(&self, claimant: Claimant, winner: Claimant) -> bool {
-        let sharing = |claimant| self.usable(claimant).map_or(super::SINGLE, |held| held.sharing);
-        claimant == winner || (sharing(winner) != super::SINGLE && sharing(claimant) == sharing(winner))
+        if claimant == winner {
+            return true;
+        }
+        let (Some(held), Some(first)) = (self.usable(claimant), self.usable(winner)) else { return false };
+        let (Some(mine), Some(its)) = (&held.share, &first.share) else { return false };
+        mine.shares_with(its) && (!first.is_forced() || held.stamp > first.stamp)
     }
 
     fn usable(&self, (id, slot): Claimant) -> Option<&Held> {
@@ -148,5 +158,6 @@ impl Claims {
 fn change(node: NodeId, held: &Held, wanted: bool) -> RouteChange {
     let key = &held.key;
     let uri = key.uri.as_ref().into();
-    RouteChange { node, realm: key.realm, kind: key.kind, policy: key.policy, uri, wanted }
+    let share = held.share.as_deref().copied().filter(|_| wanted);
+    RouteChange { node, realm: key.realm, kind: key.kind, policy: key.policy, uri, wanted, share }
 }

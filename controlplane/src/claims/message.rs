@@ -12,6 +12,7 @@ use crate::replica::hlc::Hlc;
 use crate::store::record::{Reader, RecordError, require};
 use common::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, SHARDS_MAX};
 use common::limits::URI_BYTES_MAX;
+use common::share::{Invoke, Share};
 use std::sync::Arc;
 
 /// One life of an owner's map. The owner gives the numbers; a later life is greater.
@@ -62,8 +63,21 @@ pub struct Entry {
     /// When the owner first knew of it; of meaning for procedures.
     pub stamp: Hlc,
     pub present: bool,
-    /// How a procedure may be shared; [`SINGLE`]: not at all.
-    pub sharing: u8,
+    /// What the owner says of callees that share a procedure; none: there is one, whose it is alone.
+    pub share: Option<Share>,
+}
+
+/// Whether a data plane wants a route, and what it says of callees that share it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    pub wanted: bool,
+    pub share: Option<Share>,
+}
+
+impl From<bool> for Wanted {
+    fn from(wanted: bool) -> Self {
+        Self { wanted, share: None }
+    }
 }
 
 /// Changes after `from` up to `to`, but for those that later ones replaced.
@@ -99,8 +113,6 @@ pub enum Message {
     Part(Part),
 }
 
-/// The registration is for one callee.
-pub const SINGLE: u8 = 0;
 /// Longest message.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1_024;
 /// Longest address of a relay: an IPv6 address with a scope and a port is shorter.
@@ -109,15 +121,17 @@ pub const RELAY_BYTES_MAX: usize = 128;
 pub const NUMBER_MAX: u64 = 1 << 62;
 const HEAD_BYTES: usize = 16 + 12 + 9 + 24;
 const ENTRY_BYTES: usize = 8 + 2 + 2 + 8 + 8 + 2;
+/// What a share adds.
+const SHARE_BYTES: usize = 1 + 4 + 16;
 /// What a part takes beside its entries, at most.
 pub const PART_HEAD_BYTES: usize = 1 + HEAD_BYTES + 8 + 3 + RELAY_BYTES_MAX + 16 + 4;
 
 const _: () = assert!(3 + NODES_MAX * HEAD_BYTES <= MESSAGE_BYTES_MAX);
-const _: () = assert!(PART_HEAD_BYTES + ENTRY_BYTES + URI_BYTES_MAX <= MESSAGE_BYTES_MAX);
+const _: () = assert!(PART_HEAD_BYTES + ENTRY_BYTES + SHARE_BYTES + URI_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// What an entry of this key takes in a part.
-pub fn entry_bytes(key: &RouteKey) -> usize {
-    ENTRY_BYTES + key.uri.len()
+pub fn entry_bytes(key: &RouteKey, is_shared: bool) -> usize {
+    ENTRY_BYTES + key.uri.len() + if is_shared { SHARE_BYTES } else { 0 }
 }
 
 impl Message {
@@ -181,7 +195,8 @@ fn put_part(out: &mut Vec<u8>, part: &Part) {
         out.extend_from_slice(&[entry.key.kind as u8, entry.key.policy as u8]);
         put_text(out, &entry.key.uri);
         put_numbers(out, &[entry.version, entry.stamp.0]);
-        out.extend_from_slice(&[entry.present.into(), entry.sharing]);
+        out.push(entry.present.into());
+        put_share(out, entry.share);
     }
 }
 
@@ -222,7 +237,22 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Entry, RecordError> {
     let uri = text(reader, URI_BYTES_MAX)?.into();
     let (version, stamp) = (number(reader)?, Hlc(reader.u64()?));
     let present = flag(reader)?;
-    Ok(Entry { key: RouteKey { realm, uri, kind, policy }, version, stamp, present, sharing: reader.byte()? })
+    let share = read_share(reader)?;
+    Ok(Entry { key: RouteKey { realm, uri, kind, policy }, version, stamp, present, share })
+}
+
+fn put_share(out: &mut Vec<u8>, share: Option<Share>) {
+    let Some(Share { invoke, forced, callees, first, last }) = share else { return out.push(0) };
+    out.extend_from_slice(&[invoke as u8 + 1, forced.into()]);
+    out.extend_from_slice(&callees.to_le_bytes());
+    put_numbers(out, &[first, last]);
+}
+
+fn read_share(reader: &mut Reader<'_>) -> Result<Option<Share>, RecordError> {
+    let Some(invoke) = reader.byte()?.checked_sub(1) else { return Ok(None) };
+    let invoke = Invoke::from_number(invoke).ok_or(RecordError::Form("policy of a share"))?;
+    let (forced, callees) = (flag(reader)?, reader.u32()?);
+    Ok(Some(Share { invoke, forced, callees, first: number(reader)?, last: number(reader)? }))
 }
 
 fn put_head(out: &mut Vec<u8>, head: &Head) {
@@ -305,13 +335,20 @@ mod tests {
     fn entry() -> impl Strategy<Value = Entry> {
         let kind = prop_oneof![Just(RouteKind::Topic), Just(RouteKind::Procedure)];
         let policy = prop_oneof![Just(Match::Exact), Just(Match::Prefix), Just(Match::Wildcard)];
-        (any::<u64>(), ".{0,40}", kind, policy, (any::<u64>(), any::<bool>(), any::<u8>())).prop_map(
-            |(realm, uri, kind, policy, (stamp, present, sharing))| Entry {
+        let share = (0u8..8, any::<bool>(), any::<u32>(), 0..NUMBER_MAX, 0..NUMBER_MAX).prop_map(
+            |(invoke, forced, callees, first, last)| {
+                let invoke = Invoke::from_number(invoke).unwrap();
+                Share { invoke, forced, callees, first, last }
+            },
+        );
+        let share = prop::option::of(share);
+        (any::<u64>(), ".{0,40}", kind, policy, (any::<u64>(), any::<bool>(), share)).prop_map(
+            |(realm, uri, kind, policy, (stamp, present, share))| Entry {
                 key: RouteKey { realm: RealmId(realm), uri: uri.into(), kind, policy },
                 version: 0,
                 stamp: Hlc(stamp),
                 present,
-                sharing,
+                share,
             },
         )
     }

@@ -11,8 +11,8 @@
 //! node_up, _down, _left  ─▶ which maps are routed            maps ─▶ Routes, Owner, OwnerGone, Revoke
 //! ```
 //! Invariants: what [`Output::Routes`] said, folded in order, is what [`Claims::routes`] lists; a route is listed only if its
-//! owner lives, and for a procedure only if the owner may be called: of several owners that claim a `single` registration,
-//! the one with the least (stamp, node). All nodes that hold equal maps and see the same nodes live list the same.
+//! owner lives, and for a procedure only if the owner may be called: of several owners that claim a registration and do not share
+//! it in the same way, the one with the least (stamp, node), or the last one that took the place of the others. All nodes that hold equal maps and see the same nodes live list the same.
 //!
 //! Memory: at most [`NODES_MAX`] maps of [`ROUTES_MAX`] entries. A change costs O(log n); one that ends or begins an
 //! owner's life costs O(1) at once and one look at each of its routes in the polls that follow.
@@ -26,13 +26,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use message::{About, Life, MESSAGE_BYTES_MAX, RELAY_BYTES_MAX, RouteKey, SINGLE};
+pub use message::{About, Life, MESSAGE_BYTES_MAX, RELAY_BYTES_MAX, RouteKey, Wanted};
 
 use crate::replica::hlc::Hlc;
 use crate::store::record::RecordError;
 use bytes::Bytes;
 use common::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId};
 use common::link::RouteChange;
+use common::share::Share;
 use contest::Contest;
 use exchange::Exchange;
 use message::Entry;
@@ -67,6 +68,8 @@ pub struct Claims {
     dirty: VecDeque<(u16, SlotId)>,
     exchange: Exchange,
     outputs: VecDeque<Output>,
+    /// Routes of others that were told to be there.
+    shown: usize,
     counts: Counts,
 }
 
@@ -145,6 +148,7 @@ impl Claims {
             dirty: VecDeque::new(),
             exchange: Exchange::default(),
             outputs: VecDeque::new(),
+            shown: 0,
             counts: Counts::default(),
         }
     }
@@ -174,23 +178,33 @@ impl Claims {
         own.about_at = own.next_version();
     }
 
-    /// A route came or went. `stamp`: the hybrid logical clock, used if it is new. Saying again what is known changes
-    /// nothing.
-    pub fn set(&mut self, key: RouteKey, present: bool, stamp: Hlc) {
+    /// A route came or went, or its share changed. `stamp`: the hybrid logical clock, used if it is new. Saying again what is
+    /// known changes nothing.
+    pub fn set(&mut self, key: RouteKey, wanted: impl Into<Wanted>, stamp: Hlc) {
+        let Wanted { wanted: present, share } = wanted.into();
+        let share = share.filter(|_| present);
         let own = self.own_mut();
         if own.head.epoch.is_none() {
             return;
         }
         let found = own.table.find(&key).and_then(|slot| own.table.get(slot));
-        if found.is_some_and(|held| own.table.is_held(held)) == present {
+        let held = found.filter(|held| own.table.is_held(held));
+        if held.is_some() == present && held.is_none_or(|held| held.share.as_deref() == share.as_ref()) {
             return;
         }
+        // What took the place of others did so now; another change of its callees leaves its rank.
+        let renewed = |old: Option<&Share>| {
+            share.is_some_and(|share| {
+                share.forced && old.is_none_or(|old| !old.forced || share.first > old.last)
+            })
+        };
+        let kept = held.filter(|held| present && !renewed(held.share.as_deref())).map(|held| held.stamp);
         if found.is_none() && own.table.len() >= ROUTES_MAX {
             self.counts.refused += 1;
             return;
         }
-        let stamp = if present { stamp } else { Hlc::default() };
-        let slot = own.change(Entry { key, version: 0, stamp, present, sharing: SINGLE });
+        let stamp = if present { kept.unwrap_or(stamp) } else { Hlc::default() };
+        let slot = own.change(Entry { key, version: 0, stamp, present, share });
         // What comes back after it lost may lose again.
         own.table.get_mut(slot).expect("just put").shown = false;
         self.changed(OWN, slot);
@@ -285,6 +299,11 @@ impl Claims {
         self.others().flat_map(|owner| {
             owner.table.iter().filter(|held| held.shown).map(|held| (owner.head.owner, &held.key))
         })
+    }
+
+    /// How many [`Claims::routes`] lists.
+    pub fn routes_len(&self) -> usize {
+        self.shown
     }
 
     /// Registrations here that lose to another node's and are still there: a data plane that is linked anew may have missed

@@ -175,7 +175,7 @@ impl Owner {
         let mut entries: Vec<Entry> = Vec::new();
         let mut to = self.head.version;
         for held in self.table.after(from) {
-            bytes += entry_bytes(&held.key);
+            bytes += entry_bytes(&held.key, held.share.is_some());
             if bytes > MESSAGE_BYTES_MAX {
                 to = entries.last().map_or(from, |last| last.version);
                 break;

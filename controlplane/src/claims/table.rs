@@ -10,6 +10,7 @@
 
 use super::message::{Entry, RouteKey};
 use crate::replica::hlc::Hlc;
+use common::share::Share;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Where an entry is; may be used again for another once the entry is gone.
@@ -35,10 +36,12 @@ pub(super) struct Held {
     pub version: u64,
     pub stamp: Hlc,
     tag: u32,
-    pub sharing: u8,
+    pub share: Option<Box<Share>>,
     pub present: bool,
     /// For others' routes: the consumer was told that it is there. For own ones: it was told that it lost.
     pub shown: bool,
+    /// For others' routes: the consumer was told another share.
+    pub news: bool,
     /// It waits to be looked at.
     pub queued: bool,
 }
@@ -84,7 +87,7 @@ impl Table {
 
     /// Takes a change. Its version is greater than all before in this tag.
     pub fn put(&mut self, entry: Entry) -> SlotId {
-        let Entry { key, version, stamp, present, sharing } = entry;
+        let Entry { key, version, stamp, present, share } = entry;
         let slot = match self.index.get(&key) {
             Some(slot) => *slot,
             None => self.insert(key),
@@ -93,7 +96,11 @@ impl Table {
         let tag = self.tag;
         let held = self.slots[slot as usize].as_mut().expect("the index names slots in use");
         (held.version, held.stamp, held.tag) = (version, stamp, tag);
-        (held.present, held.sharing) = (present, sharing);
+        held.present = present;
+        if held.share.as_deref() != share.as_ref() {
+            held.share = share.map(Box::new);
+            held.news |= held.shown;
+        }
         if present {
             self.present += 1;
             self.sum = self.sum.wrapping_add(fingerprint(held));
@@ -194,9 +201,10 @@ impl Table {
             stamp: Hlc::default(),
             // Below all tags: `put` gives it one.
             tag: 0,
-            sharing: 0,
+            share: None,
             present: false,
             shown: false,
+            news: false,
             queued: false,
         };
         let slot = match self.free.pop() {
@@ -237,13 +245,18 @@ impl Table {
 }
 
 impl Held {
+    /// It took the place of those that held the registration before.
+    pub fn is_forced(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.forced)
+    }
+
     pub fn entry(&self) -> Entry {
         Entry {
             key: self.key.clone(),
             version: self.version,
             stamp: self.stamp,
             present: self.present,
-            sharing: self.sharing,
+            share: self.share.as_deref().copied(),
         }
     }
 }
@@ -259,7 +272,11 @@ fn fingerprint(held: &Held) -> u64 {
     for word in [key.realm.0, held.version, held.stamp.0, key.uri.len() as u64] {
         mix(word);
     }
-    mix(u64::from(held.sharing) << 16 | u64::from(key.kind as u8) << 8 | u64::from(key.policy as u8));
+    mix(u64::from(key.kind as u8) << 8 | u64::from(key.policy as u8));
+    if let Some(Share { invoke, forced, callees, first, last }) = held.share.as_deref() {
+        let head = u64::from(*forced) << 40 | u64::from(*invoke as u8 + 1) << 32 | u64::from(*callees);
+        [head, *first, *last].into_iter().for_each(&mut mix);
+    }
     for chunk in key.uri.as_bytes().chunks(8) {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);

@@ -6,7 +6,7 @@ use super::members::{Change, Members};
 use super::task::{StoreDone, StoreTask, Token};
 use super::{DATA_PLANE_GRACE, STORE_TASKS_MAX, UPKEEP_PERIOD, exchanges};
 use crate::broadcast::{self, Broadcast, IdKey};
-use crate::claims::{self, About, Claims, RouteKey};
+use crate::claims::{self, About, Claims, RouteKey, Wanted};
 use crate::peers::Channel;
 use crate::replica::exchange::Tally;
 use crate::replica::hlc::Clock;
@@ -381,11 +381,11 @@ impl Machine {
         &mut self,
         now: Instant,
         wall_ms: u64,
-        changes: impl IntoIterator<Item = (RouteKey, bool)>,
+        changes: impl IntoIterator<Item = (RouteKey, impl Into<Wanted>)>,
     ) {
-        for (key, present) in changes {
+        for (key, wanted) in changes {
             let stamp = self.clock.tick(wall_ms);
-            self.claims.set(key, present, stamp);
+            self.claims.set(key, wanted, stamp);
         }
         self.settle(now);
     }
@@ -517,13 +517,7 @@ impl Machine {
                 self.outputs.push_back(Output::Send { to, channel: Channel::Claims, bytes });
             }
             claims::Output::Routes(changes) => {
-                for change in &changes {
-                    self.remote_routes = if change.wanted {
-                        self.remote_routes + 1
-                    } else {
-                        self.remote_routes.saturating_sub(1)
-                    };
-                }
+                self.remote_routes = self.claims.routes_len();
                 self.outputs.push_back(Output::Routes(changes));
             }
             // The list of peers is made from what the claims hold.

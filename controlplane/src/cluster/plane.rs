@@ -12,7 +12,7 @@ use super::status::{ClusterStatus, ObjectsStatus};
 use super::task::{StoreDone, StoreTask, Token};
 use super::{Waiting, machine};
 use crate::catalog::{Origin, RealmError};
-use crate::claims::{About, RouteKey};
+use crate::claims::{About, RouteKey, Wanted};
 use crate::node::{self, LinkId, Node, Output as FromNode, Unready};
 use crate::peers::Channel;
 use crate::registry::LocalChange;
@@ -272,8 +272,8 @@ impl Plane {
         let mut routes = Vec::new();
         for change in self.node.take_local() {
             match change {
-                LocalChange::Route { realm, kind, policy, uri, wanted } => {
-                    routes.push((RouteKey { realm, kind, policy, uri }, wanted));
+                LocalChange::Route { realm, kind, policy, uri, wanted, share } => {
+                    routes.push((RouteKey { realm, kind, policy, uri }, Wanted { wanted, share }));
                     continue;
                 }
                 LocalChange::Linked { .. } | LocalChange::Lost => {

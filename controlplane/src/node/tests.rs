@@ -162,6 +162,7 @@ fn wants(n: u8, uri: &str, wanted: bool) -> RouteChange {
         policy: Match::Exact,
         uri: uri.into(),
         wanted,
+        share: None,
     }
 }
 
@@ -260,7 +261,14 @@ fn other_nodes_learn_which_routes_the_node_wants() {
     };
     let local = |uri: &str, wanted| {
         let realm = RealmId::of("realm1");
-        LocalChange::Route { realm, kind: RouteKind::Topic, policy: Match::Exact, uri: uri.into(), wanted }
+        LocalChange::Route {
+            realm,
+            kind: RouteKind::Topic,
+            policy: Match::Exact,
+            uri: uri.into(),
+            wanted,
+            share: None,
+        }
     };
     node.frame(now, A, hello(5));
     assert_eq!(claims(&mut node, 0, 1, vec![routed("x")]), [], "nobody watches");

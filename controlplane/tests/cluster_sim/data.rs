@@ -189,7 +189,7 @@ impl Data {
             Remote::Route(change) => change,
             Remote::Unroute(gone) => return self.table.retain(|(node, _)| *node != gone),
         };
-        let RouteChange { node, realm, kind, policy, uri, wanted } = change;
+        let RouteChange { node, realm, kind, policy, uri, wanted, .. } = change;
         let route = (node, RouteKey { realm, uri: uri.into(), kind, policy });
         if wanted {
             self.table.insert(route)

@@ -10,7 +10,7 @@ use super::realm::{Spread, Topic, Waiting};
 use super::relay::Publication;
 use super::routes::{is_known_elsewhere, resolve_topic};
 use crate::mesh::Item;
-use common::ids::{Match, RouteKind, ShardSet, route_id};
+use common::ids::{Match, RealmId, RouteKind, ShardSet, route_id};
 use common::limits::AUDIENCE_ENTRIES_MAX;
 use common::link::Claim;
 use common::metrics::Counter;
@@ -409,8 +409,19 @@ impl Shard {
         token: u64,
         awaited: super::register::Awaited,
     ) {
-        let realm = self.realms[realm as usize].id;
-        let claim = Claim::Routed { realm, kind, policy, uri: uri.to_owned() };
+        let id = self.realms[realm as usize].id;
+        let claim = Claim::Routed { realm: id, kind, policy, uri: uri.to_owned() };
+        self.spread_claim(claim, (id, kind, policy, uri), token, awaited);
+    }
+
+    /// As [`Shard::spread_route`], with a claim that says more.
+    pub(super) fn spread_claim(
+        &mut self,
+        claim: Claim,
+        (realm, kind, policy, uri): (RealmId, RouteKind, Match, &str),
+        token: u64,
+        awaited: super::register::Awaited,
+    ) {
         let seq = self.claims.push(claim, &mut self.metrics);
         if !self.others().is_empty() {
             self.awaited.insert(token, awaited);

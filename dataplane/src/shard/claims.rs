@@ -140,9 +140,7 @@ impl Shard {
             }
             // Those that are shared are claimed by their home shard.
             if let Some(procedure) = self.procedures.get(index).filter(|procedure| !procedure.is_shared()) {
-                let realm = self.realms[procedure.realm as usize].id;
-                let (kind, policy, uri) = (RouteKind::Procedure, procedure.policy, procedure.uri.to_string());
-                claims.push(Claim::Routed { realm, kind, policy, uri });
+                claims.push(procedure.claim(self.realms[procedure.realm as usize].id));
             }
         }
         None
@@ -155,8 +153,8 @@ impl Shard {
             }
             if let Some(group) = self.groups.get(index) {
                 let realm = self.realms[group.realm as usize].id;
-                let (kind, policy, uri) = (RouteKind::Procedure, group.policy, group.uri.to_string());
-                claims.push(Claim::Routed { realm, kind, policy, uri });
+                let (policy, uri, share) = (group.policy, group.uri.to_string(), group.share());
+                claims.push(Claim::Shared { realm, policy, uri, share });
             }
         }
         None

@@ -10,7 +10,7 @@ use super::features::Features;
 use super::flow::{Class, Queued};
 use super::identity::{self, Disclosed};
 use super::options::{BadOption, call_key, call_terms, passthru, unpacked};
-use super::routes::{Callee, resolve_procedure};
+use super::routes::{Callee, Sharer, resolve_procedure};
 use crate::mesh::{Caller, Item, Terms};
 use common::ids::{ID_MAX, Match, RouteKind, ShardId};
 use common::metrics::Counter;
@@ -144,7 +144,7 @@ impl Shard {
             let text = format!("{calls_max} calls of this session wait for an answer already");
             return self.refuse_call(slot, request, wamp::UNAVAILABLE, &text);
         }
-        if terms.flags & Terms::CHOICE == Terms::PARTITION {
+        if terms.is(Terms::PARTITION) && !terms.is(Terms::KEYED) {
             let text = "CALL.Options.runmode \"partition\" needs a routing key, CALL.Options.rkey";
             return self.refuse_call(slot, request, wamp::INVALID_ARGUMENT, text);
         }
@@ -181,6 +181,7 @@ impl Shard {
             Some(Callee::Group(index)) => self.call_group(index, procedure, calling),
             Some(Callee::Remote(shard)) => Some(self.pass_call(shard, realm, procedure, calling, false)),
             Some(Callee::Node(node)) => self.relay_call(node, realm, procedure, calling),
+            Some(Callee::Nodes) => self.call_nodes(realm, procedure, calling),
             Some(Callee::Nobody) => {
                 let text = format!("no callee has registered {procedure}");
                 self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, &text);
@@ -239,6 +240,14 @@ impl Shard {
         Some(callee)
     }
 
+    /// The other nodes whose callees share a procedure, and how often they were asked for.
+    pub(super) fn sharers_of(&mut self, realm: u32, procedure: &str) -> (Vec<Sharer>, u32) {
+        let Some((_, at)) = self.callee(realm, procedure) else { return (Vec::new(), 0) };
+        let resolved = self.cache.get(at);
+        resolved.turn = resolved.turn.wrapping_add(1);
+        (resolved.sharers.clone(), resolved.turn)
+    }
+
     /// Who is to be called, and the cache entry that says so; nothing when the URI is invalid.
     #[inline]
     fn callee(&mut self, realm: u32, procedure: &str) -> Option<(Callee, usize)> {
@@ -288,7 +297,11 @@ impl Shard {
     ) -> Option<Route> {
         match self.callee(realm, procedure).map(|(callee, _)| callee) {
             Some(Callee::Local(index)) => self.invoke(index, procedure, calling),
-            Some(Callee::Group(index)) => self.call_group(index, procedure, calling),
+            Some(Callee::Group(index)) => {
+                let stays = if came == Came::Shard { 0 } else { Terms::STAYS };
+                let terms = Terms { flags: calling.terms.flags | stays, ..calling.terms };
+                self.call_group(index, procedure, &Calling { terms, ..*calling })
+            }
             Some(Callee::Remote(shard)) if came != Came::Forwarded => {
                 Some(self.pass_call(shard, realm, procedure, calling, true))
             }

@@ -13,11 +13,12 @@ use super::Shard;
 use super::members::{CALLEES_MAX, Members};
 use super::realm::{Asker, Group, Home, Local, Spread};
 use super::register::{Awaited, Registration};
-use super::routes::is_held_elsewhere;
+use super::routes::{holders, sharers};
 use crate::mesh::{Item, Lost, Owner, Wish};
 use common::ids::{RouteKind, route_id};
+use common::link::Claim;
 use common::metrics::Counter;
-use common::share::Invoke;
+use common::share::{Invoke, Share};
 
 impl Shard {
     /// As the home shard: gives a registration to a session of the asking shard, or refuses it. The first callee fixes the
@@ -29,9 +30,14 @@ impl Shard {
         }
         let state = &self.realms[realm as usize];
         let held = state.home.get(policy, uri).copied();
-        let elsewhere = is_held_elsewhere(state, &self.folded, policy, uri);
+        let elsewhere = holders(state, &self.folded, policy, uri);
+        let refused = held.is_none() && !wish.force && !elsewhere.is_empty() && {
+            let sharers = sharers(state, &self.folded, policy, uri);
+            let shares = |share: Share| wish.invoke != Invoke::Single && share.invoke == wish.invoke;
+            sharers.len() < elsewhere.len() || !sharers.iter().all(|sharer| shares(sharer.share))
+        };
         match held {
-            None if elsewhere => self.answer_ask(asker, 0, false),
+            None if refused => self.answer_ask(asker, 0, false),
             None => {
                 let grant = self.token();
                 if wish.is_direct() {
@@ -61,17 +67,33 @@ impl Shard {
         let id = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, uri);
         let token = self.token();
         let mut members = Members::new(wish.invoke);
+        members.follow(self.latest_elsewhere(wanted));
         members.insert(asked.1, owner, wish.concurrency);
         let spread = Spread { missing: self.others(), token, waiting: Vec::new() };
         let uri: Box<str> = uri.into();
         let asked = vec![asked];
-        let group = Group { id, realm, policy, uri: uri.clone(), members, spread, asked, held: Vec::new() };
+        let group = Group {
+            id,
+            realm,
+            policy,
+            uri: uri.clone(),
+            members,
+            forced: wish.force,
+            prefer_local: wish.prefer_local && may_prefer_local(wish.invoke),
+            spread,
+            asked,
+            held: Vec::new(),
+        };
+        let realm_id = self.realms[realm as usize].id;
+        let share = group.share();
+        let claim = Claim::Shared { realm: realm_id, policy, uri: uri.to_string(), share };
         let index = self.groups.insert(group) as u32;
         let state = &mut self.realms[realm as usize];
         state.home.insert(policy, &uri, Home::Group(index));
         state.procedures.insert(policy, &uri, Local::Group(index));
         state.version += 1;
-        self.spread_route(realm, RouteKind::Procedure, policy, &uri, token, Awaited::Group(index));
+        let route = (realm_id, RouteKind::Procedure, policy, &*uri);
+        self.spread_claim(claim, route, token, Awaited::Group(index));
         self.group_known(index);
     }
 
@@ -85,12 +107,33 @@ impl Shard {
             }
             return self.answer_ask(asker, 0, false);
         }
+        let (realm, policy, uri) = (group.realm, group.policy, group.uri.clone());
+        let latest = self.latest_elsewhere((realm, policy, &uri));
+        let group = &mut self.groups[index as usize];
+        group.members.follow(latest);
         group.members.insert(grant, owner, wish.concurrency);
-        if group.spread.missing.is_empty() {
-            self.answer_ask(asker, grant, false);
-        } else {
+        let is_known = group.spread.missing.is_empty();
+        if !is_known {
             group.asked.push((asker, grant));
         }
+        self.claim_share(index);
+        if is_known {
+            self.answer_ask(asker, grant, false);
+        }
+    }
+
+    /// When a callee of another node registered last, as far as this node knows.
+    fn latest_elsewhere(&self, (realm, policy, uri): Registration<'_>) -> u64 {
+        let sharers = sharers(&self.realms[realm as usize], &self.folded, policy, uri);
+        sharers.iter().map(|sharer| sharer.share.last).max().unwrap_or(0)
+    }
+
+    /// Other nodes are told that the callees are others now.
+    fn claim_share(&mut self, index: u32) {
+        let group = &self.groups[index as usize];
+        let realm = self.realms[group.realm as usize].id;
+        let (policy, uri, share) = (group.policy, group.uri.to_string(), group.share());
+        self.claims.push(Claim::Shared { realm, policy, uri, share }, &mut self.metrics);
     }
 
     /// Answers those that wait once every shard routes here, then lets the calls go that came before.
@@ -127,6 +170,9 @@ impl Shard {
                 if group.members.is_empty() {
                     self.drop_group(index);
                     return session;
+                }
+                if session.is_some() {
+                    self.claim_share(index);
                 }
             }
             Some(Home::Callee { .. }) | None => {}
@@ -175,5 +221,13 @@ impl Shard {
         self.fail_held(std::mem::take(&mut group.held));
         self.unspread_route(group.realm, RouteKind::Procedure, group.policy, &group.uri);
         group
+    }
+}
+
+/// Whether a policy leaves open on which node the callee is.
+fn may_prefer_local(invoke: Invoke) -> bool {
+    match invoke {
+        Invoke::RoundRobin | Invoke::Random | Invoke::LeastLoaded | Invoke::LeastLoadedSample => true,
+        Invoke::Single | Invoke::First | Invoke::Last | Invoke::JumpHash => false,
     }
 }

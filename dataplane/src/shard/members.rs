@@ -15,10 +15,14 @@ use std::ops::Bound;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
     pub owner: Owner,
+    /// When it registered, by the logical clock of all nodes.
+    stamp: u64,
     /// Most calls at a time; 0: no bound.
     concurrency: u32,
     /// Calls it has to answer.
     open: u32,
+    /// When it got the last one, as a count of calls.
+    turn: u64,
     /// Where it is in `places`.
     place: u32,
 }
@@ -44,11 +48,14 @@ pub(super) struct Members {
     members: BTreeMap<u64, Member>,
     /// In no order, for drawing; one that leaves is replaced by the last, so that few keys move.
     places: Vec<u64>,
-    /// (open, number)
-    loads: BTreeSet<(u32, u64)>,
+    /// (open, turn, number): of those with the fewest open calls the one that had none for the longest time comes first.
+    loads: BTreeSet<(u32, u64, u64)>,
+    turns: u64,
     full: usize,
     /// Who was called last, when it goes round.
     last: u64,
+    /// The latest stamp.
+    clock: u64,
 }
 
 /// Callees of one shared registration on one node: bounds a choice when nearly all are full.
@@ -63,8 +70,10 @@ impl Members {
             members: BTreeMap::new(),
             places: Vec::new(),
             loads: BTreeSet::new(),
+            turns: 0,
             full: 0,
             last: 0,
+            clock: 0,
         }
     }
 
@@ -87,19 +96,32 @@ impl Members {
 
     /// Adds a callee with a number greater than all before.
     pub fn insert(&mut self, number: u64, owner: Owner, concurrency: u32) {
-        let member = Member { owner, concurrency, open: 0, place: self.places.len() as u32 };
+        self.clock = number.max(self.clock + 1);
+        let (stamp, place) = (self.clock, self.places.len() as u32);
+        let member = Member { owner, stamp, concurrency, open: 0, turn: 0, place };
         self.places.push(number);
         self.members.insert(number, member);
         if self.has_loads() {
-            self.loads.insert((0, number));
+            self.loads.insert((0, 0, number));
         }
+    }
+
+    /// The next callee registers after `stamp`, of another node's.
+    pub fn follow(&mut self, stamp: u64) {
+        self.clock = self.clock.max(stamp);
+    }
+
+    /// When the first and the last of the callees registered.
+    pub fn span(&self) -> (u64, u64) {
+        let stamp = |entry: Option<(&u64, &Member)>| entry.map_or(0, |(_, member)| member.stamp);
+        (stamp(self.members.first_key_value()), stamp(self.members.last_key_value()))
     }
 
     /// False when it was not there.
     pub fn remove(&mut self, number: u64) -> bool {
         let Some(member) = self.members.remove(&number) else { return false };
         self.full -= usize::from(member.is_full());
-        self.loads.remove(&(member.open, number));
+        self.loads.remove(&(member.open, member.turn, number));
         self.places.swap_remove(member.place as usize);
         if let Some(moved) = self.places.get(member.place as usize)
             && let Some(moved) = self.members.get_mut(moved)
@@ -111,24 +133,26 @@ impl Members {
 
     /// A callee gets a call.
     pub fn take(&mut self, number: u64) {
-        self.change(number, |open| open + 1);
+        self.turns += 1;
+        let turn = self.turns;
+        self.change(number, |member| (member.open, member.turn) = (member.open + 1, turn));
     }
 
     /// A callee has answered a call, or need not. One that has left is not looked for.
     pub fn release(&mut self, number: u64) {
-        self.change(number, |open| open.saturating_sub(1));
+        self.change(number, |member| member.open = member.open.saturating_sub(1));
     }
 
-    fn change(&mut self, number: u64, change: impl FnOnce(u32) -> u32) {
+    fn change(&mut self, number: u64, change: impl FnOnce(&mut Member)) {
         let has_loads = self.has_loads();
         let Some(member) = self.members.get_mut(&number) else { return };
-        let (before, was_full) = (member.open, member.is_full());
-        member.open = change(before);
+        let (before, was_full) = (*member, member.is_full());
+        change(member);
         self.full = self.full + usize::from(member.is_full()) - usize::from(was_full);
         if has_loads {
-            let open = member.open;
-            self.loads.remove(&(before, number));
-            self.loads.insert((open, number));
+            let (open, turn) = (member.open, member.turn);
+            self.loads.remove(&(before.open, before.turn, number));
+            self.loads.insert((open, turn, number));
         }
     }
 
@@ -158,7 +182,7 @@ impl Members {
             }
             Invoke::Random => self.draw(tried, rng),
             Invoke::JumpHash => self.hashed(key.hash, tried),
-            Invoke::LeastLoaded => self.loads.iter().map(|(_, number)| *number).find(is_free),
+            Invoke::LeastLoaded => self.loads.iter().map(|(.., number)| *number).find(is_free),
             Invoke::LeastLoadedSample => {
                 let first = self.draw(tried, rng)?;
                 let second = self.draw(tried, rng)?;
@@ -234,7 +258,8 @@ mod tests {
         let full = members.members.values().filter(|member| member.is_full()).count();
         assert_eq!(members.full, full);
         if members.has_loads() {
-            let loads: BTreeSet<_> = members.iter().map(|(number, member)| (member.open, number)).collect();
+            let loads: BTreeSet<_> =
+                members.iter().map(|(number, member)| (member.open, member.turn, number)).collect();
             assert_eq!(members.loads, loads);
         }
     }
@@ -261,6 +286,16 @@ mod tests {
         first.remove(3);
         last.remove(9);
         assert_eq!((picks(&mut first, 1), picks(&mut last, 1)), (vec![5], vec![5]));
+    }
+
+    #[test]
+    fn callees_register_after_all_that_were_heard_of() {
+        let mut members = members(Invoke::First, [3, 5]);
+        assert_eq!(members.span(), (3, 5));
+        members.follow(40);
+        members.insert(6, Owner { shard: ShardId(0), slot: 0, session: 1 }, 0);
+        members.remove(3);
+        assert_eq!(members.span(), (5, 41));
     }
 
     #[test]

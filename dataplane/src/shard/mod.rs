@@ -13,6 +13,7 @@
 
 mod answers;
 mod broker;
+mod cache;
 mod cancel;
 mod claims;
 mod clock;
@@ -48,10 +49,12 @@ mod retained;
 mod routes;
 mod session;
 mod shared;
+mod sites;
 mod timers;
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::mesh::{Batch, Caller, Owner};
+use cache::Cache;
 use claims::Claims;
 use clock::Clock;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
@@ -68,7 +71,7 @@ use outbound::Pool;
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
-use routes::{Cache, Folded};
+use routes::Folded;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

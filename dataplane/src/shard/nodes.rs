@@ -55,6 +55,10 @@ impl NodeSet {
         self.0 == [0; NODES_MAX / 64]
     }
 
+    pub fn len(self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Ascending.
     pub fn iter(self) -> impl Iterator<Item = u16> {
         (0..).zip(self.0).flat_map(|(word, bits)| {

@@ -231,6 +231,7 @@ impl RegisterOptions {
                     bound => bound,
                 },
                 force: options.flag("force_reregister", false)?,
+                prefer_local: options.flag("_prefer_local", true)?,
             },
         })
     }
@@ -321,9 +322,12 @@ mod tests {
 
     #[test]
     fn how_a_registration_is_shared_is_read() {
-        let text = r#"{"invoke": "qlls", "x_concurrency": 3, "force_reregister": true}"#;
+        let text =
+            r#"{"invoke": "qlls", "x_concurrency": 3, "force_reregister": true, "_prefer_local": false}"#;
         let wish = with(text, |dict| RegisterOptions::read(dict, true)).unwrap().wish;
-        assert_eq!(wish, Wish { invoke: Invoke::LeastLoadedSample, concurrency: 3, force: true });
+        let expected =
+            Wish { invoke: Invoke::LeastLoadedSample, concurrency: 3, force: true, prefer_local: false };
+        assert_eq!(wish, expected);
         assert!(with("{}", |dict| RegisterOptions::read(dict, true)).unwrap().wish.is_direct());
         for strict in [false, true] {
             assert!(with(r#"{"invoke": "all"}"#, |dict| RegisterOptions::read(dict, strict)).is_err());

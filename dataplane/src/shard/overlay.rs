@@ -9,6 +9,7 @@ use super::nodes::NodeSet;
 use super::routes::Folded;
 use common::ids::{Match, RouteKind, ShardId, ShardSet};
 use common::pattern::{PatternMap, SweepCursor};
+use common::share::Share;
 
 /// Who says a word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,13 +20,15 @@ pub(super) enum Source {
 }
 
 /// The latest word of one source on a route.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Word {
     source: Source,
     wanted: bool,
     /// The number of the claim, or of the change of other nodes' routes, that says the same to the control plane, or came
     /// from it.
     seq: u64,
+    /// What a node says of callees that share a procedure.
+    share: Option<Box<Share>>,
 }
 
 /// What was said about one route.
@@ -40,12 +43,22 @@ pub(super) struct Sources {
 }
 
 impl Words {
-    fn say(&mut self, source: Source, wanted: bool, seq: u64) {
-        match self.0.iter_mut().find(|word| word.source == source) {
-            Some(word) if word.seq <= seq => *word = Word { source, wanted, seq },
+    fn say(&mut self, said: Word) {
+        match self.0.iter_mut().find(|word| word.source == said.source) {
+            Some(word) if word.seq <= said.seq => *word = said,
             Some(_) => {}
-            None => self.0.push(Word { source, wanted, seq }),
+            None => self.0.push(said),
         }
+    }
+
+    /// What nodes say of callees that share the procedure.
+    pub fn shares(&self, folded: &Folded) -> impl Iterator<Item = (u16, Share)> {
+        self.0.iter().filter(|word| word.wanted && folded.lacks(word.source, word.seq)).filter_map(|word| {
+            match word.source {
+                Source::Node(node) => Some((node, **word.share.as_ref()?)),
+                Source::Shard(_) => None,
+            }
+        })
     }
 
     pub fn wanted(&self, folded: &Folded) -> Sources {
@@ -108,11 +121,23 @@ impl Overlay {
 
     /// A word of another shard or node. One that is older than the last of its source changes nothing.
     pub fn say(&mut self, kind: RouteKind, policy: Match, uri: &str, source: Source, wanted: bool, seq: u64) {
+        self.say_shared((kind, policy, uri), source, (wanted, None), seq);
+    }
+
+    /// As [`Overlay::say`], of a procedure that callees of the source share.
+    pub fn say_shared(
+        &mut self,
+        (kind, policy, uri): (RouteKind, Match, &str),
+        source: Source,
+        (wanted, share): (bool, Option<Share>),
+        seq: u64,
+    ) {
+        let word = Word { source, wanted, seq, share: share.map(Box::new) };
         let map = self.kind_mut(kind);
         match map.get_mut(policy, uri) {
-            Some(words) => words.say(source, wanted, seq),
+            Some(words) => words.say(word),
             None => {
-                map.insert(policy, uri, Words(vec![Word { source, wanted, seq }]));
+                map.insert(policy, uri, Words(vec![word]));
             }
         }
     }

@@ -3,8 +3,10 @@
 use super::members::Members;
 use super::overlay::Overlay;
 use crate::mesh::Owner;
-use common::ids::{Match, RealmId, ShardSet};
+use common::ids::{Match, RealmId, RouteKind, ShardSet};
+use common::link::Claim;
 use common::pattern::PatternMap;
+use common::share::Share;
 use common::snapshot::Anonymous;
 use common::uri::UriRule;
 
@@ -127,6 +129,16 @@ pub(super) struct Procedure {
 }
 
 impl Procedure {
+    /// What the control plane is told of a callee that is called directly.
+    pub fn claim(&self, realm: RealmId) -> Claim {
+        let (policy, uri) = (self.policy, self.uri.to_string());
+        if !self.options.wish.force {
+            return Claim::Routed { realm, kind: RouteKind::Procedure, policy, uri };
+        }
+        let share = Share { forced: true, first: self.grant, last: self.grant, ..Share::SINGLE };
+        Claim::Shared { realm, policy, uri, share }
+    }
+
     /// Calls come by way of the home shard, which chooses the callee and counts.
     pub fn is_shared(&self) -> bool {
         !self.options.wish.is_direct()
@@ -141,11 +153,24 @@ pub(super) struct Group {
     pub policy: Match,
     pub uri: Box<str>,
     pub members: Members,
+    /// It took the place of all who held the registration before.
+    pub forced: bool,
+    /// Callees of this node are called while one is free.
+    pub prefer_local: bool,
     pub spread: Spread,
     /// Members that are told when every shard routes here.
     pub asked: Vec<(Asker, u64)>,
     /// Calls that came before that.
     pub held: Vec<super::dealer::HeldCall>,
+}
+
+impl Group {
+    /// What other nodes are told.
+    pub fn share(&self) -> Share {
+        let (first, last) = self.members.span();
+        let callees = self.members.len() as u32;
+        Share { invoke: self.members.invoke, forced: self.forced, callees, first, last }
+    }
 }
 
 /// Who asked for a registration: a shard, and its name for the question.

@@ -156,6 +156,8 @@ impl Shard {
             spread,
             held: Vec::new(),
         };
+        let realm_id = self.realms[realm as usize].id;
+        let claim = procedure.claim(realm_id);
         let index = self.procedures.insert(procedure) as u32;
         self.ids.insert(RouteKind::Procedure, registration, index as usize);
         self.session(slot).registrations.insert(registration, index);
@@ -163,7 +165,8 @@ impl Shard {
             let state = &mut self.realms[realm as usize];
             state.procedures.insert(policy, &uri, Local::Callee(index));
             state.version += 1;
-            self.spread_route(realm, RouteKind::Procedure, policy, &uri, token, Awaited::Procedure(index));
+            let route = (realm_id, RouteKind::Procedure, policy, &*uri);
+            self.spread_claim(claim, route, token, Awaited::Procedure(index));
         }
         self.registered_if_known(index);
     }

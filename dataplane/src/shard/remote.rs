@@ -70,7 +70,8 @@ impl Shard {
             }
             let realm = self.realm_of(change.realm);
             let overlay = &mut self.realms[realm as usize].overlay;
-            overlay.say(change.kind, change.policy, &change.uri, source, change.wanted, seq);
+            let route = (change.kind, change.policy, &*change.uri);
+            overlay.say_shared(route, source, (change.wanted, change.share), seq);
             self.route_changed(realm, change.kind, change.policy, &change.uri);
         }
     }

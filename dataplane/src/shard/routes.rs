@@ -1,4 +1,4 @@
-//! Finding receivers: local tables, overlay and snapshot, behind a cache.
+//! Finding receivers: local tables, overlay and snapshot, behind a cache ([`super::cache`]).
 //!
 //! ```text
 //! (realm, URI) ─▶ cache ─miss─▶ local topics | procedures
@@ -6,18 +6,15 @@
 //!                               snapshot  what the control plane has folded in
 //! ```
 //! Invariants: this shard's own routes are answered by its local tables alone; an overlay entry loses its weight only when a
-//! snapshot in use stands for the claim or change it came from; only nodes that live are answered; the cache holds valid
-//! URIs only.
+//! snapshot in use stands for the claim or change it came from; only nodes that live are answered.
 
 use super::nodes::{NodeSet, Nodes};
 use super::overlay::{Source, Sources, Words};
 use super::realm::{Local, Realm};
 use crate::feed::SharedSnapshot;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet, route_id};
+use common::share::Share;
 use common::snapshot::RouteView;
-use foldhash::fast::RandomState;
-use hashbrown::HashTable;
-use std::hash::BuildHasher;
 
 /// The routes of the snapshot in use, when they are those of this process, and which nodes live.
 #[derive(Debug, Default)]
@@ -138,6 +135,12 @@ impl Folded {
         route.map_or_else(Sources::default, |route| self.sources(&route))
     }
 
+    /// What nodes say of callees that share exactly this procedure.
+    fn shares(&self, realm: RealmId, policy: Match, uri: &str) -> impl Iterator<Item = (u16, Share)> {
+        let said = self.snapshot.iter().flat_map(move |snapshot| snapshot.shares(realm, policy, uri));
+        said.filter_map(|(node, share)| Some((self.indexes.get(usize::from(node)).copied()??, share)))
+    }
+
     fn sources(&self, route: &RouteView<'_>) -> Sources {
         let mut nodes = NodeSet::EMPTY;
         for index in route.nodes.iter() {
@@ -172,6 +175,8 @@ pub(super) enum Callee {
     Remote(ShardId),
     /// On another node.
     Node(u16),
+    /// On one of the nodes whose callees share it.
+    Nodes,
     Nobody,
 }
 
@@ -180,7 +185,7 @@ impl Callee {
         match self {
             Self::Local(_) | Self::Group(_) => 3,
             Self::Remote(_) => 2,
-            Self::Node(_) => 1,
+            Self::Node(_) | Self::Nodes => 1,
             Self::Nobody => 0,
         }
     }
@@ -198,103 +203,17 @@ pub(super) struct Resolved {
     /// When there are such nodes: the id of subscriptions to exactly this topic, on all nodes.
     pub subscription: u64,
     pub callee: Callee,
+    /// Other nodes whose callees share the procedure, live ones only.
+    pub sharers: Vec<Sharer>,
+    /// How often a node was chosen.
+    pub turn: u32,
 }
 
-#[derive(Debug)]
-struct Entry {
-    realm: u32,
-    kind: RouteKind,
-    version: u64,
-    uri: Box<str>,
-    resolved: Resolved,
-}
-
-/// Resolved URIs by (realm, kind, URI), good for one version of the realm's routes.
-#[derive(Debug)]
-pub(super) struct Cache {
-    index: HashTable<u32>,
-    entries: Vec<Entry>,
-    hasher: RandomState,
-}
-
-/// A version no realm's routes have.
-const NEVER: u64 = 0;
-
-/// Entries after which the cache starts afresh.
-pub(super) const ROUTE_CACHE_MAX: usize = 65_536;
-
-impl Cache {
-    pub fn new(hasher: RandomState) -> Self {
-        Self { index: HashTable::new(), entries: Vec::new(), hasher }
-    }
-
-    #[inline]
-    fn hash(hasher: &RandomState, realm: u32, kind: RouteKind, uri: &str) -> u64 {
-        hasher.hash_one((u64::from(realm) << 1 | kind as u64, uri.as_bytes()))
-    }
-
-    /// The entry of a URI, when it is good for `version`: its index, and whether it is there at all.
-    #[inline]
-    pub fn find(&self, realm: u32, kind: RouteKind, uri: &str, version: u64) -> Option<usize> {
-        let hash = Self::hash(&self.hasher, realm, kind, uri);
-        let at = *self.index.find(hash, |at| {
-            let entry = &self.entries[*at as usize];
-            entry.realm == realm && entry.kind == kind && *entry.uri == *uri
-        })?;
-        (self.entries[at as usize].version == version).then_some(at as usize)
-    }
-
-    /// True when the entry at `at`, a guess, is that of this URI and good for `version`.
-    #[inline]
-    pub fn is_at(&self, at: u32, realm: u32, kind: RouteKind, uri: &str, version: u64) -> bool {
-        self.entries.get(at as usize).is_some_and(|entry| {
-            entry.version == version && entry.realm == realm && entry.kind == kind && *entry.uri == *uri
-        })
-    }
-
-    /// Forgets what a URI was resolved to.
-    pub fn forget(&mut self, realm: u32, kind: RouteKind, uri: &str) {
-        let hash = Self::hash(&self.hasher, realm, kind, uri);
-        let found = self.index.find(hash, |at| {
-            let entry = &self.entries[*at as usize];
-            entry.realm == realm && entry.kind == kind && *entry.uri == *uri
-        });
-        if let Some(at) = found {
-            self.entries[*at as usize].version = NEVER;
-        }
-    }
-
-    #[inline]
-    pub fn get(&mut self, at: usize) -> &mut Resolved {
-        &mut self.entries[at].resolved
-    }
-
-    /// Puts a resolved URI and returns its index.
-    pub fn put(&mut self, realm: u32, kind: RouteKind, uri: &str, version: u64, resolved: Resolved) -> usize {
-        if self.entries.len() >= ROUTE_CACHE_MAX {
-            self.entries = Vec::new();
-            self.index = HashTable::new();
-        }
-        let hash = Self::hash(&self.hasher, realm, kind, uri);
-        let same = |at: &u32| {
-            let entry = &self.entries[*at as usize];
-            entry.realm == realm && entry.kind == kind && *entry.uri == *uri
-        };
-        if let Some(at) = self.index.find(hash, same) {
-            let at = *at as usize;
-            self.entries[at].version = version;
-            self.entries[at].resolved = resolved;
-            return at;
-        }
-        let at = self.entries.len();
-        self.entries.push(Entry { realm, kind, version, uri: uri.into(), resolved });
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.index.insert_unique(hash, at as u32, |at| {
-            let entry = &entries[*at as usize];
-            Self::hash(hasher, entry.realm, entry.kind, &entry.uri)
-        });
-        at
-    }
+/// A node whose callees share a procedure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Sharer {
+    pub node: u16,
+    pub share: Share,
 }
 
 /// Everyone who wants an event on `uri`.
@@ -319,6 +238,8 @@ pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &s
         nodes,
         subscription: if nodes.is_empty() { 0 } else { exact() },
         callee: Callee::Nobody,
+        sharers: Vec::new(),
+        turn: 0,
     }
 }
 
@@ -332,11 +253,16 @@ fn still_wanted(held: Sources, words: Option<&Words>, folded: &Folded) -> Source
 /// The one callee of a call to `uri`: exact, else the longest prefix, else the wildcard whose literal runs are longest
 /// from the left (WAMP, advanced profile, "Pattern-based Registrations"). For the same pattern a local callee is
 /// preferred to another shard's, and that to another node's.
-pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri: &str) -> Resolved {
-    let mut best: Option<(Precedence, Callee)> = None;
-    let mut offer = |policy: Match, pattern: &str, callee: Callee| {
-        let offered = (precedence(policy, pattern), callee);
-        let better = |best: &(Precedence, Callee)| {
+pub(super) fn resolve_procedure<'a>(
+    realm: &'a Realm,
+    folded: &'a Folded,
+    me: ShardId,
+    uri: &str,
+) -> Resolved {
+    let mut best: Option<(Precedence, Callee, (Match, &'a str))> = None;
+    let mut offer = |policy: Match, pattern: &'a str, callee: Callee| {
+        let offered = (precedence(policy, pattern), callee, (policy, pattern));
+        let better = |best: &(Precedence, Callee, _)| {
             offered.0.cmp(&best.0).then(offered.1.nearness().cmp(&best.1.nearness())).is_gt()
         };
         if best.as_ref().is_none_or(better) {
@@ -350,7 +276,7 @@ pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri
         };
         offer(policy, pattern, callee);
     });
-    let mut offer_sources = |policy: Match, pattern: &str, sources: Sources| {
+    let mut offer_sources = |policy: Match, pattern: &'a str, sources: Sources| {
         if let Some(shard) = sources.shards.without(me).iter().next() {
             offer(policy, pattern, Callee::Remote(shard));
         } else if let Some(node) = sources.nodes.intersection(folded.live).iter().next() {
@@ -364,22 +290,48 @@ pub(super) fn resolve_procedure(realm: &Realm, folded: &Folded, me: ShardId, uri
     overlay.for_each_match(uri, |policy, pattern, words| {
         offer_sources(policy, pattern, words.wanted(folded));
     });
+    let (mut callee, mut sharing) = (Callee::Nobody, Vec::new());
+    if let Some((_, best, (policy, pattern))) = best {
+        callee = best;
+        if matches!(callee, Callee::Group(_) | Callee::Node(_)) && !folded.live.is_empty() {
+            sharing = sharers(realm, folded, policy, pattern);
+        }
+        if matches!(callee, Callee::Node(_)) && sharing.len() > 1 {
+            callee = Callee::Nodes;
+        }
+    }
     Resolved {
         topics: Vec::new(),
         shards: ShardSet::EMPTY,
         nodes: NodeSet::EMPTY,
         subscription: 0,
-        callee: best.map_or(Callee::Nobody, |(_, callee)| callee),
+        callee,
+        sharers: sharing,
+        turn: 0,
     }
 }
 
-/// True when another node that lives holds exactly this registration.
-pub(super) fn is_held_elsewhere(realm: &Realm, folded: &Folded, policy: Match, uri: &str) -> bool {
+/// The other nodes that live and hold exactly this registration.
+pub(super) fn holders(realm: &Realm, folded: &Folded, policy: Match, uri: &str) -> NodeSet {
     let words = realm.overlay.kind(RouteKind::Procedure).get(policy, uri);
     let held = folded.exactly(realm.id, RouteKind::Procedure, policy, uri);
     let held = still_wanted(held, words, folded).nodes;
     let said = words.map_or(NodeSet::EMPTY, |words| words.wanted(folded).nodes);
-    !held.union(said).intersection(folded.live).is_empty()
+    held.union(said).intersection(folded.live)
+}
+
+/// Those of [`holders`] whose callees share it, by ascending node.
+pub(super) fn sharers(realm: &Realm, folded: &Folded, policy: Match, uri: &str) -> Vec<Sharer> {
+    let words = realm.overlay.kind(RouteKind::Procedure).get(policy, uri);
+    let said = words.map_or(NodeSet::EMPTY, |words| words.wanted(folded).nodes);
+    let mut sharers: Vec<Sharer> = Vec::new();
+    let mut add = |(node, share)| sharers.push(Sharer { node, share });
+    folded.shares(realm.id, policy, uri).filter(|(node, _)| !said.contains(*node)).for_each(&mut add);
+    words.into_iter().flat_map(|words| words.shares(folded)).for_each(&mut add);
+    let holders = holders(realm, folded, policy, uri);
+    sharers.retain(|sharer| holders.contains(sharer.node));
+    sharers.sort_by_key(|sharer| sharer.node);
+    sharers
 }
 
 /// True when another shard, or another node that lives, is known to have this route.
@@ -426,6 +378,7 @@ mod tests {
     use crate::shard::overlay::{OVERLAY_THIN_MIN, Sweep};
     use common::ids::{NodeId, SnapshotVersion};
     use common::link::Peer;
+    use common::share::Invoke;
     use common::snapshot::{Route, Snapshot};
     use std::sync::Arc;
 
@@ -447,11 +400,14 @@ mod tests {
         folded: Folded,
         nodes: Nodes,
         version: u64,
+        /// What the next snapshot has of p.a, by number of the node.
+        shares: Vec<(u8, Share)>,
     }
 
     impl Cluster {
         fn new() -> Self {
-            let mut cluster = Self { folded: Folded::default(), nodes: Nodes::default(), version: 0 };
+            let mut cluster =
+                Self { folded: Folded::default(), nodes: Nodes::default(), version: 0, shares: vec![] };
             for n in 1..5 {
                 cluster.nodes.index(node(n));
             }
@@ -478,12 +434,20 @@ mod tests {
                     shards: shards.0,
                     nodes: nodes.iter().copied().map(node).collect(),
                 };
+            let share = |(n, share): &(u8, Share)| common::snapshot::NodeShare {
+                realm: RealmId::of("realm1"),
+                policy: Match::Exact,
+                uri: "p.a".into(),
+                node: node(*n),
+                share: *share,
+            };
             let source = common::snapshot::Source {
                 version: SnapshotVersion(self.version),
                 epoch: EPOCH,
                 claims_folded: vec![claims_folded; 3],
                 nodes_folded,
                 routes: routes.iter().map(route).collect(),
+                shares: self.shares.iter().map(share).collect(),
                 ..Default::default()
             };
             let bytes = bytes::Bytes::from_owner(common::snapshot::build(&source, 1));
@@ -604,12 +568,46 @@ mod tests {
         assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Node(2));
         realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.b", Source::Node(2), false, 2);
         assert_eq!(callee(&realm, &cluster, "p.b"), Callee::Remote(A));
-        assert!(is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.a"));
-        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.b"));
-        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Prefix, "p.a"));
+        assert!(is_held(&realm, &cluster, Match::Exact, "p.a"));
+        assert!(!is_held(&realm, &cluster, Match::Exact, "p.b"));
+        assert!(!is_held(&realm, &cluster, Match::Prefix, "p.a"));
         cluster.nodes.replace(&[]);
         cluster.folded.live = cluster.nodes.live();
-        assert!(!is_held_elsewhere(&realm, &cluster.folded, Match::Exact, "p.a"), "its node is down");
+        assert!(!is_held(&realm, &cluster, Match::Exact, "p.a"), "its node is down");
+    }
+
+    fn is_held(realm: &Realm, cluster: &Cluster, policy: Match, uri: &str) -> bool {
+        !holders(realm, &cluster.folded, policy, uri).is_empty()
+    }
+
+    #[test]
+    fn nodes_that_share_a_procedure_are_known_from_overlay_and_snapshot() {
+        let (mut realm, mut cluster) = (realm(), Cluster::new());
+        let share = |callees| Share { invoke: Invoke::Random, callees, ..Share::SINGLE };
+        let say = |realm: &mut Realm, node, share, seq| {
+            let route = (RouteKind::Procedure, Match::Exact, "p.a");
+            realm.overlay.say_shared(route, Source::Node(node), (true, share), seq);
+        };
+        let known = |realm: &Realm, cluster: &Cluster| -> Vec<(u16, u32)> {
+            let sharers = sharers(realm, &cluster.folded, Match::Exact, "p.a");
+            sharers.iter().map(|sharer| (sharer.node, sharer.share.callees)).collect()
+        };
+        let callee =
+            |realm: &Realm, cluster: &Cluster| resolve_procedure(realm, &cluster.folded, ME, "p.a").callee;
+        say(&mut realm, 0, Some(share(3)), 1);
+        assert_eq!((known(&realm, &cluster), callee(&realm, &cluster)), (vec![(0, 3)], Callee::Node(0)));
+        say(&mut realm, 2, Some(share(4)), 2);
+        say(&mut realm, 3, Some(share(9)), 3);
+        assert_eq!(known(&realm, &cluster), [(0, 3), (2, 4)], "node 3 is down");
+        assert_eq!(callee(&realm, &cluster), Callee::Nodes);
+        cluster.shares = vec![(1, share(5)), (2, share(6))];
+        let routes = [(RouteKind::Procedure, Match::Exact, "p.a", ShardSet::EMPTY, &[1, 2, 3][..])];
+        cluster.take(&routes, (0, 1), 0);
+        assert_eq!(known(&realm, &cluster), [(0, 5), (1, 6), (2, 4)], "change 1 is folded in, 2 is not");
+        say(&mut realm, 1, None, 4);
+        assert_eq!(known(&realm, &cluster), [(0, 5), (2, 4)], "it is one callee's alone now");
+        realm.overlay.say(RouteKind::Procedure, Match::Exact, "p.a", Source::Node(2), false, 5);
+        assert_eq!((known(&realm, &cluster), callee(&realm, &cluster)), (vec![(0, 5)], Callee::Node(0)));
     }
 
     #[test]
@@ -665,29 +663,5 @@ mod tests {
         assert_eq!(callee("a1.b2.d33.d4.e5"), Callee::Remote(ShardId(5)));
         assert_eq!(callee("a1.b2.c88.d4.e5.f6.g7"), Callee::Remote(ShardId(6)));
         assert_eq!(callee("a2.b2.c2.d2.e2"), Callee::Nobody);
-    }
-
-    #[test]
-    fn the_cache_answers_one_version_only_and_stays_bounded() {
-        let mut cache = Cache::new(RandomState::default());
-        let resolved = || Resolved {
-            topics: vec![1],
-            shards: ShardSet::EMPTY,
-            nodes: NodeSet::EMPTY,
-            subscription: 0,
-            callee: Callee::Nobody,
-        };
-        let at = cache.put(0, RouteKind::Topic, "a", 1, resolved());
-        assert_eq!(cache.find(0, RouteKind::Topic, "a", 1), Some(at));
-        assert_eq!(cache.find(0, RouteKind::Procedure, "a", 1), None);
-        assert_eq!(cache.find(0, RouteKind::Topic, "a", 2), None);
-        cache.forget(0, RouteKind::Topic, "a");
-        cache.forget(0, RouteKind::Topic, "never");
-        assert_eq!(cache.find(0, RouteKind::Topic, "a", 1), None);
-        assert_eq!(cache.put(0, RouteKind::Topic, "a", 2, resolved()), at, "an outdated entry is replaced");
-        for n in 0..ROUTE_CACHE_MAX + 10 {
-            cache.put(0, RouteKind::Topic, &format!("u{n}"), 2, resolved());
-        }
-        assert!(cache.entries.len() <= ROUTE_CACHE_MAX);
     }
 }

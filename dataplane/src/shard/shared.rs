@@ -12,6 +12,8 @@ use super::conn::Route;
 use super::dealer::{Calling, HeldCall};
 use super::members::Key;
 use super::options::CancelMode;
+use super::routes::Sharer;
+use super::sites::{self, Site};
 use crate::mesh::{Caller, Item, Owner, Terms};
 use common::metrics::Counter;
 use common::uri::wamp;
@@ -30,19 +32,56 @@ struct SharedCall {
     /// Tells it from others that had its place.
     serial: u64,
     caller: Caller,
+    /// [`NO_GROUP`]: only other nodes have callees.
     group: u32,
     registration: u64,
-    /// The number of the callee that has the call.
-    member: u64,
+    realm: u32,
+    /// Who has the call.
+    with: Target,
     route: Route,
-    /// Callees that could not take it.
+    /// The numbers of those that could not take it.
     tried: Vec<u64>,
     /// What it takes to route it again.
     kept: Option<Box<HeldCall>>,
     /// It is just being passed on: an answer now is the refusal to take it.
     is_passing: bool,
+    /// Somebody said that it could not take it.
+    is_refused: bool,
 }
 
+/// Who gets a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Nobody,
+    /// A callee of this node.
+    Member {
+        callee: Owner,
+        number: u64,
+    },
+    /// One of another node's.
+    Node(u16),
+}
+
+/// Set in the number of a node; numbers of callees are smaller.
+const NODE: u64 = 1 << 63;
+
+impl Target {
+    fn number(self) -> u64 {
+        match self {
+            Self::Nobody => 0,
+            Self::Member { number, .. } => number,
+            Self::Node(node) => NODE | u64::from(node),
+        }
+    }
+
+    /// An error that says that the call was not taken.
+    fn may_go_on(self, uri: &str) -> bool {
+        // All callees of a node may have as many calls as they take.
+        uri == wamp::NO_AVAILABLE_CALLEE || uri == wamp::UNAVAILABLE && matches!(self, Self::Node(_))
+    }
+}
+
+const NO_GROUP: u32 = u32::MAX;
 /// In place of a slot: the caller is an entry of [`Shared`].
 const SHARED_SLOT: u32 = u32::MAX;
 /// A longer call is not routed again.
@@ -99,15 +138,29 @@ impl Shared {
 impl Shard {
     /// A call to a group of this shard. The way it went, unless it was answered.
     pub(super) fn call_group(&mut self, group: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
-        let caller = calling.caller;
         let Some(held) = self.groups.get(group as usize) else {
-            self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
+            self.answer_error(calling.caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
             return None;
         };
         if !held.spread.missing.is_empty() {
             return self.hold_call(Route::HeldByGroup(group), uri, calling);
         }
-        let registration = held.id;
+        let (realm, registration) = (held.realm, held.id);
+        self.begin_shared((group, registration, realm), uri, calling)
+    }
+
+    /// A call to callees that other nodes share. The way it went, unless it was answered.
+    pub(super) fn call_nodes(&mut self, realm: u32, uri: &str, calling: &Calling<'_>) -> Option<Route> {
+        self.begin_shared((NO_GROUP, 0, realm), uri, calling)
+    }
+
+    fn begin_shared(
+        &mut self,
+        (group, registration, realm): (u32, u64, u32),
+        uri: &str,
+        calling: &Calling<'_>,
+    ) -> Option<Route> {
+        let caller = calling.caller;
         self.shared.last_serial += 1;
         let serial = self.shared.last_serial;
         let at = self.shared.calls.insert(SharedCall {
@@ -115,11 +168,13 @@ impl Shard {
             caller,
             group,
             registration,
-            member: 0,
+            realm,
+            with: Target::Nobody,
             route: Route::Nowhere,
             tried: Vec::new(),
             kept: None,
             is_passing: false,
+            is_refused: false,
         }) as u32;
         if !self.pass_shared(at, serial, uri, calling) {
             return None;
@@ -133,18 +188,24 @@ impl Shard {
 
     /// Passes a call to the callee that comes next. False: there was none, and it was answered.
     fn pass_shared(&mut self, at: u32, serial: u64, uri: &str, calling: &Calling<'_>) -> bool {
-        let terms = Terms { flags: calling.terms.flags & !Terms::CHOICE, ..calling.terms };
         let owner = Owner { shard: self.me, slot: SHARED_SLOT, session: serial };
-        let proxied = Calling { caller: Caller { owner, request: at.into() }, terms, ..*calling };
+        let proxied = Calling { caller: Caller { owner, request: at.into() }, ..*calling };
         loop {
-            let Some((callee, registration, may_go_on)) = self.choose(at, serial, calling) else {
+            let Some((target, may_go_on)) = self.choose(at, serial, uri, calling) else {
                 self.no_callee_left(at, serial);
                 return false;
             };
-            let route = if callee.shard == self.me {
-                self.invoke_member(callee, registration, uri, &proxied)
-            } else {
-                Some(self.pass_to_member(callee, registration, uri, &proxied))
+            let Some(call) = self.shared.get(at, serial) else { return false };
+            (call.with, call.is_passing) = (target, true);
+            let (registration, realm) = (call.registration, call.realm);
+            let route = match target {
+                Target::Member { callee, .. } => {
+                    let terms = Terms { flags: calling.terms.flags & !Terms::CHOICE, ..calling.terms };
+                    self.pass_to_member(callee, registration, uri, &Calling { terms, ..proxied })
+                }
+                // There its home shard chooses among the callees.
+                Target::Node(node) => self.relay_call(node, realm, uri, &proxied),
+                Target::Nobody => None,
             };
             let Some(call) = self.shared.get(at, serial) else { return false };
             call.is_passing = false;
@@ -160,24 +221,70 @@ impl Shard {
         }
     }
 
-    /// The callee that gets the call, the registration, and whether another one might.
-    fn choose(&mut self, at: u32, serial: u64, calling: &Calling<'_>) -> Option<(Owner, u64, bool)> {
+    /// Who gets the call, and whether another one might.
+    fn choose(&mut self, at: u32, serial: u64, uri: &str, calling: &Calling<'_>) -> Option<(Target, bool)> {
         let call = self.shared.get(at, serial)?;
-        let group = self.groups.get_mut(call.group as usize)?;
-        if group.id != call.registration || call.tried.len() >= TRIES_MAX {
+        if call.tried.len() >= TRIES_MAX {
             return None;
         }
+        let (group_at, realm, registration) = (call.group, call.realm, call.registration);
+        let tried = call.tried.clone();
         let bound = calling.terms.is(Terms::PARTITION);
         // Without a key calls of one caller go to one callee.
         let hash = if calling.terms.is(Terms::KEYED) { calling.key } else { calling.terms.session };
-        let number = group.members.pick(Key { hash, bound }, &call.tried, &mut self.rng)?;
-        let callee = group.members.get(number)?.owner;
-        group.members.take(number);
-        call.member = number;
-        call.is_passing = true;
-        let others = group.members.len() > call.tried.len() + 1;
-        let may_go_on = others && !bound && !calling.terms.is(Terms::PROGRESS);
-        Some((callee, call.registration, may_go_on))
+        let key = Key { hash, bound };
+        let group = self.groups.get(group_at as usize).filter(|group| group.id == registration);
+        let here = group.map(|group| (group.share(), group.prefer_local && !bound));
+        let goes_on =
+            |candidates: usize| candidates > tried.len() + 1 && !bound && !calling.terms.is(Terms::PROGRESS);
+        let members = group.map_or(0, |group| group.members.len());
+        let stays = calling.terms.is(Terms::STAYS) || self.folded.live.is_empty();
+        if let Some((_, prefers)) = here
+            && (stays || prefers)
+            && let Some(target) = self.choose_member(group_at, key, &tried)
+        {
+            return Some((target, goes_on(members) || !stays && goes_on(usize::MAX)));
+        }
+        if stays {
+            return None;
+        }
+        let (sharers, turn) = self.sharers_of(realm, uri);
+        let mut sites: Vec<Site> = sharers.iter().map(|sharer| self.site(sharer)).collect();
+        let invoke = here.map(|(share, _)| share).or(sites.first().map(|site| site.share))?.invoke;
+        sites.retain(|site| site.share.invoke == invoke);
+        let candidates = members + sites.len();
+        if let Some((share, _)) = here {
+            sites.push(Site { node: None, life: self.config.epoch.0, share });
+        }
+        if !bound {
+            sites.retain(|site| !site.node.is_some_and(|node| tried.contains(&Target::Node(node).number())));
+        }
+        loop {
+            let place = sites::choose(invoke, key, &sites, turn, &mut self.rng)?;
+            let target = match sites[place].node {
+                Some(node) if tried.contains(&Target::Node(node).number()) => None,
+                Some(node) => Some(Target::Node(node)),
+                None => self.choose_member(group_at, key, &tried),
+            };
+            if target.is_some() || bound {
+                return target.map(|target| (target, goes_on(candidates)));
+            }
+            sites.swap_remove(place);
+        }
+    }
+
+    /// A callee of this node.
+    fn choose_member(&mut self, group: u32, key: Key, tried: &[u64]) -> Option<Target> {
+        let members = &mut self.groups.get_mut(group as usize)?.members;
+        let number = members.pick(key, tried, &mut self.rng)?;
+        let callee = members.get(number)?.owner;
+        members.take(number);
+        Some(Target::Member { callee, number })
+    }
+
+    fn site(&self, sharer: &Sharer) -> Site {
+        let life = self.nodes.get(sharer.node).map_or(0, |node| node.epoch.0);
+        Site { node: Some(sharer.node), life, share: sharer.share }
     }
 
     fn pass_to_member(
@@ -186,7 +293,10 @@ impl Shard {
         registration: u64,
         uri: &str,
         calling: &Calling<'_>,
-    ) -> Route {
+    ) -> Option<Route> {
+        if callee.shard == self.me {
+            return self.invoke_member(callee, registration, uri, calling);
+        }
         let Calling { caller, terms, key, who, ppt, from, payload } = *calling;
         let batch = self.mesh(callee.shard);
         let procedure = batch.put(uri.as_bytes());
@@ -204,7 +314,7 @@ impl Shard {
             ppt,
             payload,
         });
-        Route::Shard(callee.shard)
+        Some(Route::Shard(callee.shard))
     }
 
     /// A call that its home shard chose this callee for.
@@ -226,14 +336,21 @@ impl Shard {
         }
     }
 
-    /// The callee that had the call could not take it.
+    /// Who had the call could not take it.
     fn next_callee(&mut self, at: u32, serial: u64) {
         let Some(call) = self.shared.get(at, serial) else { return };
-        call.tried.push(call.member);
-        if let Some(group) = self.groups.get_mut(call.group as usize) {
-            group.members.release(call.member);
+        call.tried.push(call.with.number());
+        let (group, with) = (call.group, std::mem::replace(&mut call.with, Target::Nobody));
+        self.release_member(group, with);
+    }
+
+    /// A callee of a group has answered a call, or need not.
+    fn release_member(&mut self, group: u32, with: Target) {
+        if let Target::Member { number, .. } = with
+            && let Some(group) = self.groups.get_mut(group as usize)
+        {
+            group.members.release(number);
         }
-        call.member = 0;
     }
 
     fn no_callee_left(&mut self, at: u32, serial: u64) {
@@ -241,7 +358,7 @@ impl Shard {
             return;
         }
         let Some(call) = self.end_shared(at) else { return };
-        let (uri, text) = if call.tried.is_empty() {
+        let (uri, text) = if !call.is_refused {
             self.metrics.count(Counter::LimitReached);
             (wamp::UNAVAILABLE, "every callee has as many calls as it takes")
         } else {
@@ -254,9 +371,7 @@ impl Shard {
     fn end_shared(&mut self, at: u32) -> Option<SharedCall> {
         self.shared.take_kept(at);
         let call = self.shared.calls.try_remove(at as usize)?;
-        if let Some(group) = self.groups.get_mut(call.group as usize) {
-            group.members.release(call.member);
-        }
+        self.release_member(call.group, call.with);
         self.foreign.remove(&call.caller);
         Some(call)
     }
@@ -271,8 +386,9 @@ impl Shard {
                 self.shared.take_kept(at);
                 self.answer(caller, answering);
             }
-            Answer::Error(wamp::NO_AVAILABLE_CALLEE) if call.is_passing => {}
-            Answer::Error(wamp::NO_AVAILABLE_CALLEE) if call.kept.is_some() => {
+            Answer::Error(wamp::NO_AVAILABLE_CALLEE) if call.is_passing => call.is_refused = true,
+            Answer::Error(uri) if call.kept.is_some() && call.with.may_go_on(uri) => {
+                call.is_refused |= uri == wamp::NO_AVAILABLE_CALLEE;
                 let Some(kept) = self.shared.take_kept(at) else { return };
                 self.metrics.count(Counter::CallsRerouted);
                 self.next_callee(at, serial);

@@ -6,10 +6,11 @@ mod wires;
 
 use common::ids::{RealmId, RouteKind, SnapshotVersion};
 use common::metrics::Gauge;
+use common::share::Share;
 use common::snapshot::{Anonymous, Realm, Source};
 use dataplane::feed::FeedDown;
 use dataplane::shard::{ConnId, Flow, Output, SendBuf, ShardConfig};
-use node::{Key, Node};
+use node::{Change, Key, Node};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -46,7 +47,7 @@ pub struct Rig {
     wires: Wires,
     pub links: Vec<Link>,
     /// Nodes with a procedure, first come first.
-    holders: BTreeMap<Key, Vec<usize>>,
+    holders: BTreeMap<Key, Vec<(usize, Option<Share>)>>,
 }
 
 impl Rig {
@@ -257,7 +258,7 @@ impl Rig {
     }
 
     /// The other nodes hear what a node began or ceased to want. Who registers a procedure that another node has loses it.
-    fn spread(&mut self, from: usize, changes: &[(Key, bool)]) {
+    fn spread(&mut self, from: usize, changes: &[Change]) {
         if changes.is_empty() || self.nodes.len() == 1 {
             return;
         }
@@ -265,17 +266,27 @@ impl Rig {
         for at in (0..self.nodes.len()).filter(|at| *at != from) {
             self.nodes[at].tell_routes(id, changes);
         }
-        for (key, wanted) in changes.iter().filter(|((_, kind, ..), _)| *kind == RouteKind::Procedure) {
+        for (key, wanted, share) in changes.iter().filter(|((_, kind, ..), ..)| *kind == RouteKind::Procedure)
+        {
             let holders = self.holders.entry(key.clone()).or_default();
+            let before = holders.iter().position(|(node, _)| *node == from).map(|at| holders.remove(at).1);
             if !wanted {
-                holders.retain(|node| *node != from);
                 continue;
             }
-            holders.push(from);
-            if holders.len() > 1 {
-                let (realm, _, policy, uri) = key;
+            let shares = |other: &Share| share.is_some_and(|share| share.shares_with(other));
+            let lost: Vec<usize> = match share {
+                // It takes the place of all, once.
+                Some(share) if share.forced && !before.flatten().is_some_and(|before| before.forced) => {
+                    holders.drain(..).map(|(node, _)| node).collect()
+                }
+                _ if holders.iter().all(|(_, other)| other.as_ref().is_some_and(shares)) => vec![],
+                _ => vec![from],
+            };
+            holders.push((from, *share));
+            let (realm, _, policy, uri) = key;
+            for node in lost {
                 let (realm, policy, uri) = (*realm, *policy, uri.as_str().into());
-                self.nodes[from].tell(&FeedDown::Revoke { realm, policy, uri });
+                self.nodes[node].tell(&FeedDown::Revoke { realm, policy, uri });
             }
         }
     }
@@ -308,7 +319,7 @@ impl Rig {
         self.wires.kill(dead, |_| 0);
         self.run();
         self.tell_peers();
-        self.holders.values_mut().for_each(|holders| holders.retain(|node| *node != dead));
+        self.holders.values_mut().for_each(|holders| holders.retain(|(node, _)| *node != dead));
         let id = self.nodes[dead].id;
         self.nodes.iter_mut().for_each(|node| node.tell_gone(id));
         self.run();

@@ -6,6 +6,7 @@ use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RetainedTopic, RouteChange};
 use common::metrics::{Gauge, Metrics};
 use common::noise::{Entropy, Purpose, Terms};
+use common::share::Share;
 use common::snapshot::{Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
 use dataplane::mesh::Batch;
@@ -34,6 +35,8 @@ const EMPTY: [Gauge; 11] = [
 ];
 
 pub type Key = (RealmId, RouteKind, Match, String);
+/// A route, whether it is wanted, and what is said of callees that share it.
+pub type Change = (Key, bool, Option<Share>);
 
 pub struct Node {
     pub id: NodeId,
@@ -121,14 +124,15 @@ impl Node {
     }
 
     /// Passes on what another node wants.
-    pub fn tell_routes(&mut self, from: NodeId, changes: &[(Key, bool)]) {
-        let change = |((realm, kind, policy, uri), wanted): &(Key, bool)| RouteChange {
+    pub fn tell_routes(&mut self, from: NodeId, changes: &[Change]) {
+        let change = |((realm, kind, policy, uri), wanted, share): &Change| RouteChange {
             node: from,
             realm: *realm,
             kind: *kind,
             policy: *policy,
             uri: uri.clone(),
             wanted: *wanted,
+            share: *share,
         };
         let first_seq = self.last_seq + 1;
         self.last_seq += changes.len() as u64;
@@ -149,7 +153,7 @@ impl Node {
     }
 
     /// A turn of one shard: batches in, batches out, claims. Returns what the node began or ceased to want.
-    pub fn turn(&mut self, now: Instant, shard: usize) -> Vec<(Key, bool)> {
+    pub fn turn(&mut self, now: Instant, shard: usize) -> Vec<Change> {
         for from in 0..self.shards.len() {
             if let Some(batch) = self.queues[from][shard].pop_front() {
                 self.shards[shard].mesh_in(now, ShardId(from as u8), batch);
@@ -169,7 +173,7 @@ impl Node {
     }
 
     /// Takes what a shard says to the control plane. Returns what the node began or ceased to want.
-    pub fn hear(&mut self, shard: usize) -> Vec<(Key, bool)> {
+    pub fn hear(&mut self, shard: usize) -> Vec<Change> {
         let mut changes = Vec::new();
         while let Some(up) = self.shards[shard].take_feed() {
             self.hear_one(shard, up, &mut changes);
@@ -177,32 +181,37 @@ impl Node {
         changes
     }
 
-    fn hear_one(&mut self, shard: usize, up: FeedUp, changes: &mut Vec<(Key, bool)>) {
+    fn hear_one(&mut self, shard: usize, up: FeedUp, changes: &mut Vec<Change>) {
         match up {
             FeedUp::Claims { claims, .. } => {
-                for (key, wanted) in claims.into_iter().filter_map(route) {
+                for (key, wanted, share) in claims.into_iter().filter_map(route) {
                     let claimed = &mut self.claims[shard];
                     if let Some(listing) = &mut claimed.listing {
                         put(listing, &key, wanted);
                     }
                     let is_listing = claimed.listing.is_some();
                     let is_news = put(&mut claimed.routes, &key, wanted);
-                    assert!(is_news || is_listing, "claimed once and given up once: {key:?}");
+                    assert!(
+                        is_news || is_listing || share.is_some(),
+                        "claimed once and given up once: {key:?}"
+                    );
                     if is_news {
-                        self.want(key, wanted, changes);
+                        self.want(key, wanted, share, changes);
+                    } else if share.is_some() {
+                        changes.push((key, wanted, share));
                     }
                 }
             }
             FeedUp::ClaimsReset { .. } => self.claims[shard].listing = Some(BTreeSet::new()),
             FeedUp::ClaimsPart { claims, .. } => {
                 let listing = self.claims[shard].listing.as_mut().expect("a set begins with a reset");
-                listing.extend(claims.into_iter().filter_map(route).map(|(key, _)| key));
+                listing.extend(claims.into_iter().filter_map(route).map(|(key, ..)| key));
             }
             FeedUp::ClaimsEnd { .. } => {
                 let listed = self.claims[shard].listing.take().expect("a set begins with a reset");
                 let before = std::mem::replace(&mut self.claims[shard].routes, listed.clone());
-                before.difference(&listed).for_each(|key| self.want(key.clone(), false, changes));
-                listed.difference(&before).for_each(|key| self.want(key.clone(), true, changes));
+                before.difference(&listed).for_each(|key| self.want(key.clone(), false, None, changes));
+                listed.difference(&before).for_each(|key| self.want(key.clone(), true, None, changes));
             }
             FeedUp::Taken { version, .. } => self.taken[shard] = Some(version),
             FeedUp::Retain { topic, .. } => self.retained.push(topic),
@@ -211,12 +220,12 @@ impl Node {
     }
 
     /// A shard began or ceased to want a route.
-    fn want(&mut self, key: Key, wanted: bool, changes: &mut Vec<(Key, bool)>) {
+    fn want(&mut self, key: Key, wanted: bool, share: Option<Share>, changes: &mut Vec<Change>) {
         let shards = self.wanted.entry(key.clone()).or_default();
         let before = *shards;
         *shards = if wanted { before + 1 } else { before - 1 };
         if before == 0 || *shards == 0 {
-            changes.push((key.clone(), wanted));
+            changes.push((key.clone(), wanted, share));
         }
         if *shards == 0 {
             self.wanted.remove(&key);
@@ -262,10 +271,13 @@ impl Node {
 }
 
 /// The route of a claim, if it is about one, and whether it is wanted.
-fn route(claim: Claim) -> Option<(Key, bool)> {
+fn route(claim: Claim) -> Option<Change> {
     match claim {
-        Claim::Routed { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), true)),
-        Claim::Unrouted { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), false)),
+        Claim::Routed { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), true, None)),
+        Claim::Shared { realm, policy, uri, share } => {
+            Some(((realm, RouteKind::Procedure, policy, uri), true, Some(share)))
+        }
+        Claim::Unrouted { realm, kind, policy, uri } => Some(((realm, kind, policy, uri), false, None)),
         Claim::Joined { .. } | Claim::Left { .. } => None,
     }
 }

@@ -1,5 +1,6 @@
 //! One machine at a time, and two side by side.
 
+mod shares;
 mod sim;
 
 use super::message::{Head, Message, Part};

@@ -443,7 +443,7 @@ impl Site {
     }
 
     fn fold(&mut self, change: RouteChange) -> Result<(), String> {
-        let RouteChange { node, realm, kind, policy, uri, wanted } = change;
+        let RouteChange { node, realm, kind, policy, uri, wanted, .. } = change;
         let key = RouteKey { realm, uri: uri.into(), kind, policy };
         let new = if wanted {
             self.folded.insert((node, key.clone()))
