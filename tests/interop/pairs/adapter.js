@@ -35,7 +35,9 @@ class Inbox {
 }
 
 function answer(line) {
-  process.stdout.write(`${JSON.stringify(line)}\n`);
+  // Ids fit into a number, whatever a serializer makes of them.
+  const text = JSON.stringify(line, (_key, value) => (typeof value === 'bigint' ? Number(value) : value));
+  process.stdout.write(`${text}\n`);
 }
 
 async function serve(methods) {

@@ -102,6 +102,8 @@ class Adapter:
         return answer["ok"]
 
     def stop(self):
+        if self.process.stdout.closed:
+            return
         try:
             self.process.stdin.close()
         except BrokenPipeError:
@@ -217,6 +219,40 @@ def shared(one, other, uri):
     expect(sorted(map(str, results)), ["x", "x", "{}", "{}"], "results of two callees in turns")
 
 
+def meta(one, other, uri):
+    """`one` asks the router about what `other` holds, and `other` hears of what `one` does."""
+    if (count := one.do("call", uri="wamp.session.count")) < 2:
+        raise Wrong(f"there are {count} sessions")
+    offer(one, other, f"{uri}.held", "echo")
+    registration = one.do("call", uri="wamp.registration.lookup", args=[f"{uri}.held"])
+    expect(one.do("call", uri="wamp.registration.get", args=[registration])["uri"], f"{uri}.held", "a registration")
+    expect(one.do("call", uri="wamp.registration.count_callees", args=[registration]), 1, "callees")
+    callees = one.do("call", uri="wamp.registration.list_callees", args=[registration])
+    if callees[0] not in one.do("call", uri="wamp.session.list"):
+        raise Wrong("the callee is not among the sessions")
+    expect(one.do("call", uri="wamp.session.get", args=callees)["authrole"], "anonymous", "the callee's role")
+    expect("error" in one.ask("call", uri="wamp.session.get", args=[1]), True, "an unknown session is an error")
+    other.do("subscribe", uri="wamp.registration.on_create")
+    until, number = time.monotonic() + PATIENCE_S, 0
+    # Another node hears of the subscription a moment later.
+    while time.monotonic() < until:
+        number += 1
+        one.do("register", uri=f"{uri}.new{number}", name="echo")
+        for args, *_ in other.do("take", count=1, patience=0.5):
+            if len(args) == 2 and args[1]["uri"].startswith(f"{uri}.new"):
+                return
+    raise Wrong("no event tells of the registration")
+
+
+def testament(one, other, uri):
+    """What `one` wants published when its session has ended."""
+    listen(one, other, f"{uri}.topic")
+    # Its result has no arguments, which swampyer takes for an error.
+    one.ask("call", uri="wamp.session.add_testament", args=[f"{uri}.topic", ["the end"], {"key": 1}])
+    one.stop()
+    expect([event[:2] for event in other.do("take", count=1)], [[["the end"], {"key": 1}]], "a testament")
+
+
 def cases(caller, callee, is_apart):
     one, other = CLIENTS[caller], CLIENTS[callee]
     kept = [side["values"] for side in (one, other) if "values" in side]
@@ -234,6 +270,9 @@ def cases(caller, callee, is_apart):
     # Each node chooses among its own callees first.
     if not is_apart:
         yield "shared", shared
+    yield "meta", meta
+    # It ends `one`.
+    yield "testament", testament
 
 
 def serializer(client, number):
