@@ -240,6 +240,7 @@ fn wrong_types_are_violations_in_strict_realms_and_name_nobody_in_others() {
         r#"{"eligible_authid":[1]}"#,
         r#"{"eligible_authrole":true}"#,
         r#"{"exclude":{},"eligible":[]}"#,
+        r#"{"eligible":[YOU.5]}"#,
     ] {
         let mut pair = Pair::new(&PLACES[1], "realm1", PLAIN, "{}", TOPIC);
         assert!(pair.publish(wrong, ",[1]").is_empty());
@@ -253,6 +254,22 @@ fn wrong_types_are_violations_in_strict_realms_and_name_nobody_in_others() {
         pair.hears(&[]);
         pair.end();
     }
+}
+
+/// Clients in languages with one kind of number write long ids as floats in MessagePack and CBOR.
+#[test]
+fn a_session_may_be_named_by_a_float_in_compatible_realms() {
+    for place in &PLACES {
+        let mut pair = Pair::new(place, "realm1", PLAIN, "{}", TOPIC);
+        pair.publish(r#"{"exclude":[YOU.0]}"#, ",[1]");
+        pair.publish(r#"{"eligible":[YOU.0]}"#, ",[2]");
+        pair.hears(&["{},[2]"]);
+        pair.end();
+    }
+    let mut pair = Pair::new(&PLACES[0], "strict", PLAIN, "{}", TOPIC);
+    let got = pair.publish(r#"{"exclude":[YOU.0]}"#, ",[1]");
+    assert!(got[0].contains("wamp.error.protocol_violation"), "{got:?}");
+    pair.end();
 }
 
 #[test]

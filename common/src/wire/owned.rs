@@ -140,6 +140,11 @@ impl OwnedValue {
         }
     }
 
+    /// As [`Value::as_whole`](super::Value::as_whole).
+    pub fn as_whole(&self) -> Option<u64> {
+        if let Self::Float(value) = self { super::value::whole(*value) } else { self.as_u64() }
+    }
+
     pub const fn as_i64(&self) -> Option<i64> {
         match self {
             Self::Int(value) => Some(*value),

@@ -5,6 +5,7 @@ use super::json::JsonReader;
 use super::msgpack::MsgPackReader;
 use super::reader::Reader;
 use super::{OwnedValue, Serializer, Text};
+use crate::ids::ID_MAX;
 use std::borrow::Cow;
 
 /// An encoded dictionary with string keys, checked to be well formed.
@@ -108,6 +109,12 @@ impl<'a> List<'a> {
     }
 }
 
+/// The integer up to 2^53 that a float stands for.
+pub(super) fn whole(value: f64) -> Option<u64> {
+    let is_whole = value.fract() == 0.0 && (0.0..=ID_MAX as f64).contains(&value);
+    is_whole.then_some(value as u64)
+}
+
 impl<'a> Value<'a> {
     #[inline]
     pub const fn is_null(&self) -> bool {
@@ -122,6 +129,12 @@ impl<'a> Value<'a> {
     #[inline]
     pub const fn as_u64(&self) -> Option<u64> {
         if let Self::UInt(value) = self { Some(*value) } else { None }
+    }
+
+    /// As [`Value::as_u64`], or a float without a fraction: clients in languages with one kind of number write ids beyond 32 bits
+    /// so in MessagePack and CBOR.
+    pub fn as_whole(&self) -> Option<u64> {
+        if let Self::Float(value) = self { whole(*value) } else { self.as_u64() }
     }
 
     #[inline]
@@ -230,5 +243,29 @@ impl<'a> Iterator for Elements<'a> {
             self.0 = Items::Done;
         }
         next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_float_is_an_integer_when_it_has_no_fraction_and_loses_none() {
+        for (float, expected) in [
+            (0.0, Some(0)),
+            (7_656_119_800_000_001.0, Some(7_656_119_800_000_001)),
+            (ID_MAX as f64, Some(ID_MAX)),
+            (ID_MAX as f64 + 2.0, None),
+            (1.5, None),
+            (-1.0, None),
+            (f64::NAN, None),
+            (f64::INFINITY, None),
+        ] {
+            assert_eq!(Value::Float(float).as_whole(), expected, "{float}");
+            assert_eq!(OwnedValue::Float(float).as_whole(), expected, "{float}");
+        }
+        assert_eq!(Value::UInt(5).as_whole(), Some(5));
+        assert_eq!(Value::Str("5".into()).as_whole(), None);
     }
 }

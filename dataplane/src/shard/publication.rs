@@ -125,15 +125,13 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
         flags |= PASSTHRU;
         put_bytes(&mut out, &packed);
     }
+    let session = |value: &Value<'_>| if strict { value.as_u64() } else { value.as_whole() };
     let (lists_at, mut entries) = (out.len(), 0);
     for (at, key) in LISTS.into_iter().enumerate() {
         let Some(value) = dict.get(key) else { continue };
         flags |= LIST << at;
         entries += if at < SESSION_LISTS {
-            put_sessions(
-                &mut out,
-                &entries_of(key, value, strict, AUDIENCE_ENTRIES_MAX - entries, as_session)?,
-            )
+            put_sessions(&mut out, &entries_of(key, value, strict, AUDIENCE_ENTRIES_MAX - entries, session)?)
         } else {
             put_texts(&mut out, &entries_of(key, value, strict, AUDIENCE_ENTRIES_MAX - entries, as_text)?)
         };
@@ -151,10 +149,6 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
     out.extend_from_slice(bytes);
-}
-
-fn as_session(value: &Value<'_>) -> Option<u64> {
-    value.as_u64()
 }
 
 fn as_text(value: &Value<'_>) -> Option<String> {

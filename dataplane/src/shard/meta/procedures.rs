@@ -72,7 +72,7 @@ impl Arguments {
     }
 
     fn id(&self, at: usize, what: &str) -> Result<u64, Refused> {
-        match self.at(at).and_then(OwnedValue::as_u64) {
+        match self.at(at).and_then(OwnedValue::as_whole) {
             Some(id) => Ok(id),
             None => refuse(wamp::INVALID_ARGUMENT, format!("argument {at} must be the id of a {what}")),
         }
@@ -118,7 +118,7 @@ impl Arguments {
     fn page(&self, query: &mut Query) -> Result<(), Refused> {
         for (key, max) in [("limit", IDS_MAX as u64), ("after", ID_MAX)] {
             let Some(value) = self.named(key) else { continue };
-            let Some(value) = value.as_u64().filter(|value| *value <= max) else {
+            let Some(value) = value.as_whole().filter(|value| *value <= max) else {
                 return refuse(wamp::INVALID_ARGUMENT, format!("{key} must be an integer up to {max}"));
             };
             if key == "limit" {
