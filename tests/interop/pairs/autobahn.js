@@ -30,9 +30,9 @@ async function main(url, serializer, realm) {
     async call({ uri, args = [], kwargs = {} }) {
       return first(await session.call(uri, args, kwargs));
     },
-    async subscribe({ uri, match }) {
+    async subscribe({ uri, ...options }) {
       const put = (args, kwargs, details) => inbox.put(args, kwargs, details.topic);
-      await session.subscribe(uri, put, match ? { match } : {});
+      await session.subscribe(uri, put, options);
     },
     async publish({ uri, args = [], kwargs = {}, ...options }) {
       await session.publish(uri, args, kwargs, { acknowledge: true, ...options });

@@ -57,11 +57,11 @@ class Client:
         final = await self.session.call(uri, options=CallOptions(on_progress=parts.append))
         return [parts, final]
 
-    async def subscribe(self, uri, match=None):
+    async def subscribe(self, uri, **options):
         def put(*args, details=None, **kwargs):
             self.events.put_nowait([list(args), kwargs, details.topic])
 
-        await self.session.subscribe(put, uri, SubscribeOptions(match=match, details_arg="details"))
+        await self.session.subscribe(put, uri, SubscribeOptions(details_arg="details", **options))
 
     async def publish(self, uri, args=(), kwargs=None, **options):
         options = PublishOptions(acknowledge=True, **options)

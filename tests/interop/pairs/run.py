@@ -28,17 +28,24 @@ CLIENTS = {
     "autobahn-python": {"file": "autobahn_python.py", "progress": {"caller", "callee"}},
     # Its callers need a promise library of their own for progress.
     "autobahn-js": {"file": "autobahn.js", "progress": {"callee"}},
-    # It says `exclude_me` only when that is so anyway.
-    "wampy.js": {"file": "wampy.js", "progress": {"caller", "callee"}, "own_events": False},
+    # It says `exclude_me` only when that is so anyway, and `retain` never.
+    "wampy.js": {
+        "file": "wampy.js",
+        "progress": {"caller", "callee"},
+        "own_events": False,
+        "retained": {"subscriber"},
+    },
     "xconn": {"file": "xconn_python.py"},
     "xconn-core": {"file": "xconn_core_python.py", "progress": {"caller", "callee"}},
-    # It raises what came with an ERROR without the URI, and sends a URI of its own.
-    "swampyer": {"file": "swampyer_python.py", "error_uri": False},
+    # It raises what came with an ERROR without the URI, and sends a URI of its own. An event that follows SUBSCRIBED at once
+    # comes before it knows its subscription.
+    "swampyer": {"file": "swampyer_python.py", "error_uri": False, "retained": {"publisher"}},
     # Its numbers are integers that are not negative.
     "battler-wamp": {
         "rust": True,
         "progress": {"caller", "callee"},
         "serializers": ["json", "msgpack"],
+        "retained": set(),
         "values": lambda value: not isinstance(value, (float, int)) or value >= 0 and isinstance(value, int),
     },
     "wampproto": {"rust": True, "progress": {"caller", "callee"}},
@@ -219,6 +226,14 @@ def shared(one, other, uri):
     expect(sorted(map(str, results)), ["x", "x", "{}", "{}"], "results of two callees in turns")
 
 
+def retained(one, other, uri):
+    """An event that was published before anybody was subscribed."""
+    one.do("publish", uri=f"{uri}.topic", args=["not kept"])
+    one.do("publish", uri=f"{uri}.topic", args=["kept"], retain=True)
+    other.do("subscribe", uri=f"{uri}.topic", get_retained=True)
+    expect([event[0] for event in other.do("take", count=1)], [["kept"]], "a retained event")
+
+
 def meta(one, other, uri):
     """`one` asks the router about what `other` holds, and `other` hears of what `one` does."""
     if (count := one.do("call", uri="wamp.session.count")) < 2:
@@ -267,9 +282,12 @@ def cases(caller, callee, is_apart):
     yield "receivers", receivers
     if one.get("own_events", True):
         yield "exclusion", exclusion
-    # Each node chooses among its own callees first.
+    # Each node chooses among its own callees first, and hears of an event that is retained a moment later.
     if not is_apart:
         yield "shared", shared
+        both = {"publisher", "subscriber"}
+        if "publisher" in one.get("retained", both) and "subscriber" in other.get("retained", both):
+            yield "retained", retained
     yield "meta", meta
     # It ends `one`.
     yield "testament", testament

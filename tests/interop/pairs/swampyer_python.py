@@ -37,11 +37,11 @@ class Client:
             error.uri = "error"
             raise
 
-    def subscribe(self, uri, match=None):
+    def subscribe(self, uri, **options):
         def put(event, *_args, **_kwargs):
             self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
 
-        self.client.subscribe(uri, put, options={"match": match} if match else None)
+        self.client.subscribe(uri, put, options=options)
 
     def publish(self, uri, args=(), kwargs=None, **options):
         self.client.publish(uri, args=list(args), kwargs=kwargs or {}, options=options)

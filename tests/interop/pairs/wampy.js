@@ -48,9 +48,9 @@ async function main(url, serializer, realm) {
       const final = await client.call(uri, null, { progress_callback: (part) => parts.push(first(part)) });
       return [parts, first(final)];
     },
-    async subscribe({ uri, match }) {
+    async subscribe({ uri, ...options }) {
       const put = ({ argsList, argsDict, details }) => inbox.put(argsList, argsDict, details.topic);
-      await client.subscribe(uri, put, match ? { match } : {});
+      await client.subscribe(uri, put, options);
     },
     async publish({ uri, args = [], kwargs = {}, ...options }) {
       await client.publish(uri, { argsList: args, argsDict: kwargs }, options);

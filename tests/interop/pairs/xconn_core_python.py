@@ -54,12 +54,14 @@ class Client:
         request = self.session.call(uri).on_progress(lambda part: parts.append(part.args[0]))
         return [parts, (request.execute().args or [None])[0]]
 
-    def subscribe(self, uri, match=None):
+    def subscribe(self, uri, **options):
         def put(event):
             self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
 
         request = self.session.subscribe(uri, put)
-        (request.option("match", match) if match else request).execute()
+        for key, value in options.items():
+            request = request.option(key, value)
+        request.execute()
 
     def publish(self, uri, args=(), kwargs=None, **options):
         request = self.session.publish(uri).args(*args).kwargs(**(kwargs or {}))

@@ -35,11 +35,11 @@ class Client:
     def call(self, uri, args=(), kwargs=None):
         return (self.session.call(uri, list(args), kwargs or {}).args or [None])[0]
 
-    def subscribe(self, uri, match=None):
+    def subscribe(self, uri, **options):
         def put(event):
             self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
 
-        self.session.subscribe(uri, put, options={"match": match} if match else None)
+        self.session.subscribe(uri, put, options=options)
 
     def publish(self, uri, args=(), kwargs=None, **options):
         self.session.publish(uri, list(args), kwargs or {}, options={"acknowledge": True, **options})
