@@ -197,9 +197,7 @@ fn replies_are_never_dropped_the_session_is_closed_instead() {
 fn a_publisher_faster_than_its_subscribers_is_held_back_and_loses_nothing() {
     const COUNT: u64 = 200;
     const MEMORY: u64 = 16 << 20;
-    let tables = format!(
-        "[memory]\nmax = {MEMORY}\n[limits]\nretained_memory_max = \"1MiB\"\n[io]\nsend_buffer = \"64KiB\"\n"
-    );
+    let tables = format!("[memory]\nmax = {MEMORY}\n[io]\nsend_buffer = \"64KiB\"\n");
     let node = Node::with(one_shard(&tables));
     let mut slow: Vec<Client> = (0..12).map(|_| Client::join(&node, Wire::PLAIN)).collect();
     for client in &mut slow {

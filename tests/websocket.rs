@@ -389,7 +389,7 @@ mod compression {
 
     #[test]
     fn beyond_the_memory_for_contexts_there_are_none() {
-        let tables = "[memory]\nmax = \"16MiB\"\n[limits]\nretained_memory_max = \"1MiB\"\n".to_owned();
+        let tables = "[memory]\nmax = \"16MiB\"\n".to_owned();
         let websocket = "compression = \"takeover\"\n".to_owned();
         let cores = Setup::default().cores.split(',').next().expect("a core").to_owned();
         let node = Node::with(Setup { websocket, tables, cores, ..Setup::default() });

@@ -13,20 +13,25 @@ use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// Where nothing else is written, retained events take at most one part in so many of `memory.max`.
+const RETAINED_SHARE: u64 = 4;
+
 /// See [`Config::parse`].
 pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let source = Source::parse(text, file)?;
     let default = Config::default();
     let root = source.root()?;
+    let memory = memory(&source, default.memory)?;
+    let limits = limits(&source, default.limits, memory.max)?;
     let data_dir = default.data_dir.to_str().expect("the default folder is ASCII");
     let config = Config {
         data_dir: PathBuf::from(root.string("data_dir", data_dir, is_path)?),
         cores: root.cores("cores", default.cores)?,
         control: control(&source, default.control)?,
-        memory: memory(&source, default.memory)?,
+        memory,
         listeners: listeners(&source, default.listeners)?,
         admin: admin(&source, default.admin)?,
-        limits: limits(&source, default.limits)?,
+        limits: limits,
         timeouts: timeouts(&source, default.timeouts)?,
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
         io: io(&source, default.io)?,
@@ -118,8 +123,10 @@ fn admin(source: &Source<'_>, default: Admin) -> Result<Admin, ConfigError> {
     Ok(Admin { address: source.section("admin")?.address("address", default.address)? })
 }
 
-fn limits(source: &Source<'_>, default: Limits) -> Result<Limits, ConfigError> {
+fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limits, ConfigError> {
     let section = source.section("limits")?;
+    // A node of little memory retains little, unless somebody says otherwise.
+    let retained_memory_max = default.retained_memory_max.min(memory_max / RETAINED_SHARE);
     Ok(Limits {
         subscriptions_max: section.u32("subscriptions_max", default.subscriptions_max)?,
         registrations_max: section.u32("registrations_max", default.registrations_max)?,
@@ -130,7 +137,7 @@ fn limits(source: &Source<'_>, default: Limits) -> Result<Limits, ConfigError> {
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
         retained_max: section.u32("retained_max", default.retained_max)?,
-        retained_memory_max: section.u64("retained_memory_max", default.retained_memory_max)?,
+        retained_memory_max: section.u64("retained_memory_max", retained_memory_max)?,
         retained_event_max: section.u32("retained_event_max", default.retained_event_max)?,
         retained_ttl: section.time("retained_ttl", default.retained_ttl)?,
     })
@@ -656,6 +663,13 @@ mod tests {
     fn a_raw_socket_listener_has_no_path() {
         let text = "[[listener]]\ntransport = \"rawsocket\"\npath = \"/ws\"";
         assert!(refused(text).starts_with("test.toml:3: listener.path: "));
+    }
+
+    #[test]
+    fn a_node_of_little_memory_retains_little() {
+        let retained = |text: &str| parse(text).map(|config| config.limits.retained_memory_max);
+        assert_eq!(retained("[memory]\nmax = \"64MiB\""), Ok(16 << 20));
+        assert_eq!(retained("[memory]\nmax = \"64GiB\""), Ok(256 << 20));
     }
 
     #[test]
