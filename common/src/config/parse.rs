@@ -31,7 +31,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         memory,
         listeners: listeners(&source, default.listeners)?,
         admin: admin(&source, default.admin)?,
-        limits: limits,
+        limits,
         timeouts: timeouts(&source, default.timeouts)?,
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
         io: io(&source, default.io)?,
