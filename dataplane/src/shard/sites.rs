@@ -64,7 +64,7 @@ mod tests {
 
     fn site(node: u16, callees: u32, first: u64, last: u64) -> Site {
         let share = Share { callees, first, last, ..Share::SINGLE };
-        Site { node: Some(node), life: u64::from(node) * 0x9e37_79b9_7f4a_7c15, share }
+        Site { node: Some(node), life: u64::from(node).wrapping_mul(0x9e37_79b9_7f4a_7c15), share }
     }
 
     fn counts(invoke: Invoke, sites: &[Site], calls: u32) -> Vec<u32> {
