@@ -189,7 +189,7 @@ pub fn start(
     });
     let manager = Manager {
         table: Table::new(config.hello.node, Uuid::new_v4().as_u64_pair().0),
-        config: Arc::new(config),
+        config,
         connections: BTreeMap::new(),
         shared: Arc::clone(&shared),
         members,
@@ -232,7 +232,7 @@ enum Report {
 
 struct Manager {
     table: Table,
-    config: Arc<LinkConfig>,
+    config: LinkConfig,
     connections: BTreeMap<ConnectionId, Held>,
     shared: Arc<Shared>,
     members: watch::Receiver<Members>,
@@ -269,8 +269,10 @@ impl Manager {
             tokio::select! {
                 changed = self.members.changed() => match changed {
                     Ok(()) => {
-                        let live = living(&self.members.borrow_and_update());
-                        self.table.members(Instant::now(), &live);
+                        let view = Arc::clone(&self.members.borrow_and_update());
+                        // Others refuse links of a life before the one that they know.
+                        self.config.hello.epoch = self.config.hello.epoch.max(view.epoch);
+                        self.table.members(Instant::now(), &living(&view));
                     }
                     Err(_) => return,
                 },

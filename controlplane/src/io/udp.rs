@@ -287,7 +287,10 @@ impl Task {
                         warn!(%from, reason, detail, more, "dropped a packet: {advice}");
                     }
                 }
-                Output::Rejoined => warn!("the cluster took this node for dead; it joins again"),
+                Output::Rejoined => {
+                    self.news = true;
+                    warn!("the cluster took this node for dead; it joins again");
+                }
             }
         }
         self.publish();
@@ -298,7 +301,8 @@ impl Task {
         let count = self.ports.members.borrow().members.len();
         if std::mem::take(&mut self.news) || count != self.swim.members().count() {
             let members = self.swim.members().cloned().collect();
-            self.ports.members.send_replace(Arc::new(View { members, left: self.swim.has_left() }));
+            let (left, epoch) = (self.swim.has_left(), self.swim.identity().epoch);
+            self.ports.members.send_replace(Arc::new(View { members, left, epoch }));
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct View {
     pub members: Vec<Member>,
     /// We have said good-bye.
     pub left: bool,
+    /// This node's life by which the others know it, or 0 before there was any news. It is not the one that the node began
+    /// with once they knew of a later one.
+    pub epoch: u64,
 }
 
 impl View {

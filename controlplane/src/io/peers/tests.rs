@@ -42,7 +42,8 @@ impl Host {
             let identity = Identity { node, epoch: host.epoch, ..Identity::unknown_at(host.address) };
             Member { identity, state: crate::swim::State::Alive, since: Instant::now() }
         };
-        let view = View { members: others.iter().map(member).collect(), left: false };
+        let members = others.iter().map(member).collect();
+        let view = View { members, left: false, epoch: self.epoch };
         self.members.send_replace(Arc::new(view));
     }
 
@@ -141,6 +142,18 @@ async fn a_node_that_was_started_again_is_linked_again() {
     assert!(matches!(reason, DownReason::Renewed | DownReason::Closed | DownReason::Failed), "{reason:?}");
     a.up(2).await;
     again.up(1).await;
+}
+
+#[tokio::test]
+async fn a_node_links_by_the_life_that_others_know_of_it() {
+    let (mut a, mut b) = (host(1, 1, 1).await, host(2, 1, 1).await);
+    // An old copy of its disk was put back: others know a later life, above which membership has lifted it.
+    b.epoch = 7;
+    a.sees(&[&b]);
+    eventually("its first life is refused", || a.refused(Refusal::Stale) > 0).await;
+    b.sees(&[&a]);
+    a.up(2).await;
+    b.up(1).await;
 }
 
 #[tokio::test]
