@@ -65,7 +65,7 @@ impl RouterProcess {
             match read {
                 Ok(thread) => threads.push(thread),
                 // A thread that ended between the two reads.
-                Err(ProcessError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(ProcessError::Read { source, .. }) if is_gone(&source) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -101,6 +101,12 @@ impl CpuUse {
             .collect();
         Self { source: self.source, seconds: threads.iter().map(|thread| thread.seconds).sum(), threads }
     }
+}
+
+/// The file is gone, or was opened before its thread ended.
+fn is_gone(error: &io::Error) -> bool {
+    let ended = rustix::io::Errno::SRCH.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ended)
 }
 
 fn read(path: &str) -> Result<String, ProcessError> {
@@ -167,6 +173,15 @@ mod tests {
         assert!(this.memory_bytes().unwrap() > 4_096);
         let used = this.cpu().unwrap().since(&before);
         assert!(used.seconds >= 0.0 && used.seconds < before.seconds + 60.0);
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_gone_by_either_error() {
+        let gone = |number| is_gone(&io::Error::from_raw_os_error(number));
+        assert!(
+            gone(rustix::io::Errno::SRCH.raw_os_error()) && gone(rustix::io::Errno::NOENT.raw_os_error())
+        );
+        assert!(!gone(rustix::io::Errno::ACCESS.raw_os_error()));
     }
 
     #[test]
