@@ -14,6 +14,7 @@ use controlplane::store::memory::Memory;
 use controlplane::store::record::{Kind, Object, place};
 use controlplane::store::worker::Worker;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -414,9 +415,28 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
     cluster.check_collection().unwrap();
 }
 
+/// Known and not mended: a node with an old disk that the others forget meets, before anybody else, one that has nothing.
+#[test]
+#[ignore = "three faults at once bring a deletion's object back; see the known limits in CHANGELOG.md"]
+fn an_old_copy_of_a_disk_brings_nothing_back_to_who_has_nothing() {
+    let steps = [
+        Step::Put { node: 0, key: 0 },
+        Step::Return { node: 0, key: 0 },
+        Step::Wipe { node: 1 },
+        Step::Forget { node: 0 },
+    ];
+    run(&steps).unwrap();
+}
+
+fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
 proptest! {
+    // More cases, and others: FLOOR_CASES=1000 FLOOR_SEED=7.
     #![proptest_config(ProptestConfig {
-        cases: std::env::var("FLOOR_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48),
+        cases: number("FLOOR_CASES", 48),
+        rng_seed: RngSeed::Fixed(number("FLOOR_SEED", 1).into()),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
