@@ -163,6 +163,7 @@ impl Exchange {
 
     fn compared(&mut self, objects: &mut dyn Objects, theirs: &State, bits: u64) -> Result<Next, Stale> {
         objects.adopt(&theirs.floors)?;
+        objects.begins(&theirs.bounds);
         (self.promise, self.marks) = (theirs.promise, theirs.marks.clone());
         let (differing, equal): (Vec<u8>, Vec<u8>) =
             (0..SHARDS as u8).partition(|shard| bits >> shard & 1 == 1);
@@ -287,6 +288,7 @@ fn compare(objects: &mut dyn Objects, theirs: &State, sums: &[Short]) -> Body {
     if objects.adopt(&theirs.floors).is_err() {
         return Body::Refused(Refusal::Stale);
     }
+    objects.begins(&theirs.bounds);
     let mut bits = 0;
     for (shard, theirs_sum) in sums.iter().enumerate() {
         if short(objects.tree().roots()[shard]) == *theirs_sum {
@@ -301,7 +303,7 @@ fn compare(objects: &mut dyn Objects, theirs: &State, sums: &[Short]) -> Body {
 fn state(objects: &dyn Objects) -> State {
     let (fingerprint, promise) = (objects.fingerprint(), objects.promise());
     let (floors, marks) = (Box::new(objects.floors()), Box::new(objects.marks()));
-    State { fingerprint, promise, floors, marks }
+    State { fingerprint, promise, floors, marks, bounds: Box::new(objects.bounds()) }
 }
 
 /// What the asker lacks of these buckets, and what we lack.
@@ -485,7 +487,7 @@ mod tests {
         assert_eq!((records(&mut one).len(), tally.merged, tally.sent, tally.refused), (900, 400, 700, 0));
         let (tally, messages, bytes) = run(&mut one, &mut other);
         assert_eq!((tally, messages), (Tally::default(), 2));
-        assert!(bytes < 3_200, "{bytes}");
+        assert!(bytes < 4_200, "{bytes}");
     }
 
     #[test]
@@ -542,8 +544,9 @@ mod tests {
     }
 
     fn shards(bits: u64) -> Body {
-        let (floors, marks) = (Box::new([Hlc::default(); SHARDS]), Box::new([Hlc::default(); SHARDS]));
-        let state = State { fingerprint: [0; 16], promise: Hlc::default(), floors, marks };
+        let zero = || Box::new([Hlc::default(); SHARDS]);
+        let (floors, marks, bounds) = (zero(), zero(), zero());
+        let state = State { fingerprint: [0; 16], promise: Hlc::default(), floors, marks, bounds };
         Body::Shards { state, bits }
     }
 

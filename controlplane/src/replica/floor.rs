@@ -8,9 +8,14 @@
 //! later. A floor that one member has worked out is right for all, so nodes take over the higher one.
 //!
 //! Who has a mark below another's floor was away for too long, was forgotten, or had its disk put back: it may hold what
-//! all others have deleted and forgotten. It is *stale*, gives up what it holds and pulls everything anew. A node that
-//! never synced with another is *fresh*: nothing it holds can have been deleted elsewhere long ago, so it joins as it is.
-//! Whoever holds all that a peer holds has the mark of that peer.
+//! all others have deleted and forgotten. It is *stale*, gives up what it holds and pulls everything anew. Whoever holds
+//! all that a peer holds has the mark of that peer.
+//!
+//! What a node wrote before it exchanged with another was seen by nobody, so nobody can have deleted it: a new node joins
+//! as it is. The *bound* of a shard is the stamp before which nothing that the node holds was deleted elsewhere: the time of
+//! the first exchange, or the least bound of the peers that exchanges brought something from (they may be stale without
+//! knowing it yet), or the mark, if that is later. A node that has synced all shards with no other yet is *fresh*, and works
+//! out no floor.
 //!
 //! Whoever takes a member off the list lets the floor go on without it. The writes of that member may still be on their way
 //! from one node to the next, so the floor stands still until every mark was made after that.
@@ -41,6 +46,8 @@ pub struct Floor {
     heard: BTreeMap<NodeId, Stamps>,
     /// Of a fresh node: the shards it has synced with each peer.
     first_syncs: BTreeMap<NodeId, u64>,
+    /// The bounds of peers when the last exchange with them began.
+    bounds: BTreeMap<NodeId, Stamps>,
     /// `kept` is to be stored.
     dirty: bool,
     /// The marks or floors are to be announced, once stored.
@@ -67,6 +74,8 @@ struct Kept {
     /// The floors stand still until all marks have passed this.
     held_until: Hlc,
     fresh: bool,
+    /// Nothing that was written or taken here was deleted elsewhere before this.
+    unseen: Stamps,
     /// The greatest counter of this node in a history that was forgotten.
     counter: u64,
     /// Every other node that was met and not forgotten, since when.
@@ -113,15 +122,16 @@ impl Floor {
     /// copy of an earlier one.
     pub fn new(own: NodeId, pace: Pace, kept: Option<&[u8]>, restored: bool) -> Result<Self, RecordError> {
         let mut kept = kept.map_or_else(|| Ok(Kept::default()), Kept::decode)?;
-        let dirty = restored && kept.fresh;
-        // Whom the original has met since is not known.
-        kept.fresh &= !restored;
-        Ok(Self { dirty, ..Self::of(own, pace, kept) })
+        if restored {
+            // Whom the original has met since is not known.
+            (kept.fresh, kept.unseen) = (false, [Hlc::default(); SHARDS]);
+        }
+        Ok(Self { dirty: restored, ..Self::of(own, pace, kept) })
     }
 
     /// Of a store whose row is damaged: it may have met anybody.
     pub fn unknown(own: NodeId, pace: Pace) -> Self {
-        let kept = Kept { fresh: false, ..Kept::default() };
+        let kept = Kept { fresh: false, unseen: [Hlc::default(); SHARDS], ..Kept::default() };
         Self { dirty: true, ..Self::of(own, pace, kept) }
     }
 
@@ -134,6 +144,7 @@ impl Floor {
             synced: BTreeMap::new(),
             heard: BTreeMap::new(),
             first_syncs: BTreeMap::new(),
+            bounds: BTreeMap::new(),
             dirty: false,
             announce: true,
         }
@@ -145,6 +156,11 @@ impl Floor {
 
     pub fn marks(&self) -> &Stamps {
         &self.kept.marks
+    }
+
+    /// Before these, nothing that this node holds was deleted elsewhere. `now`: a stamp of this moment.
+    pub fn bounds(&self, now: Hlc) -> Stamps {
+        std::array::from_fn(|shard| self.kept.marks[shard].max(self.kept.unseen[shard].min(now)))
     }
 
     /// Every stamp this node gives from now on, in later lives too, is greater.
@@ -210,6 +226,7 @@ impl Floor {
         }
         self.synced.remove(&node);
         self.heard.remove(&node);
+        self.bounds.remove(&node);
         self.kept.forgotten.insert(node, since);
         if self.kept.forgotten.len() > NODES_MAX {
             let oldest = self.kept.forgotten.iter().min_by_key(|(_, since)| **since).map(|(node, _)| *node);
@@ -219,6 +236,29 @@ impl Floor {
         self.kept.held_until = self.kept.held_until.max(until);
         (self.dirty, self.announce) = (true, true);
         self.kept.members.remove(&node).is_some()
+    }
+
+    /// An exchange with `peer`, which has these bounds, begins: what is held here has been seen from now on.
+    pub fn begins(&mut self, peer: NodeId, bounds: &Stamps, now: Hlc) {
+        (0..SHARDS).for_each(|shard| self.was_seen(shard, now));
+        if self.is_member(peer) {
+            self.bounds.insert(peer, *bounds);
+        }
+    }
+
+    /// An exchange with `peer` brings something of a shard. What changes here is to be stored with it.
+    pub fn takes(&mut self, peer: NodeId, shard: usize) {
+        let bound = self.bounds.get(&peer).map_or(Hlc::default(), |bounds| bounds[shard]);
+        self.was_seen(shard, bound);
+    }
+
+    fn was_seen(&mut self, shard: usize, since: Hlc) {
+        let unseen = &mut self.kept.unseen[shard];
+        // Up to the mark it says nothing.
+        if since < *unseen && *unseen > self.kept.marks[shard] {
+            *unseen = since;
+            self.dirty = true;
+        }
     }
 
     /// We hold all that `peer` held in a shard when it promised `promise` and had `mark`: so up to that we have all that
@@ -306,7 +346,7 @@ impl Floor {
                 continue;
             }
             let mark = self.kept.marks[shard];
-            if *floor > mark && !self.kept.fresh && !is_empty {
+            if *floor > mark.max(self.kept.unseen[shard]) && !is_empty {
                 return Err(Stale { shard, mark_ms: mark.wall_ms(), floor_ms: floor.wall_ms() });
             }
             rising.push(shard);
@@ -317,7 +357,7 @@ impl Floor {
     /// Adopts the floor of a shard: see [`Floor::rises`].
     pub fn adopt(&mut self, shard: usize, floor: Hlc) {
         self.kept.floors[shard] = self.kept.floors[shard].max(floor);
-        // True of a node that holds nothing, or nothing of others; of all others it is true already.
+        // True of a node that holds nothing, or nothing that others may have deleted; of all others it is true already.
         self.kept.marks[shard] = self.kept.marks[shard].max(floor);
         (self.dirty, self.announce) = (true, true);
     }
@@ -326,6 +366,7 @@ impl Floor {
     pub fn begin_anew(&mut self, floors: &Stamps) {
         self.synced.clear();
         self.kept.fresh = false;
+        self.kept.unseen = [Hlc::default(); SHARDS];
         self.kept.floors = std::array::from_fn(|shard| self.kept.floors[shard].max(floors[shard]));
         self.kept.marks = self.kept.floors;
         (self.dirty, self.announce) = (true, true);
@@ -372,6 +413,7 @@ impl Default for Kept {
             floors: [Hlc::default(); SHARDS],
             held_until: Hlc::default(),
             fresh: true,
+            unseen: [Hlc(u64::MAX); SHARDS],
             counter: 0,
             members: BTreeMap::new(),
             forgotten: BTreeMap::new(),
@@ -386,7 +428,7 @@ impl Kept {
     }
 
     /// `"SBF" version u8 │ fresh u8 │ promise u64 │ held until u64 │ counter u64 │ 64 × mark u64 │ 64 × floor u64 │
-    /// members │ forgotten │ checksum [16]`, little-endian; nodes are `count u16 │ count × ( node [16] │ stamp u64 )`, sorted.
+    /// 64 × unseen u64 │ members │ forgotten │ checksum [16]`, little-endian; nodes are `count u16 │ count × ( node [16] │ stamp u64 )`, sorted.
     fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.push(self.fresh.into());
@@ -395,6 +437,7 @@ impl Kept {
         }
         put_stamps(&mut out, &self.marks);
         put_stamps(&mut out, &self.floors);
+        put_stamps(&mut out, &self.unseen);
         put_nodes(&mut out, &self.members);
         put_nodes(&mut out, &self.forgotten);
         let sum = checksum(&out);
@@ -414,9 +457,10 @@ impl Kept {
         let fresh = reader.byte()? == 1;
         let (promise, held_until, counter) = (Hlc(reader.u64()?), Hlc(reader.u64()?), reader.u64()?);
         let (marks, floors) = (read_stamps(&mut reader)?, read_stamps(&mut reader)?);
+        let unseen = read_stamps(&mut reader)?;
         let (members, forgotten) = (read_nodes(&mut reader)?, read_nodes(&mut reader)?);
         require(reader.0.is_empty(), "bytes after the end")?;
-        Ok(Self { promise, marks, floors, held_until, fresh, counter, members, forgotten })
+        Ok(Self { promise, marks, floors, held_until, fresh, unseen, counter, members, forgotten })
     }
 }
 
@@ -477,7 +521,7 @@ fn read_nodes(reader: &mut Reader<'_>) -> Result<BTreeMap<NodeId, Hlc>, RecordEr
 }
 
 /// "SBF" and the version of the form.
-const MAGIC: [u8; 4] = *b"SBF\x01";
+const MAGIC: [u8; 4] = *b"SBF\x02";
 const ANNOUNCEMENT_VERSION: u8 = 1;
 /// How wrong clocks may be, and how late a message, at most.
 const ALLOWANCE_MS_MAX: u64 = 600_000;
@@ -505,7 +549,7 @@ mod tests {
 
     fn of(own: NodeId, others: &[NodeId]) -> Floor {
         let mut floor = Floor::new(own, pace(), None, false).unwrap();
-        (floor.kept.fresh, floor.dirty) = (false, true);
+        (floor.kept.fresh, floor.kept.unseen, floor.dirty) = (false, [Hlc::default(); SHARDS], true);
         others.iter().for_each(|node| floor.met(*node, Hlc::at(1)));
         floor
     }
@@ -588,6 +632,24 @@ mod tests {
         assert_eq!(floor.marks(), &[Hlc::at(400 * MINUTE_MS); SHARDS]);
         let floors = [Hlc::at(400 * MINUTE_MS); SHARDS];
         assert_eq!(floor.rises(&floors, T, false).unwrap().len(), SHARDS, "that of C may be a little higher");
+    }
+
+    #[test]
+    fn what_a_new_node_took_is_as_old_as_the_peer_it_came_from() {
+        let minutes = |minutes| [Hlc::at(minutes * MINUTE_MS); SHARDS];
+        let mut floor = Floor::new(A, pace(), None, false).unwrap();
+        [B, C].iter().for_each(|node| floor.met(*node, Hlc::at(1)));
+        floor.begins(B, &minutes(300), Hlc::at(500 * MINUTE_MS));
+        assert_eq!(floor.bounds(Hlc::at(T)), minutes(500), "nobody has seen what it wrote before");
+        floor.takes(B, 7);
+        assert_eq!(floor.rises(&minutes(300), T, false).unwrap().len(), SHARDS, "B was there");
+        assert!(matches!(floor.rises(&minutes(301), T, false), Err(Stale { shard: 7, .. })), "B was not");
+        let mut again = Floor::new(A, pace(), Some(&floor.row().unwrap()), false).unwrap();
+        assert!(again.rises(&minutes(301), T, false).is_err(), "a later life remembers");
+        floor.takes(C, 8);
+        assert!(matches!(floor.rises(&minutes(1), T, false), Err(Stale { shard: 8, .. })), "C said nothing");
+        again.adopt(7, Hlc::at(400 * MINUTE_MS));
+        assert_eq!(again.rises(&minutes(400), T, false).unwrap().len(), SHARDS - 1, "it held nothing then");
     }
 
     #[test]

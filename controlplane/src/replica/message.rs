@@ -51,6 +51,7 @@ pub struct State {
     pub promise: Hlc,
     pub floors: Box<Stamps>,
     pub marks: Box<Stamps>,
+    pub bounds: Box<Stamps>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -177,12 +178,13 @@ fn put_state(out: &mut Vec<u8>, state: &State) {
     out.extend_from_slice(&state.promise.0.to_le_bytes());
     put_stamps(out, &state.floors);
     put_stamps(out, &state.marks);
+    put_stamps(out, &state.bounds);
 }
 
 fn read_state(reader: &mut Reader<'_>) -> Result<State, RecordError> {
     let (fingerprint, promise) = (reader.array()?, Hlc(reader.u64()?));
     let (floors, marks) = (Box::new(read_stamps(reader)?), Box::new(read_stamps(reader)?));
-    Ok(State { fingerprint, promise, floors, marks })
+    Ok(State { fingerprint, promise, floors, marks, bounds: Box::new(read_stamps(reader)?) })
 }
 
 fn list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
@@ -252,7 +254,13 @@ mod tests {
 
     fn state() -> State {
         let stamps = |stamp| Box::new([Hlc(stamp); SHARDS]);
-        State { fingerprint: [7; 16], promise: Hlc(8), floors: stamps(9), marks: stamps(10) }
+        State {
+            fingerprint: [7; 16],
+            promise: Hlc(8),
+            floors: stamps(9),
+            marks: stamps(10),
+            bounds: stamps(11),
+        }
     }
 
     #[test]

@@ -36,6 +36,12 @@ pub trait Objects {
     /// Up to these stamps this node holds every write: see [`floor`](super::floor).
     fn marks(&self) -> Stamps;
 
+    /// Before these, nothing that this node holds was deleted elsewhere: see [`floor`](super::floor).
+    fn bounds(&self) -> Stamps;
+
+    /// An exchange begins with another node, which has these bounds.
+    fn begins(&mut self, bounds: &Stamps);
+
     /// All that the other node held in a shard when it gave its promise, and had this mark, is held here.
     fn synced(&mut self, shard: usize, promise: Hlc, mark: Hlc);
 

@@ -61,20 +61,12 @@ impl Worker {
         self.store_floor();
     }
 
-    /// A node will not come back. If it does, it must begin anew: see [`Worker::begin_anew`].
+    /// A node will not come back. If it does, it may find that it is stale and must begin anew.
     pub fn forget(&mut self, node: NodeId) {
         if self.floor.forget(node, self.moment()) {
             info!(%node, "forgotten: deletions it has not seen may be forgotten too");
         }
         self.store_floor();
-    }
-
-    /// Gives up all objects: what only this node knew is set aside in files beside the store, and the node goes on under a
-    /// new epoch. For one that others have forgotten.
-    pub fn begin_anew(&mut self) -> Changes {
-        let floors = *self.floor.floors();
-        self.give_up(&floors);
-        self.take_changes()
     }
 
     /// Adopts floors that are higher than ours. A node that is stale gives up what it holds.

@@ -300,11 +300,6 @@ impl Store {
         self.step(move |worker| worker.forget(node)).await
     }
 
-    /// See [`Worker::begin_anew`].
-    pub async fn begin_anew(&self) -> Result<Changes, StoreError> {
-        self.step(Worker::begin_anew).await
-    }
-
     /// The last conflicts, the oldest first.
     pub async fn conflicts(&self) -> Result<Vec<Conflict>, StoreError> {
         self.step(|worker| worker.conflicts()).await

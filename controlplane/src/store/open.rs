@@ -37,14 +37,15 @@ pub struct Scan {
     pub siblings: BTreeMap<Place, u64>,
 }
 
-/// Who the store is. A new, copied or restored one, one whose last commit failed and one that has forgotten who it is
-/// get a new epoch. True: the store is a copy of an earlier one.
+/// Who the store is, and its collection floor. A new, copied or restored one, one whose last commit failed and one that has
+/// forgotten who it is get a new epoch.
 pub fn identify(
     engine: &mut dyn Engine,
     files: Files,
+    pace: Pace,
     sources: &mut Sources,
     stats: &Stats,
-) -> Result<(Identity, bool), EngineError> {
+) -> Result<(Identity, Floor), EngineError> {
     let known = match engine.meta(Row::Identity)?.map(|bytes| Identity::decode(&bytes)) {
         None => None,
         Some(Ok(known)) => Some(known),
@@ -56,7 +57,9 @@ pub fn identify(
     };
     let restored = known.is_some_and(|known| known.inode != files.inode);
     let identity = match known {
-        Some(known) if known.inode == files.inode && !files.was_broken => return Ok((known, false)),
+        Some(known) if known.inode == files.inode && !files.was_broken => {
+            return Ok((known, floor(engine, NodeId(known.actor.node), pace, false)?));
+        }
         Some(known) => {
             let actor = Actor { epoch: (sources.random)(), ..known.actor };
             warn!(was_broken = files.was_broken, %actor, "the store begins a new epoch");
@@ -68,13 +71,18 @@ pub fn identify(
             Identity { actor, inode: files.inode, versions_reserved: 0 }
         }
     };
-    engine.commit(&[Write::Meta { row: Row::Identity, bytes: identity.encode() }])?;
+    let mut floor = floor(engine, NodeId(identity.actor.node), pace, restored)?;
+    // At once: in its next life a copy is not known as one.
+    let mut writes = vec![Write::Meta { row: Row::Identity, bytes: identity.encode() }];
+    writes.extend(floor.row().map(|bytes| Write::Meta { row: Row::Floor, bytes }));
+    engine.commit(&writes)?;
     engine.forget_broken();
-    Ok((identity, restored))
+    floor.stored();
+    Ok((identity, floor))
 }
 
-/// The collection floor. A node that has forgotten whom it met is taken for one that met somebody.
-pub fn floor(engine: &dyn Engine, node: NodeId, pace: Pace, restored: bool) -> Result<Floor, EngineError> {
+/// A node that has forgotten whom it met is taken for one that met somebody.
+fn floor(engine: &dyn Engine, node: NodeId, pace: Pace, restored: bool) -> Result<Floor, EngineError> {
     let row = engine.meta(Row::Floor)?;
     Ok(Floor::new(node, pace, row.as_deref(), restored).unwrap_or_else(|reason| {
         error!(%reason, "the row of the collection floor is damaged");

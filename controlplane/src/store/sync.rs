@@ -2,13 +2,13 @@
 //! committed.
 
 use super::engine::{EngineError, Place};
-use super::record::{Hlc, Object};
+use super::record::{Hlc, Object, place};
 use super::stage::Overlay;
 use super::worker::{Change, Worker};
 use super::{StoreError, sums};
 use crate::replica::exchange::{self, Exchange, ExchangeError, Next, SCAN_MAX};
 use crate::replica::floor::{Stale, Stamps};
-use crate::replica::hashtree::{FINGERPRINT_BYTES, HashTree};
+use crate::replica::hashtree::{FINGERPRINT_BYTES, HashTree, bucket_of, shard_of};
 use crate::replica::message::Message;
 use crate::replica::objects::{Found, MergeTally, Objects, Unreadable};
 use common::ids::NodeId;
@@ -130,6 +130,15 @@ impl Objects for Worker {
         *self.floor.marks()
     }
 
+    fn bounds(&self) -> Stamps {
+        self.floor.bounds(self.moment())
+    }
+
+    fn begins(&mut self, bounds: &Stamps) {
+        let now = self.moment();
+        self.peer.into_iter().for_each(|peer| self.floor.begins(peer, bounds, now));
+    }
+
     fn synced(&mut self, shard: usize, promise: Hlc, mark: Hlc) {
         self.peer.into_iter().for_each(|peer| self.floor.synced(peer, shard, promise, mark));
     }
@@ -161,7 +170,11 @@ impl Objects for Worker {
         let (mut overlay, clock) = (Overlay::new(), self.clock);
         for record in records {
             let merged = match Object::decode(record) {
-                Ok(theirs) => self.apply(&Change::Merge(theirs), &mut overlay).ok(),
+                Ok(theirs) => {
+                    let shard = shard_of(bucket_of(&place(theirs.kind, &theirs.key)));
+                    self.peer.into_iter().for_each(|peer| self.floor.takes(peer, shard));
+                    self.apply(&Change::Merge(theirs), &mut overlay).ok()
+                }
                 Err(_) => None,
             };
             match merged {

@@ -103,9 +103,8 @@ impl Worker {
         mut sources: Sources,
         stats: Arc<Stats>,
     ) -> Result<(Self, Loaded), EngineError> {
-        let (identity, restored) = open::identify(&mut *engine, files, &mut sources, &stats)?;
-        let node = NodeId(identity.actor.node);
-        let floor = open::floor(&*engine, node, Pace::of(settings.grace), restored)?;
+        let pace = Pace::of(settings.grace);
+        let (identity, floor) = open::identify(&mut *engine, files, pace, &mut sources, &stats)?;
         let key = TreeKey::of(&settings.secret);
         let scan = open::scan(&*engine, &key, &floor, &stats)?;
         let differences = sums::settle(&mut *engine, &key, &scan.tree)?;

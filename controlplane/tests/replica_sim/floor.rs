@@ -415,15 +415,42 @@ fn an_old_copy_of_a_disk_brings_nothing_back() {
     cluster.check_collection().unwrap();
 }
 
-/// Known and not mended: a node with an old disk that the others forget meets, before anybody else, one that has nothing.
+/// A node with an old disk that the others forget meets, before anybody else, one that has nothing.
 #[test]
-#[ignore = "three faults at once bring a deletion's object back; see the known limits in CHANGELOG.md"]
 fn an_old_copy_of_a_disk_brings_nothing_back_to_who_has_nothing() {
     let steps = [
         Step::Put { node: 0, key: 0 },
         Step::Return { node: 0, key: 0 },
         Step::Wipe { node: 1 },
         Step::Forget { node: 0 },
+    ];
+    run(&steps).unwrap();
+}
+
+/// Two new nodes meet before either meets the third, which has forgotten deletions: what they wrote is kept.
+#[test]
+fn what_new_nodes_wrote_outlives_their_joining_an_old_cluster_together() {
+    let steps = [
+        Step::Return { node: 0, key: 0 },
+        Step::Wipe { node: 1 },
+        Step::Wipe { node: 0 },
+        Step::Put { node: 0, key: 0 },
+        Step::Pass { ms: 1 },
+    ];
+    run(&steps).unwrap();
+}
+
+/// The copy was made before the node had met anybody, and the node crashes as soon as it has been put back.
+#[test]
+fn a_node_knows_its_disk_for_a_copy_in_every_later_life() {
+    let steps = [
+        Step::Put { node: 1, key: 1 },
+        Step::Backup { node: 1 },
+        Step::Return { node: 0, key: 1 },
+        Step::Exchange { one: 0, other: 1 },
+        Step::Put { node: 0, key: 0 },
+        Step::Restore { node: 1 },
+        Step::Crash { node: 1 },
     ];
     run(&steps).unwrap();
 }
@@ -435,7 +462,7 @@ fn number(variable: &str, default: u32) -> u32 {
 proptest! {
     // More cases, and others: FLOOR_CASES=1000 FLOOR_SEED=7.
     #![proptest_config(ProptestConfig {
-        cases: number("FLOOR_CASES", 48),
+        cases: number("FLOOR_CASES", 96),
         rng_seed: RngSeed::Fixed(number("FLOOR_SEED", 1).into()),
         failure_persistence: None,
         ..ProptestConfig::default()
