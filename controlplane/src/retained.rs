@@ -5,7 +5,8 @@
 //!                             └─▶ stored ─▶ table ─▶ frames to the data plane: changes, and all of it to a new one
 //! ```
 //! The events of a topic are one object, named by a hash of realm and topic, whose bytes only shards read: the latest put
-//! wins. Puts of one topic that wait are one. What is over is deleted by the node that has put it, or by any node a while later.
+//! wins. Puts of one topic that wait are one. What the store had no room for waits again, unless a later event of the topic has
+//! come from elsewhere. What is over is deleted by the node that has put it, or by any node a while later.
 //!
 //! Invariants: at most [`PUTS_MAX`] puts are on their way to the store; the table holds at most [`TOPICS_MAX`] topics.
 
@@ -14,7 +15,7 @@ use crate::store::record::{Reader, RecordError, require};
 use common::ids::{NodeId, RealmId};
 use common::limits::{RETAINED_BYTES_MAX, URI_BYTES_MAX};
 use common::link::{Down, RetainedTopic, topics_in_one_frame};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Puts on their way to the store at once.
 pub const PUTS_MAX: usize = 32;
@@ -108,7 +109,7 @@ pub struct Retained {
     untold: BTreeMap<String, Option<(RealmId, String)>>,
     /// Puts that wait for those under way.
     waiting: BTreeMap<String, Option<Vec<u8>>>,
-    puts: BTreeSet<Token>,
+    puts: BTreeMap<Token, Put>,
     /// Topics not held because there are too many.
     refused: u64,
     swept: Option<String>,
@@ -122,7 +123,7 @@ impl Retained {
             table: BTreeMap::new(),
             untold: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            puts: BTreeSet::new(),
+            puts: BTreeMap::new(),
             refused: 0,
             swept: None,
             sweep_at_ms: 0,
@@ -166,13 +167,33 @@ impl Retained {
         if self.puts.len() >= PUTS_MAX { None } else { self.waiting.pop_first() }
     }
 
-    pub fn began(&mut self, token: Token) {
-        self.puts.insert(token);
+    pub fn began(&mut self, token: Token, put: Put) {
+        self.puts.insert(token, put);
     }
 
-    /// True when the token is that of a put of ours, which is over now.
-    pub fn ended(&mut self, token: Token) -> bool {
+    /// The put of ours with this token is over; none: it is not ours.
+    pub fn ended(&mut self, token: Token) -> Option<Put> {
         self.puts.remove(&token)
+    }
+
+    /// A put failed and is to be tried again: it waits, unless something later does, or is stored.
+    pub fn again(&mut self, (name, bytes): Put) {
+        let put_ms = |bytes: &[u8]| Held::decode(bytes).map_or(0, |held| held.put_ms);
+        let is_late = bytes
+            .as_deref()
+            .is_some_and(|bytes| self.table.get(&name).is_some_and(|held| held.put_ms > put_ms(bytes)));
+        if is_late {
+            self.untold.insert(name, None);
+        } else {
+            self.waiting.entry(name).or_insert(bytes);
+        }
+    }
+
+    /// A put failed for good: the data plane is told what the store holds instead.
+    pub fn give_up(&mut self, (name, bytes): Put) {
+        let held = bytes.and_then(|bytes| Held::decode(&bytes).ok());
+        let gone = held.filter(|_| !self.table.contains_key(&name)).map(|held| (held.realm, held.topic));
+        self.untold.insert(name, gone);
     }
 
     /// The object `name` is stored like this; no bytes: it is deleted.
@@ -287,8 +308,8 @@ mod tests {
         let mut puts = 0;
         while let Some((name, bytes)) = retained.take_put() {
             puts += 1;
-            retained.began(Token(puts));
-            assert!(retained.ended(Token(puts)));
+            retained.began(Token(puts), (name, bytes));
+            let (name, bytes) = retained.ended(Token(puts)).unwrap();
             retained.stored(&name, bytes.as_deref()).unwrap();
         }
         puts as usize
@@ -354,12 +375,44 @@ mod tests {
             retained.put(topic(&number.to_string(), 1), 0, 1);
         }
         for token in 0..PUTS_MAX as u64 {
-            assert!(retained.take_put().is_some());
-            retained.began(Token(token));
+            let put = retained.take_put().unwrap();
+            retained.began(Token(token), put);
         }
         assert!(retained.take_put().is_none());
-        assert!(retained.ended(Token(3)) && !retained.ended(Token(3)));
+        assert!(retained.ended(Token(3)).is_some() && retained.ended(Token(3)).is_none());
         assert!(retained.take_put().is_some());
+    }
+
+    #[test]
+    fn what_the_store_refused_waits_again_unless_something_later_has_come() {
+        let mut retained = Retained::new(ME);
+        retained.put(topic("a", 3), 0, 1_000);
+        let first = retained.take_put().unwrap();
+        retained.again(first.clone());
+        assert_eq!(retained.take_put(), Some(first.clone()));
+        retained.put(topic("a", 4), 0, 1_001);
+        retained.again(first.clone());
+        let second = retained.take_put().unwrap();
+        assert_ne!(second, first, "what was put later is what counts");
+        assert_eq!(retained.take_put(), None);
+        retained.stored(&second.0, second.1.as_deref()).unwrap();
+        assert_eq!(told(&mut retained, 1_001), [("a".into(), 0, 4)]);
+        retained.again(first);
+        assert_eq!(retained.take_put(), None);
+        assert_eq!(told(&mut retained, 1_001), [("a".into(), 0, 4)], "in place of what was put here");
+    }
+
+    #[test]
+    fn what_is_never_stored_is_taken_back_from_the_data_plane() {
+        let mut retained = Retained::new(ME);
+        retained.put(topic("a", 3), 0, 1_000);
+        let put = retained.take_put().unwrap();
+        retained.give_up(put.clone());
+        assert_eq!(told(&mut retained, 1_000), [("a".into(), 0, 0)]);
+        retained.stored(&put.0, put.1.as_deref()).unwrap();
+        assert_eq!(told(&mut retained, 1_000).len(), 1);
+        retained.give_up(put);
+        assert_eq!(told(&mut retained, 1_000), [("a".into(), 0, 3)]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::claims::{About, RouteKey, Wanted};
 use crate::node::{self, LinkId, Node, Output as FromNode, Unready};
 use crate::peers::Channel;
 use crate::registry::LocalChange;
-use crate::retained::Retained;
+use crate::retained::{Put, Retained};
 use crate::store::record::{Kind, Object};
 use crate::store::{StoreError, realm};
 use crate::swim::Member;
@@ -79,6 +79,10 @@ pub struct Plane {
     retained: Retained,
     /// When the retained events are looked after again.
     retained_at: Option<Instant>,
+    /// The store has refused a put of retained events: none is tried before then.
+    retained_rests: Option<Instant>,
+    /// That is in the log.
+    retained_refused: bool,
     /// Number of the last change of realms.
     realm_seq: u64,
     /// Changes of realms asked for here that are not yet in force.
@@ -104,6 +108,8 @@ impl Plane {
             node,
             retained: Retained::new(cluster.node()),
             retained_at: None,
+            retained_rests: None,
+            retained_refused: false,
             cluster,
             relay,
             data: Data::default(),
@@ -310,11 +316,15 @@ impl Plane {
     /// Brings what is retained to the store and to the data plane.
     fn poll_retained(&mut self, now: Instant, wall_ms: u64) -> Option<Output> {
         self.retained.sweep(wall_ms);
-        while let Some((name, bytes)) = self.retained.take_put() {
-            let token = self.cluster.put(Kind::Retained, &name, bytes);
-            self.retained.began(token);
+        self.retained_rests = self.retained_rests.filter(|until| *until > now);
+        while self.retained_rests.is_none()
+            && let Some((name, bytes)) = self.retained.take_put()
+        {
+            let token = self.cluster.put(Kind::Retained, &name, bytes.clone());
+            self.retained.began(token, (name, bytes));
         }
-        self.retained_at = (!self.retained.is_empty()).then(|| now + RETAINED_SWEEP);
+        let sweep = (!self.retained.is_empty()).then(|| now + RETAINED_SWEEP);
+        self.retained_at = self.retained_rests.into_iter().chain(sweep).min();
         if self.retained.has_frame() {
             if let Some(link) = self.node.spare_room() {
                 let frame = self.retained.frame(wall_ms)?;
@@ -328,6 +338,25 @@ impl Plane {
         let output = self.cluster.poll()?;
         self.on_cluster(now, output);
         self.outputs.pop_front()
+    }
+
+    /// A put of retained events has ended.
+    fn retained_put(&mut self, now: Instant, put: Put, result: Result<(), StoreError>) {
+        let Err(error) = result else {
+            self.retained_refused = false;
+            return;
+        };
+        if matches!(error, StoreError::Object(_)) {
+            self.retained.give_up(put);
+        } else {
+            self.retained.again(put);
+            self.retained_rests = Some(now + RETAINED_REST);
+            if std::mem::replace(&mut self.retained_refused, true) {
+                return;
+            }
+        }
+        let reason = format!("retained events are not stored: {error}");
+        self.outputs.push_back(Output::Notice(Notice::Refused { reason }));
     }
 
     fn follow_retained(&mut self, object: &Object) {
@@ -364,14 +393,10 @@ impl Plane {
             FromMachine::Send { to, channel, bytes } => Output::Send { to, channel, bytes },
             FromMachine::Close { peer } => Output::Close { peer },
             FromMachine::Store { token, task } => Output::Store { token, task },
-            FromMachine::Put { token, result } if self.retained.ended(token) => match result {
-                Ok(()) => return,
-                Err(error) => {
-                    let reason = format!("retained events are not stored: {error}");
-                    Output::Notice(Notice::Refused { reason })
-                }
-            },
             FromMachine::Put { token, result } => {
+                if let Some(put) = self.retained.ended(token) {
+                    return self.retained_put(now, put, result);
+                }
                 self.realms_pending -= 1;
                 Output::Realm { token, result: result.map(|()| self.realm_seq) }
             }
@@ -441,6 +466,8 @@ impl Plane {
 
 /// How often it is looked for retained events that are over, and how soon a link without room is tried again.
 const RETAINED_SWEEP: Duration = Duration::from_secs(10);
+/// How long the store is left alone once it has refused retained events.
+const RETAINED_REST: Duration = Duration::from_secs(1);
 const RETAINED_RETRY: Duration = Duration::from_millis(2);
 
 /// The relay's name among the listeners of a data plane.
