@@ -26,7 +26,7 @@ impl Fold {
     }
 
     /// What other nodes say of callees that share procedures.
-    fn shares(&self) -> Vec<NodeShare> {
+    pub fn shares(&self) -> Vec<NodeShare> {
         let rows = self.remote.shares.iter().flat_map(|chunk| chunk.iter());
         let of_row = |row: &Row<remote::Shares>| {
             let nodes = &self.remote.nodes;

@@ -1,9 +1,11 @@
 //! What must hold at each moment, and once the faults are gone.
 
 use crate::data::Routes;
+use crate::oracle;
 use crate::site::{Process, Site};
 use crate::world::World;
 use common::ids::RouteKind;
+use common::share::Share;
 use controlplane::replica::objects::Objects;
 use controlplane::swim::identity::Identity;
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ impl World {
             let phantom = site
                 .data
                 .told()
-                .iter()
+                .keys()
                 .find(|(node, key)| !self.claimed.get(node).is_some_and(|claimed| claimed.contains(key)));
             if let Some((node, key)) = phantom {
                 return Err(format!("site {at} has a route of {node} that nobody claimed: {key:?}"));
@@ -44,7 +46,25 @@ impl World {
         let siblings = self.oracle.check_equal(&disks.iter().collect::<Vec<_>>())?;
         self.tally.siblings = siblings as u64;
         self.check_trees()?;
-        self.check_routes()
+        self.check_routes()?;
+        self.check_retained()
+    }
+
+    /// Every data plane holds what its disk says that topics retain. The disks are equal.
+    fn check_retained(&self) -> Result<(), String> {
+        for (at, site) in self.sites.iter().enumerate() {
+            let stored = oracle::retained(&site.disk);
+            let held = site.data.retained.iter();
+            let held: BTreeMap<_, _> =
+                held.map(|(topic, (bytes, _))| (topic.clone(), bytes.clone())).collect();
+            if held != stored {
+                return Err(format!("data plane {at} retains {held:?} and its store {stored:?}"));
+            }
+            if let Some((topic, _)) = stored.iter().find(|(_, bytes)| !self.published.contains(*bytes)) {
+                return Err(format!("site {at} retains of {topic} what nobody published"));
+            }
+        }
+        Ok(())
     }
 
     fn check_trees(&self) -> Result<(), String> {
@@ -67,26 +87,31 @@ impl World {
     }
 
     fn check_routes(&self) -> Result<(), String> {
-        let mut holders = BTreeMap::new();
+        let mut holders = BTreeMap::<_, (usize, Option<Share>)>::new();
         let mut all = Routes::new();
         for (at, site) in self.sites.iter().enumerate() {
             let Some(process) = &site.process else { continue };
-            for key in site.data.claims() {
+            for (key, share) in site.data.claims() {
                 if key.kind == RouteKind::Procedure
-                    && let Some(other) = holders.insert(key.clone(), at)
+                    && let Some((other, its)) = holders.insert(key.clone(), (at, share))
+                    && !share.is_some_and(|share| its.is_some_and(|its| share.shares_with(&its)))
                 {
-                    return Err(format!("sites {other} and {at} both hold {}", key.uri));
+                    return Err(format!("sites {other} and {at} both hold {}: {its:?} {share:?}", key.uri));
                 }
-                all.insert((process.node, key));
+                all.insert((process.node, key), share);
             }
         }
         for (at, site) in self.sites.iter().enumerate() {
             let Some(process) = &site.process else { continue };
-            let wanted: Routes = all.iter().filter(|(node, _)| *node != process.node).cloned().collect();
+            let others = all.iter().filter(|((node, _), _)| *node != process.node);
+            let wanted: Routes = others.map(|(route, share)| (route.clone(), *share)).collect();
             let found = site.data.effective();
             if found != wanted {
-                let (missing, phantom): (Vec<_>, Vec<_>) =
-                    (wanted.difference(&found).collect(), found.difference(&wanted).collect());
+                let lacks = |these: &Routes, those: &Routes| -> Routes {
+                    let lacking = these.iter().filter(|(route, share)| those.get(*route) != Some(*share));
+                    lacking.map(|(route, share)| (route.clone(), *share)).collect()
+                };
+                let (missing, phantom) = (lacks(&wanted, &found), lacks(&found, &wanted));
                 return Err(format!("data plane {at} lacks {missing:?} and has too many {phantom:?}"));
             }
         }

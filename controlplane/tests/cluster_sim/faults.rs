@@ -5,6 +5,7 @@ use crate::oracle;
 use crate::world::{World, ms};
 use common::config::RealmConfig;
 use common::ids::{Match, RealmId, RouteKind};
+use common::share::Invoke;
 use common::snapshot::Anonymous;
 use controlplane::claims::RouteKey;
 use controlplane::node::LinkId;
@@ -19,14 +20,16 @@ impl World {
         let at = self.any();
         match self.rng.u8(0..100) {
             0..25 => self.write(at)?,
-            25..55 => self.claim(at)?,
-            55..60 => {
+            25..45 => self.claim(at)?,
+            45..55 => self.share(at)?,
+            55..59 => self.retain(at)?,
+            59..62 => {
                 self.crash(at);
                 if self.rng.u8(0..4) == 0 {
                     self.restart_data(at)?;
                 }
             }
-            60..64 => self.restart_data(at)?,
+            62..64 => self.restart_data(at)?,
             64..70 => {
                 self.network.cut(&mut self.rng);
                 self.tally.cuts += 1;
@@ -80,8 +83,8 @@ impl World {
             let key = RouteKey { realm: RealmId::of("realm1"), uri: uri.into(), kind, policy };
             let shard = self.rng.usize(..2);
             let data = &mut self.sites[at].data;
-            let elsewhere = data.effective().iter().any(|(_, other)| *other == key);
-            let held = data.claims().contains(&key);
+            let elsewhere = data.effective().keys().any(|(_, other)| *other == key);
+            let held = data.claims().contains_key(&key);
             // A procedure that is seen elsewhere, or on another shard, is refused to a client.
             let refused = procedure && (elsewhere || held) && !(held && data.alive);
             if !data.alive || refused {
@@ -95,11 +98,48 @@ impl World {
         Ok(())
     }
 
+    /// Callees that share a procedure come and go.
+    fn share(&mut self, at: usize) -> Result<(), String> {
+        for _ in 0..self.rng.usize(1..4) {
+            let uri = format!("shared{}", self.rng.u8(0..3)).into();
+            let (kind, policy) = (RouteKind::Procedure, Match::Exact);
+            let key = RouteKey { realm: RealmId::of("realm1"), uri, kind, policy };
+            let invoke = if self.rng.u8(0..4) == 0 { Invoke::First } else { Invoke::RoundRobin };
+            let (forced, leaves) = (self.rng.u8(0..6) == 0, self.rng.u8(0..3) == 0);
+            let data = &mut self.sites[at].data;
+            let known = data.effective();
+            let mut elsewhere = known.iter().filter(|((_, other), _)| *other == key);
+            // Callees that are seen elsewhere and share otherwise keep a client out.
+            let refused = elsewhere.any(|(_, share)| share.is_none_or(|share| share.invoke != invoke));
+            if !data.alive || refused && !forced && !leaves {
+                continue;
+            }
+            let frame = data.share(&key, invoke, forced && !leaves, leaves);
+            self.tally.shared += 1;
+            self.note_claims(at);
+            self.up(at, frame)?;
+        }
+        Ok(())
+    }
+
+    /// A client publishes an event that its topic retains.
+    fn retain(&mut self, at: usize) -> Result<(), String> {
+        if !self.sites[at].data.alive {
+            return Ok(());
+        }
+        let topic = format!("retained{}", self.rng.u8(0..4));
+        let bytes = (self.published.len() as u64).to_le_bytes().to_vec();
+        self.published.insert(bytes.clone());
+        self.tally.retained += 1;
+        let frame = self.sites[at].data.retain(&topic, bytes);
+        self.up(at, frame)
+    }
+
     /// What the site's data plane claims is known to be claimed by its node.
     fn note_claims(&mut self, at: usize) {
         let site = &self.sites[at];
         if let Some(process) = &site.process {
-            self.claimed.entry(process.node).or_default().extend(site.data.claims());
+            self.claimed.entry(process.node).or_default().extend(site.data.claims().into_keys());
         }
     }
 

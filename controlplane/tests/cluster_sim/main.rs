@@ -74,6 +74,8 @@ fn clusters_agree_once_the_faults_are_gone() {
             total.links_broken,
             total.datagrams_lost,
             total.siblings,
+            total.shared,
+            total.retained,
             total.repaired,
         ] {
             assert!(happened > 0, "{total:?}");

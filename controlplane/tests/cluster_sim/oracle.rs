@@ -1,6 +1,7 @@
 //! What was written, and what must be left of it.
 
 use controlplane::replica::dvvset::Actor;
+use controlplane::retained::Held;
 use controlplane::store::memory::Memory;
 use controlplane::store::record::{Kind, Object, place};
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,6 +153,16 @@ pub fn object(disk: &Memory, key: usize) -> Option<Object> {
     let disk = disk.disk();
     let record = disk.objects.get(&place(Kind::Realm, &name(key))[..])?;
     Some(Object::decode(record).expect("a sound record"))
+}
+
+/// What topics retain, by topic.
+pub fn retained(disk: &Memory) -> BTreeMap<String, Vec<u8>> {
+    let disk = disk.disk();
+    let objects = disk.objects.values().map(|record| Object::decode(record).expect("a sound record"));
+    let values =
+        objects.filter(|object| object.kind == Kind::Retained).filter_map(|object| object.resolved());
+    let held = values.filter_map(|value| value.bytes).map(|bytes| Held::decode(&bytes).expect("our own"));
+    held.map(|held| (held.topic, held.events)).collect()
 }
 
 pub fn name(key: usize) -> String {

@@ -123,8 +123,9 @@ impl Site {
         let machine = Machine::new(now, machine);
         let relay = RelayAddress { advertise: None, ip: address(site).ip() };
         let swim = Swim::new(now, membership(node, worker.actor().epoch, epoch, site, &mut rng));
-        let plane =
+        let mut plane =
             Plane::new(Node::new(NodeConfig { pid: 1, catalog, policy, version_last }), machine, relay);
+        plane.load_retained(loaded.objects.iter());
         let (work, puts) = (VecDeque::new(), BTreeMap::new());
         self.process = Some(Process { serial, node, swim, plane, worker, work, puts });
         Ok(())

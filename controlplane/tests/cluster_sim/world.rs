@@ -32,6 +32,8 @@ pub struct Tally {
     pub datagrams_lost: u64,
     pub overflown: u64,
     pub revoked: u64,
+    pub shared: u64,
+    pub retained: u64,
     pub siblings: u64,
     pub repaired: u64,
     pub converged_s_max: u64,
@@ -46,6 +48,8 @@ pub struct World {
     pub oracle: Oracle,
     /// What each node's data planes ever claimed.
     pub claimed: BTreeMap<NodeId, BTreeSet<RouteKey>>,
+    /// Events that were published to be retained.
+    pub published: BTreeSet<Vec<u8>>,
     pub tally: Tally,
     pub bug: Option<Bug>,
     pub serials: u64,
@@ -67,11 +71,19 @@ pub enum Bug {
     NoRevoke,
     /// The data plane goes on sending to nodes that are gone.
     StalePeers,
+    /// The data plane does not learn what other nodes retain.
+    NoRetained,
 }
 
 impl Bug {
-    pub const ALL: [Self; 5] =
-        [Self::AckBeforeStore, Self::LoseClaims, Self::NoExchange, Self::NoRevoke, Self::StalePeers];
+    pub const ALL: [Self; 6] = [
+        Self::AckBeforeStore,
+        Self::LoseClaims,
+        Self::NoExchange,
+        Self::NoRevoke,
+        Self::StalePeers,
+        Self::NoRetained,
+    ];
 }
 
 impl Tally {
@@ -90,6 +102,8 @@ impl Tally {
         self.datagrams_lost += other.datagrams_lost;
         self.overflown += other.overflown;
         self.revoked += other.revoked;
+        self.shared += other.shared;
+        self.retained += other.retained;
         self.siblings += other.siblings;
         self.repaired += other.repaired;
         self.converged_s_max = self.converged_s_max.max(other.converged_s_max);
@@ -115,6 +129,7 @@ impl World {
             network,
             oracle: Oracle::default(),
             claimed: BTreeMap::new(),
+            published: BTreeSet::new(),
             tally: Tally::default(),
             bug,
             serials: 0,
@@ -436,11 +451,13 @@ impl World {
     fn on_node(&mut self, at: usize, output: FromNode) -> Result<(), String> {
         let now = self.now;
         let (revokes, peers) = (self.bug != Some(Bug::NoRevoke), self.bug != Some(Bug::StalePeers));
+        let retained = self.bug != Some(Bug::NoRetained);
         let site = &mut self.sites[at];
         let Some(process) = &mut site.process else { return Ok(()) };
         let answers = match output {
             FromNode::Send { link, frame } if site.data.link == Some(link) => match frame {
                 common::link::Down::Revoke { .. } if !revokes => vec![],
+                common::link::Down::Retained { .. } if !retained => vec![],
                 common::link::Down::Peers { .. } if !peers && !site.data.peers.is_empty() => vec![],
                 frame => site.data.take(frame).map_err(|error| format!("data plane {at}: {error}"))?,
             },
