@@ -102,6 +102,7 @@ fn shard(now: Instant) -> Shard {
         strict: false,
         uri_strict: false,
         anonymous: Anonymous::Loopback,
+        rules: vec![],
     };
     let source = Source {
         version: SnapshotVersion(1),

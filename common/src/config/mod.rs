@@ -12,11 +12,13 @@ mod check;
 mod defaults;
 mod parse;
 mod reader;
+mod realm;
 mod schema;
 mod value;
 
 pub use schema::{Key, Kind, SCHEMA};
 
+use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -146,6 +148,10 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// Longest time a call may ask for.
     pub call_timeout_max: Duration,
+    /// Longest topic or procedure, bytes.
+    pub uri_max: u32,
+    /// Longest payload of a message that a session sends, bytes.
+    pub payload_max: u32,
     /// Unauthenticated connections of the node.
     pub logins_pending_max: u32,
     /// Realms of the node.
@@ -229,6 +235,8 @@ pub struct RealmConfig {
     pub uri_strict: bool,
     /// `anonymous`: `nobody`, `loopback` or `anybody`.
     pub anonymous: Anonymous,
+    /// `features_off`, the bounds, and `[[realm.role]]`.
+    pub rules: Rules,
 }
 
 /// How the addresses of other nodes are found.

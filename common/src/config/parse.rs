@@ -6,10 +6,8 @@ use super::schema::{
 };
 use super::{
     Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log,
-    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, UnixSocket,
-    check,
+    Memory, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, UnixSocket, check, realm,
 };
-use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +34,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
-        realms: realms(&source, default.realms)?,
+        realms: realm::realms(&source, default.realms)?,
         cluster: cluster(&source, default.cluster)?,
         aae: aae(&source, default.aae)?,
         relay: relay(&source, default.relay)?,
@@ -134,6 +132,8 @@ fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limit
         invocations_pending_max: section.u32("invocations_pending_max", default.invocations_pending_max)?,
         call_timeout: section.time("call_timeout", default.call_timeout)?,
         call_timeout_max: section.time("call_timeout_max", default.call_timeout_max)?,
+        uri_max: section.u32("uri_max", default.uri_max)?,
+        payload_max: section.u32("payload_max", default.payload_max)?,
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
         retained_max: section.u32("retained_max", default.retained_max)?,
@@ -181,29 +181,6 @@ fn snapshot(source: &Source<'_>, default: SnapshotConfig) -> Result<SnapshotConf
     Ok(SnapshotConfig {
         min_interval: section.time("min_interval", default.min_interval)?,
         fold_min: section.u32("fold_min", default.fold_min)?,
-    })
-}
-
-fn realms(source: &Source<'_>, default: Vec<RealmConfig>) -> Result<Vec<RealmConfig>, ConfigError> {
-    match source.sections("realm")? {
-        None => Ok(default),
-        Some(sections) => sections.iter().map(realm).collect(),
-    }
-}
-
-fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
-    const ANONYMOUS: [Anonymous; 3] = [Anonymous::Nobody, Anonymous::Loopback, Anonymous::Anybody];
-    let name = section.string("name", "", RealmConfig::is_valid_name)?;
-    if name.is_empty() {
-        return Err(section.refuse("name", "no name", "a name in every realm"));
-    }
-    let default = RealmConfig::named(&name);
-    let anonymous = ANONYMOUS.iter().position(|who| *who == default.anonymous).unwrap_or_default();
-    Ok(RealmConfig {
-        name,
-        strict: section.choice("degree", default.strict.into())? == 1,
-        uri_strict: section.choice("uri", default.uri_strict.into())? == 1,
-        anonymous: ANONYMOUS[section.choice("anonymous", anonymous)?],
     })
 }
 
@@ -341,8 +318,10 @@ fn is_url_path(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cores, DEFAULT_TEXT, SCHEMA};
+    use super::super::{Cores, DEFAULT_TEXT, RealmConfig, SCHEMA};
     use super::*;
+    use crate::rules::Rules;
+    use crate::snapshot::Anonymous;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -408,6 +387,8 @@ mod tests {
             invocations_pending_max = 4
             call_timeout = "20s"
             call_timeout_max = "1h"
+            uri_max = 100
+            payload_max = "1KiB"
             logins_pending_max = 5
             realms_max = 6
             retained_max = 7
@@ -502,6 +483,8 @@ mod tests {
             invocations_pending_max: 4,
             call_timeout: Duration::from_secs(20),
             call_timeout_max: Duration::from_secs(3_600),
+            uri_max: 100,
+            payload_max: 1 << 10,
             logins_pending_max: 5,
             realms_max: 6,
             retained_max: 7,
@@ -534,6 +517,7 @@ mod tests {
             strict: true,
             uri_strict: true,
             anonymous: Anonymous::Nobody,
+            rules: Rules::default(),
         };
         assert_eq!(config.realms, [strict, RealmConfig::named("other")]);
         let cluster = Cluster {
