@@ -88,7 +88,7 @@ pub(super) const fn overhead(serializer: Serializer) -> (usize, usize) {
 }
 
 /// Appends `message` as one of a batch.
-pub(super) fn write(framing: Framing, serializer: Serializer, message: &[u8], out: &mut Vec<u8>) {
+pub fn write(framing: Framing, serializer: Serializer, message: &[u8], out: &mut Vec<u8>) {
     if serializer.is_text() {
         out.extend_from_slice(message);
         out.push(terminator(framing));

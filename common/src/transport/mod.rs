@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod deflate;
 mod framer;
+pub mod http;
 pub mod proxy;
 pub mod rawsocket;
 mod subprotocol;

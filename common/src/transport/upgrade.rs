@@ -243,7 +243,7 @@ fn once<'h>(slot: &mut Option<&'h [u8]>, value: &'h [u8], failure: &'static str)
 }
 
 /// A host and port hold no delimiter of another part of a URI, and no list (RFC 9110, 7.2).
-fn is_host(value: &[u8]) -> bool {
+pub(super) fn is_host(value: &[u8]) -> bool {
     value.iter().all(|octet| octet.is_ascii_graphic() && !b"/?#@,\\".contains(octet))
 }
 
@@ -253,11 +253,11 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 /// The elements of a comma-separated header value; those that are not UTF-8 are no token we know.
-fn tokens(value: &[u8]) -> impl Iterator<Item = &str> {
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &str> {
     value.split(|&octet| octet == b',').filter_map(|token| str::from_utf8(token.trim_ascii()).ok())
 }
 
-fn has_token(value: &[u8], expected: &str) -> bool {
+pub(super) fn has_token(value: &[u8], expected: &str) -> bool {
     tokens(value).any(|token| token.eq_ignore_ascii_case(expected))
 }
 
