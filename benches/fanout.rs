@@ -42,6 +42,7 @@ impl Bench {
             timeouts: defaults.timeouts.clone(),
             slow_receiver: defaults.slow_receiver.clone(),
             relay: None,
+            http: None,
             memory_max: defaults.memory.max,
             seed: 1,
         };
@@ -56,7 +57,6 @@ impl Bench {
                 strict: false,
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
-                rules: vec![],
             }],
             routes: vec![],
             ..Source::default()

@@ -78,7 +78,6 @@ impl Bench {
                 strict: false,
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
-                rules: vec![],
             }],
             ..Source::default()
         };
@@ -205,6 +204,7 @@ fn config(shard: usize) -> ShardConfig {
         timeouts: defaults.timeouts.clone(),
         slow_receiver: defaults.slow_receiver.clone(),
         relay: None,
+        http: None,
         memory_max: defaults.memory.max,
         seed: 1,
     }

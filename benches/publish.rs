@@ -235,6 +235,7 @@ fn shard_config() -> ShardConfig {
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
         relay: None,
+        http: None,
         memory_max: 1 << 30,
         seed: 1,
     }

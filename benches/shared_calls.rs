@@ -93,6 +93,7 @@ fn shard(now: Instant) -> Shard {
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
         relay: None,
+        http: None,
         memory_max: defaults.memory.max,
         seed: 1,
     };
@@ -102,7 +103,6 @@ fn shard(now: Instant) -> Shard {
         strict: false,
         uri_strict: false,
         anonymous: Anonymous::Loopback,
-        rules: vec![],
     };
     let source = Source {
         version: SnapshotVersion(1),

@@ -34,6 +34,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> Result<(), Box<dyn Error>> {
         epoch: BootEpoch(1),
         seeds: vec![1],
         relays: vec![],
+        https: vec![],
         link_waker: Arc::new(|| {}),
     };
     let running = spawn_machines(plan, Accepting::Yes, |_, _| Relay::default())?;

@@ -65,7 +65,6 @@ table! {
     RetainedRefused "signalbox_retained_refused_total" "" "Publications, and topics of other nodes, that were not retained because a limit was reached.";
     EventsReplayed "signalbox_retained_replayed_total" "" "Retained events queued to subscribers that asked for them.";
     SubscriptionsRevoked "signalbox_subscriptions_revoked_total" "" "Subscriptions that were taken away from their sessions.";
-    FeaturesRefused "signalbox_features_refused_total" "" "Messages refused because they use a feature that the realm or the role has switched off.";
     LimitReached "signalbox_limit_reached_total" "" "Requests refused because a per-session or per-node limit was reached.";
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
     ClaimsResyncs "signalbox_claims_resyncs_total" "" "Times a shard's whole claim set was reported again.";
@@ -90,6 +89,10 @@ table! {
     InflatesRefused "signalbox_inflates_refused_total" "" "Compressed messages that were broken or unfolded to more than a message may have.";
     DeflatedBytes "signalbox_deflated_bytes_total" "" "Bytes that compression and batching saved on compressed connections.";
     ContextsRefused "signalbox_compression_contexts_refused_total" "" "Connections compressed without context because memory for contexts was at its bound.";
+    HttpRequests "signalbox_http_requests_total" "" "Requests of the HTTP transports that were answered.";
+    HttpRefused "signalbox_http_requests_refused_total" "" "Those of them that were answered with an error.";
+    HttpTransportsOpened "signalbox_http_transports_opened_total" "" "Transports opened by HTTP.";
+    HttpTransportsExpired "signalbox_http_transports_expired_total" "" "Those closed because no request was made to them any more.";
     Turns "signalbox_turns_total" "" "Turns of the shard's loop that had work.";
     Enters "signalbox_ring_enters_total" "" "io_uring_enter calls.";
     Parks "signalbox_parks_total" "" "Times the shard parked in its executor.";
@@ -113,6 +116,7 @@ RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";
     SnapshotVersion "signalbox_snapshot_version" "" "Version of the snapshot in use.";
     QueuedBytes "signalbox_queued_bytes" "" "Bytes queued to clients and held of incomplete messages.";
     CompressionBytes "signalbox_compression_context_bytes" "" "Bytes reserved for the compression contexts of connections.";
+    HttpTransports "signalbox_http_transports" "" "Open transports of HTTP clients.";
     MeshBacklogBytes "signalbox_mesh_backlog_bytes" "" "Bytes that wait for room in queues to other shards.";
     RelayConnections "signalbox_relay_connections" "" "Established relay connections, of both directions.";
     RelayQueuedBytes "signalbox_relay_queued_bytes" "" "Bytes queued to other nodes.";

@@ -41,6 +41,8 @@ pub fn banner(node: &Node, data: &DataPlane, around: &Surroundings) -> String {
                 format!("{address} (WebSocket, path {path}, and RawSocket)")
             }
             "rawsocket" if address.starts_with(UNIX) => format!("{address} (RawSocket)"),
+            "http" if address.starts_with(UNIX) => format!("{address} (HTTP, long-poll and events)"),
+            "http" => format!("http://{address}/wamp/ (long-poll and server-sent events)"),
             "websocket" => format!("ws://{address}{path}"),
             "auto" => format!("ws://{address}{path} and rs://{address} (RawSocket)"),
             "rawsocket" => format!("rs://{address} (RawSocket)"),

@@ -229,7 +229,6 @@ fn realm_of(config: &RealmConfig) -> Realm {
         strict: config.strict,
         uri_strict: config.uri_strict,
         anonymous: config.anonymous,
-        rules: config.rules.pack(),
     }
 }
 
@@ -243,7 +242,7 @@ mod tests {
     use common::snapshot::Anonymous;
 
     fn realm(name: &str) -> RealmConfig {
-        RealmConfig { anonymous: Anonymous::Nobody, ..RealmConfig::named(name) }
+        RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
     }
 
     fn catalog() -> Catalog {

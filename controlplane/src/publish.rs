@@ -301,9 +301,7 @@ impl Publisher {
         let bytes: usize = self
             .pending
             .values()
-            .map(|(_, realm)| {
-                REALM_BYTES + realm.as_ref().map_or(0, |realm| realm.name.len() + realm.rules.len())
-            })
+            .map(|(_, realm)| REALM_BYTES + realm.as_ref().map_or(0, |realm| realm.name.len()))
             .sum();
         if bytes > DELTA_BYTES_MAX {
             return None;
@@ -396,8 +394,7 @@ mod tests {
 
     fn realm(name: &str) -> Realm {
         let id = RealmId::of(name);
-        let anonymous = Anonymous::Nobody;
-        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous, rules: vec![] }
+        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
     }
 
     fn ms(n: u64) -> Duration {

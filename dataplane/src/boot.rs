@@ -11,7 +11,7 @@ use crate::cpus::{self, CpuError, Placement};
 use crate::io::link::{LinkEnd, LinkPlan, ShardPort};
 use crate::io::{Features, LinkWaker, Plan, ProbeError, Running, SpawnError};
 use crate::link::Identity;
-use crate::shard::{RelayConfig, TlsConfig, TlsError};
+use crate::shard::{HttpConfig, RelayConfig, TlsConfig, TlsError};
 use common::config::{Config, Discovery};
 use common::ids::BootEpoch;
 use common::keys::{ClusterKeys, KeyError};
@@ -151,9 +151,11 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     let seeds = random(placement.shards.len()).map_err(system("random numbers"))?;
     let epoch = BootEpoch(random(1).map_err(system("random numbers"))?[0]);
     let relays = relays(&config, placement.shards.len())?;
+    let https = https(&config, placement.shards.len())?;
     let plan = Plan {
         config: config.clone(),
         relays,
+        https,
         cores: placement.shards.clone(),
         features,
         epoch,
@@ -188,20 +190,34 @@ fn relays(config: &Config, shards: usize) -> Result<Vec<RelayConfig>, BootError>
     let tls = read_tls(config)?;
     (0..shards)
         .map(|_| {
-            let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
-            let mut seed = [0; 32];
-            for (bytes, number) in seed.chunks_exact_mut(8).zip(random) {
-                bytes.copy_from_slice(&number.to_ne_bytes());
-            }
             Ok(RelayConfig {
                 terms: terms.clone(),
                 connections: config.relay.connections as usize,
                 queue_max: config.relay.queue_max as usize,
                 tls: tls.clone(),
-                entropy: Entropy::new(seed),
+                entropy: entropy()?,
             })
         })
         .collect()
+}
+
+/// What each shard needs to serve HTTP clients; empty when no listener does.
+fn https(config: &Config, shards: usize) -> Result<Vec<HttpConfig>, BootError> {
+    if !config.listeners.iter().any(|listener| listener.http) {
+        return Ok(vec![]);
+    }
+    let transports_max = config.http.transports_max.div_ceil(shards as u32);
+    let make = || Ok(HttpConfig { settings: config.http.clone(), transports_max, entropy: entropy()? });
+    (0..shards).map(|_| make()).collect()
+}
+
+fn entropy() -> Result<Entropy, BootError> {
+    let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
+    let mut seed = [0; 32];
+    for (bytes, number) in seed.chunks_exact_mut(8).zip(random) {
+        bytes.copy_from_slice(&number.to_ne_bytes());
+    }
+    Ok(Entropy::new(seed))
 }
 
 fn read_tls(config: &Config) -> Result<Option<TlsConfig>, BootError> {

@@ -3,9 +3,10 @@
 //! What a shard sends another in one turn is one [`Batch`]: typed items, and one arena that holds the text and payload
 //! bytes they point into. Batches of one pair of shards arrive whole and in order; nothing is dropped.
 
-use crate::shard::CancelMode;
+use crate::shard::{Ask, CancelMode, Tell};
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
 use common::share::Invoke;
+use common::transport::http::Kind;
 use common::wire::{Payload, Serializer, utf8};
 
 /// A session somewhere in the node. Stale when the connection in the slot carries another session by now, which may
@@ -180,6 +181,22 @@ pub(crate) enum Item {
     },
     UnregisterAck {
         token: u64,
+    },
+    /// A request that came on a connection of the sender, for a transport of the receiver. `id`: the transport's, packed.
+    HttpAsk {
+        slot: u32,
+        generation: u32,
+        kind: Kind,
+        ask: Ask,
+        id: Span,
+        body: Span,
+    },
+    /// What a transport of the sender says to it.
+    HttpTell {
+        slot: u32,
+        generation: u32,
+        tell: Tell,
+        bytes: Span,
     },
     /// The sender is short of memory, or no longer: what feeds it is to be read no further.
     Memory {

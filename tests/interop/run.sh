@@ -25,6 +25,8 @@ node_folder=$(mktemp -d "$work/node.XXXXXX")
 socket_folder=$(mktemp -d)
 node_pid=
 COMPRESSED_URLS=()
+# Where sessions over HTTP are served; not by a router that runs already.
+HTTP_URL=
 
 say() {
     printf '%s\n' "$*" | tee -a "$results"
@@ -121,6 +123,9 @@ start_node() {
 	address = "127.0.0.1:0"
 	compression = "no_takeover"
 	[[listener]]
+	transport = "http"
+	address = "127.0.0.1:0"
+	[[listener]]
 	transport = "auto"
 	socket = "$socket_folder/socket"
 	[admin]
@@ -138,6 +143,7 @@ start_node() {
         fi
         sleep 0.1
     done
+    HTTP_URL=$(grep -om1 'http://127.0.0.1:[0-9]*/wamp/' "$node_folder/log" | sed 's|wamp/$||') || true
     # All but the first compress; Autobahn|Python always offers it.
     mapfile -t COMPRESSED_URLS < <(grep -o 'ws://127.0.0.1:[0-9]*/ws' "$node_folder/log" | sed -n 2,3p)
     say "passed  node: ready, $WS_URL and $RS_URL"
@@ -180,6 +186,7 @@ run_suites() {
                 suite "python compressed $url $serializer" "$python" "$suites/python/suite.py" "$url" "$serializer"
             done
         done
+        if [ -n "$HTTP_URL" ]; then suite http "$python" "$suites/python/over_http.py" "$HTTP_URL" "$WS_URL"; fi
         if [ -S "$socket_folder/socket" ]; then suite "python unix" "$python" "$suites/python/unix.py" "$socket_folder/socket"; fi
         if [ -f README.md ]; then
             suite readme "$python" "$suites/python/readme.py" README.md "$WS_URL"

@@ -183,6 +183,7 @@ fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (
     let cpus = dataplane::cpus::allowed().expect("affinity");
     let plan = Plan {
         relays: (0..shards).map(relay).collect(),
+        https: vec![],
         cores: (0..shards).map(|shard| cpus[shard % cpus.len()]).collect(),
         features: Features::probe().expect("io_uring"),
         epoch,
@@ -242,7 +243,6 @@ fn snapshot(epoch: BootEpoch, shards: usize) -> Snapshot<bytes::Bytes> {
             strict: false,
             uri_strict: false,
             anonymous: Anonymous::Anybody,
-            rules: vec![],
         }],
         routes: Vec::new(),
         ..Source::default()

@@ -528,7 +528,6 @@ fn source() -> Source {
         strict: true,
         uri_strict: false,
         anonymous: Anonymous::Anybody,
-        rules: vec![],
     };
     Source { version: SnapshotVersion(1), realms: vec![realm], ..Source::default() }
 }

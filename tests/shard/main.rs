@@ -1,9 +1,9 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
 mod calls;
-mod clients;
 mod events;
 mod hall;
+mod http;
 mod meta;
 mod nodes;
 mod places;
@@ -11,7 +11,6 @@ mod registrations;
 mod retained;
 mod rig;
 mod rules;
-mod switches;
 
 use common::metrics::Gauge;
 use common::transport::rawsocket::{self, Handshake};

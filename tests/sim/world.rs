@@ -495,6 +495,7 @@ fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConf
             reply_reserve: 1 << 20,
         },
         relay: None,
+        http: None,
         memory_max: 1 << 30,
         seed: seed * 1_000 + shard as u64,
     }

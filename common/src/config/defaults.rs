@@ -1,11 +1,9 @@
 //! The embedded default: one node, reachable from its own machine only.
 
 use super::{
-    Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Io, Limits, Listener, Log, Memory,
-    RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
+    Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Http, Io, Limits, Listener, Log,
+    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
-use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
-use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -28,8 +26,6 @@ impl Default for Config {
                 invocations_pending_max: 65_536,
                 call_timeout: Duration::ZERO,
                 call_timeout_max: Duration::from_secs(86_400),
-                uri_max: URI_BYTES_MAX as u32,
-                payload_max: MESSAGE_BYTES_MAX as u32,
                 logins_pending_max: 10_000,
                 realms_max: 10_000,
                 retained_max: 100_000,
@@ -42,6 +38,13 @@ impl Default for Config {
                 ping_interval: Duration::from_secs(30),
                 ping_timeout: Duration::from_secs(20),
                 drain: Duration::from_secs(5),
+            },
+            http: Http {
+                transports_max: 10_000,
+                poll_timeout: Duration::from_secs(10),
+                idle_timeout: Duration::from_secs(60),
+                ping_interval: Duration::from_secs(20),
+                keep_alive: Duration::from_secs(60),
             },
             slow_receiver: SlowReceiver {
                 policy: SlowPolicy::DropOldest,
@@ -106,6 +109,7 @@ impl Listener {
         let (port, path) = match transport {
             Transport::WebSocket | Transport::Auto => (18_080, "/ws"),
             Transport::RawSocket => (18_082, ""),
+            Transport::Http => (18_080, ""),
         };
         Self {
             transport,
@@ -118,6 +122,8 @@ impl Listener {
             compression_level: 3,
             proxy_protocol: false,
             echo: false,
+            http: transport == Transport::Http,
+            origins: vec!["*".to_owned()],
             socket: None,
         }
     }
@@ -126,13 +132,7 @@ impl Listener {
 impl RealmConfig {
     /// A realm that says nothing but its name.
     pub fn named(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            strict: false,
-            uri_strict: false,
-            anonymous: Anonymous::Loopback,
-            rules: Rules::default(),
-        }
+        Self { name: name.to_owned(), strict: false, uri_strict: false, anonymous: Anonymous::Loopback }
     }
 }
 
@@ -143,6 +143,7 @@ impl Transport {
             Self::WebSocket => "websocket",
             Self::RawSocket => "rawsocket",
             Self::Auto => "auto",
+            Self::Http => "http",
         }
     }
 }

@@ -10,15 +10,15 @@
 
 mod check;
 mod defaults;
+mod listener;
 mod parse;
 mod reader;
-mod realm;
 mod schema;
 mod value;
 
+pub use listener::admits;
 pub use schema::{Key, Kind, SCHEMA};
 
-use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ pub struct Config {
     pub admin: Admin,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub http: Http,
     pub slow_receiver: SlowReceiver,
     pub io: Io,
     pub snapshot: SnapshotConfig,
@@ -82,6 +83,8 @@ pub enum Transport {
     RawSocket,
     /// Either: the first octet tells.
     Auto,
+    /// Long-poll and server-sent events only.
+    Http,
 }
 
 /// Whether WebSocket messages may be compressed (permessage-deflate, RFC 7692).
@@ -126,6 +129,10 @@ pub struct Listener {
     pub proxy_protocol: bool,
     /// WebSocket messages go back as they came; no WAMP is spoken. For test suites.
     pub echo: bool,
+    /// Long-poll and server-sent events are served too.
+    pub http: bool,
+    /// `origins`: the pages that browsers may connect from; `*` is all.
+    pub origins: Vec<String>,
 }
 
 /// `[admin]`
@@ -148,10 +155,6 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// Longest time a call may ask for.
     pub call_timeout_max: Duration,
-    /// Longest topic or procedure, bytes.
-    pub uri_max: u32,
-    /// Longest payload of a message that a session sends, bytes.
-    pub payload_max: u32,
     /// Unauthenticated connections of the node.
     pub logins_pending_max: u32,
     /// Realms of the node.
@@ -177,6 +180,21 @@ pub struct Timeouts {
     pub ping_timeout: Duration,
     /// How long a drain waits for peers to answer GOODBYE.
     pub drain: Duration,
+}
+
+/// `[http]`: long-poll and server-sent events.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Http {
+    /// Open transports of the node.
+    pub transports_max: u32,
+    /// How long a request to receive waits for a message.
+    pub poll_timeout: Duration,
+    /// A transport without a request for this long is closed.
+    pub idle_timeout: Duration,
+    /// A stream of events in which nothing was said for this long says so.
+    pub ping_interval: Duration,
+    /// How long a connection may stay without a request.
+    pub keep_alive: Duration,
 }
 
 /// What is done with events for a receiver whose queue is full.
@@ -235,8 +253,6 @@ pub struct RealmConfig {
     pub uri_strict: bool,
     /// `anonymous`: `nobody`, `loopback` or `anybody`.
     pub anonymous: Anonymous,
-    /// `features_off`, the bounds, and `[[realm.role]]`.
-    pub rules: Rules,
 }
 
 /// How the addresses of other nodes are found.

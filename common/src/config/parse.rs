@@ -1,13 +1,12 @@
 //! A document into a [`Config`], section by section.
 
 use super::reader::{Section, Source};
-use super::schema::{
-    CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX, LISTENERS_MAX, PATH_BYTES_MAX, SOCKET_BYTES_MAX,
-};
+use super::schema::{CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX};
 use super::{
-    Aae, Admin, Cluster, Compression, Config, ConfigError, Control, Discovery, Io, Limits, Listener, Log,
-    Memory, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport, UnixSocket, check, realm,
+    Aae, Admin, Cluster, Config, ConfigError, Control, Discovery, Http, Io, Limits, Log, Memory, RealmConfig,
+    Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, check, listener,
 };
+use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -27,14 +26,15 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         cores: root.cores("cores", default.cores)?,
         control: control(&source, default.control)?,
         memory,
-        listeners: listeners(&source, default.listeners)?,
+        listeners: listener::all(&source, default.listeners)?,
         admin: admin(&source, default.admin)?,
         limits,
         timeouts: timeouts(&source, default.timeouts)?,
+        http: http(&source, default.http)?,
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
-        realms: realm::realms(&source, default.realms)?,
+        realms: realms(&source, default.realms)?,
         cluster: cluster(&source, default.cluster)?,
         aae: aae(&source, default.aae)?,
         relay: relay(&source, default.relay)?,
@@ -53,68 +53,15 @@ fn memory(source: &Source<'_>, default: Memory) -> Result<Memory, ConfigError> {
     Ok(Memory { max: section.u64("max", default.max)?, numa: section.boolean("numa", default.numa)? })
 }
 
-fn listeners(source: &Source<'_>, default: Vec<Listener>) -> Result<Vec<Listener>, ConfigError> {
-    let Some(sections) = source.sections("listener")? else {
-        return Ok(default);
-    };
-    if sections.is_empty() || sections.len() > LISTENERS_MAX {
-        let found = format!("{} listeners", sections.len());
-        return Err(source.root()?.refuse("listener", found, format!("1 to {LISTENERS_MAX} listeners")));
-    }
-    sections.iter().map(listener).collect()
-}
-
-fn listener(section: &Section<'_>) -> Result<Listener, ConfigError> {
-    let transport =
-        [Transport::WebSocket, Transport::RawSocket, Transport::Auto][section.choice("transport", 0)?];
-    let default = Listener::of(transport);
-    if transport == Transport::RawSocket && section.has("path") {
-        return Err(section.refuse("path", "a path of a rawsocket listener", "paths of websocket listeners"));
-    }
-    let compression = [Compression::Off, Compression::NoTakeover, Compression::Takeover]
-        [section.choice("compression", 0)?];
-    if transport == Transport::RawSocket && compression != Compression::Off {
-        let allowed = "compression of websocket listeners";
-        return Err(section.refuse("compression", "compression of a rawsocket listener", allowed));
-    }
-    let socket = socket(section)?;
-    let echo = section.boolean("echo", default.echo)?;
-    if echo && transport != Transport::WebSocket {
-        return Err(section.refuse("echo", "an echo without WebSocket", "echo of websocket listeners"));
-    }
-    Ok(Listener {
-        transport,
-        address: section.address("address", default.address)?,
-        path: section.string("path", &default.path, is_url_path)?,
-        connections_max: section.u32("connections_max", default.connections_max)?,
-        message_max: section.u32("message_max", default.message_max)?,
-        backlog: section.u32("backlog", default.backlog)?,
-        compression,
-        compression_level: section.u32("compression_level", default.compression_level.into())? as u8,
-        proxy_protocol: section.boolean("proxy_protocol", default.proxy_protocol)?,
-        echo,
-        socket,
+fn http(source: &Source<'_>, default: Http) -> Result<Http, ConfigError> {
+    let section = source.section("http")?;
+    Ok(Http {
+        transports_max: section.u32("transports_max", default.transports_max)?,
+        poll_timeout: section.time("poll_timeout", default.poll_timeout)?,
+        idle_timeout: section.time("idle_timeout", default.idle_timeout)?,
+        ping_interval: section.time("ping_interval", default.ping_interval)?,
+        keep_alive: section.time("keep_alive", default.keep_alive)?,
     })
-}
-
-fn socket(section: &Section<'_>) -> Result<Option<UnixSocket>, ConfigError> {
-    let is_path = |path: &str| path.len() <= SOCKET_BYTES_MAX && !path.contains('\0');
-    let path = section.string("socket", "", is_path)?;
-    let mode = section.string("mode", "600", |mode| read_mode(mode).is_some())?;
-    if path.is_empty() {
-        return Ok(None);
-    }
-    if section.has("address") {
-        return Err(section.refuse("socket", "an address and a socket", "one of them"));
-    }
-    let mode = read_mode(&mode).expect("the section's value was checked");
-    Ok(Some(UnixSocket { path: path.into(), mode }))
-}
-
-/// Three or four octal digits, the first of four being zero: permissions and nothing else.
-fn read_mode(text: &str) -> Option<u32> {
-    let is_octal = matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
 }
 
 fn admin(source: &Source<'_>, default: Admin) -> Result<Admin, ConfigError> {
@@ -132,8 +79,6 @@ fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limit
         invocations_pending_max: section.u32("invocations_pending_max", default.invocations_pending_max)?,
         call_timeout: section.time("call_timeout", default.call_timeout)?,
         call_timeout_max: section.time("call_timeout_max", default.call_timeout_max)?,
-        uri_max: section.u32("uri_max", default.uri_max)?,
-        payload_max: section.u32("payload_max", default.payload_max)?,
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
         retained_max: section.u32("retained_max", default.retained_max)?,
@@ -184,6 +129,29 @@ fn snapshot(source: &Source<'_>, default: SnapshotConfig) -> Result<SnapshotConf
     })
 }
 
+fn realms(source: &Source<'_>, default: Vec<RealmConfig>) -> Result<Vec<RealmConfig>, ConfigError> {
+    match source.sections("realm")? {
+        None => Ok(default),
+        Some(sections) => sections.iter().map(realm).collect(),
+    }
+}
+
+fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
+    const ANONYMOUS: [Anonymous; 3] = [Anonymous::Nobody, Anonymous::Loopback, Anonymous::Anybody];
+    let name = section.string("name", "", RealmConfig::is_valid_name)?;
+    if name.is_empty() {
+        return Err(section.refuse("name", "no name", "a name in every realm"));
+    }
+    let default = RealmConfig::named(&name);
+    let anonymous = ANONYMOUS.iter().position(|who| *who == default.anonymous).unwrap_or_default();
+    Ok(RealmConfig {
+        name,
+        strict: section.choice("degree", default.strict.into())? == 1,
+        uri_strict: section.choice("uri", default.uri_strict.into())? == 1,
+        anonymous: ANONYMOUS[section.choice("anonymous", anonymous)?],
+    })
+}
+
 fn cluster(source: &Source<'_>, default: Cluster) -> Result<Cluster, ConfigError> {
     const DISCOVERIES: [Discovery; 5] =
         [Discovery::None, Discovery::Static, Discovery::Dns, Discovery::Multicast, Discovery::Kubernetes];
@@ -197,7 +165,7 @@ fn cluster(source: &Source<'_>, default: Cluster) -> Result<Cluster, ConfigError
         address: section.address("address", default.address)?,
         advertise: advertise.parse().ok(),
         key_file: PathBuf::from(key_file),
-        seeds: section.strings("seeds", is_host)?,
+        seeds: section.strings("seeds", default.seeds, is_host)?,
         dns: section
             .string("dns", &default.dns, |text| text.is_empty() || is_host(text) || is_service(text))?,
         multicast: section.address("multicast", default.multicast)?,
@@ -310,18 +278,10 @@ fn is_kubernetes_service(text: &str) -> bool {
 /// Longest host name (RFC 1035, section 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
-fn is_url_path(text: &str) -> bool {
-    text.starts_with('/')
-        && text.len() <= PATH_BYTES_MAX
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{Cores, DEFAULT_TEXT, RealmConfig, SCHEMA};
+    use super::super::{Cores, DEFAULT_TEXT, SCHEMA, Transport};
     use super::*;
-    use crate::rules::Rules;
-    use crate::snapshot::Anonymous;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -387,8 +347,6 @@ mod tests {
             invocations_pending_max = 4
             call_timeout = "20s"
             call_timeout_max = "1h"
-            uri_max = 100
-            payload_max = "1KiB"
             logins_pending_max = 5
             realms_max = 6
             retained_max = 7
@@ -483,8 +441,6 @@ mod tests {
             invocations_pending_max: 4,
             call_timeout: Duration::from_secs(20),
             call_timeout_max: Duration::from_secs(3_600),
-            uri_max: 100,
-            payload_max: 1 << 10,
             logins_pending_max: 5,
             realms_max: 6,
             retained_max: 7,
@@ -517,7 +473,6 @@ mod tests {
             strict: true,
             uri_strict: true,
             anonymous: Anonymous::Nobody,
-            rules: Rules::default(),
         };
         assert_eq!(config.realms, [strict, RealmConfig::named("other")]);
         let cluster = Cluster {

@@ -4,8 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::ids::SHARDS_MAX;
-use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
-use crate::rules::ROLE_BYTES_MAX;
+use crate::limits::MESSAGE_BYTES_MAX;
 
 /// One key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,16 +65,14 @@ pub enum Kind {
     Hosts {
         count_max: usize,
     },
+    /// A list of origins of web pages, or `"*"` for all.
+    Origins {
+        count_max: usize,
+    },
     /// The path of a URL.
     UrlPath,
     /// A WAMP URI by the loose rule.
     Uri,
-    /// A list of names of features, or, where the default depends on other keys, `"auto"`.
-    Features {
-        auto: bool,
-    },
-    /// The name of a role.
-    Role,
 }
 
 impl Key {
@@ -149,17 +146,15 @@ impl fmt::Display for Kind {
             Self::Hosts { count_max } => {
                 write!(f, "at most {count_max} of host and port, such as [\"10.0.0.1:18083\"]")
             }
+            Self::Origins { count_max } => {
+                write!(f, "at most {count_max} of \"*\" and origins, such as [\"https://app.example\"]")
+            }
             Self::UrlPath => {
                 write!(
                     f,
                     "a path of at most {PATH_BYTES_MAX} visible ASCII characters that starts with \"/\""
                 )
             }
-            Self::Features { auto } => {
-                let auto = if auto { "\"auto\" or " } else { "" };
-                write!(f, "{auto}a list of names of features, such as [\"call_canceling\"]")
-            }
-            Self::Role => write!(f, "a name of 1 to {ROLE_BYTES_MAX} bytes"),
             Self::Uri => f.write_str("a WAMP URI, such as \"com.example.app\", not below \"wamp.\""),
         }
     }
@@ -202,6 +197,8 @@ pub const PATH_BYTES_MAX: usize = 255;
 pub const SOCKET_BYTES_MAX: usize = 107;
 /// Most `[[listener]]` tables: each costs a socket and an accept operation on every shard.
 pub const LISTENERS_MAX: usize = 16;
+/// Most `listener.origins`: each request that names its page is compared with all of them.
+pub const ORIGINS_MAX: usize = 64;
 
 /// Longest name of an env or a failure domain.
 pub const CLUSTER_TEXT_BYTES_MAX: usize = 64;
@@ -221,11 +218,6 @@ const fn integer(section: &'static str, name: &'static str, max: u64) -> Key {
     key(section, name, Kind::Integer { min: 1, max })
 }
 
-/// A bound that may only be narrower than another one; 0 is none.
-const fn narrower(section: &'static str, name: &'static str, max: u64) -> Key {
-    key(section, name, Kind::Integer { min: 0, max })
-}
-
 const fn time(section: &'static str, name: &'static str, min_ms: u64, max: Duration) -> Key {
     key(section, name, Kind::Time { min: Duration::from_millis(min_ms), max })
 }
@@ -237,7 +229,7 @@ pub const SCHEMA: &[Key] = &[
     key("control", "cpus", Kind::Cpus { count_max: CPU_MAX as usize + 1 }),
     key("memory", "max", Kind::Size { min: 16 << 20, max: 16 << 40 }),
     key("memory", "numa", Kind::Boolean),
-    key("listener", "transport", Kind::Choice(&["websocket", "rawsocket", "auto"])),
+    key("listener", "transport", Kind::Choice(&["websocket", "rawsocket", "auto", "http"])),
     key("listener", "address", Kind::Address),
     key("listener", "socket", Kind::Socket),
     key("listener", "mode", Kind::Mode),
@@ -249,13 +241,13 @@ pub const SCHEMA: &[Key] = &[
     integer("listener", "compression_level", 9),
     key("listener", "proxy_protocol", Kind::Boolean),
     key("listener", "echo", Kind::Boolean),
+    key("listener", "http", Kind::Boolean),
+    key("listener", "origins", Kind::Origins { count_max: ORIGINS_MAX }),
     key("admin", "address", Kind::Address),
     integer("limits", "subscriptions_max", 10_000_000),
     integer("limits", "registrations_max", 10_000_000),
     integer("limits", "calls_pending_max", 1 << 20),
     integer("limits", "invocations_pending_max", 1 << 20),
-    integer("limits", "uri_max", URI_BYTES_MAX as u64),
-    key("limits", "payload_max", Kind::Size { min: 1, max: MESSAGE_BYTES_MAX as u64 }),
     time("limits", "call_timeout", 0, DAY),
     time("limits", "call_timeout_max", 1, Duration::from_secs(30 * 24 * 60 * 60)),
     integer("limits", "logins_pending_max", 1_000_000),
@@ -268,6 +260,11 @@ pub const SCHEMA: &[Key] = &[
     time("timeouts", "ping_interval", 10, DAY),
     time("timeouts", "ping_timeout", 10, HOUR),
     time("timeouts", "drain", 0, HOUR),
+    integer("http", "transports_max", 1_000_000),
+    time("http", "poll_timeout", 100, HOUR),
+    time("http", "idle_timeout", 1_000, DAY),
+    time("http", "ping_interval", 100, HOUR),
+    time("http", "keep_alive", 100, HOUR),
     key("slow_receiver", "policy", Kind::Choice(&["drop_oldest", "close"])),
     key("slow_receiver", "queue_max", Kind::Size { min: 1 << 10, max: 1 << 30 }),
     key("slow_receiver", "reply_reserve", Kind::Size { min: 512, max: 1 << 30 }),
@@ -283,21 +280,6 @@ pub const SCHEMA: &[Key] = &[
     key("realm", "degree", Kind::Choice(&["compatible", "strict"])),
     key("realm", "uri", Kind::Choice(&["loose", "strict"])),
     key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
-    key("realm", "features_off", Kind::Features { auto: false }),
-    narrower("realm", "subscriptions_max", 10_000_000),
-    narrower("realm", "registrations_max", 10_000_000),
-    narrower("realm", "calls_pending_max", 1 << 20),
-    narrower("realm", "invocations_pending_max", 1 << 20),
-    narrower("realm", "uri_max", URI_BYTES_MAX as u64),
-    key("realm", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
-    key("realm.role", "name", Kind::Role),
-    key("realm.role", "features_off", Kind::Features { auto: true }),
-    narrower("realm.role", "subscriptions_max", 10_000_000),
-    narrower("realm.role", "registrations_max", 10_000_000),
-    narrower("realm.role", "calls_pending_max", 1 << 20),
-    narrower("realm.role", "invocations_pending_max", 1 << 20),
-    narrower("realm.role", "uri_max", URI_BYTES_MAX as u64),
-    key("realm.role", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
     key("cluster", "discovery", Kind::Choice(&["none", "static", "dns", "multicast", "kubernetes"])),
     key("cluster", "env", Kind::Text { min: 1, max: CLUSTER_TEXT_BYTES_MAX }),
     key("cluster", "address", Kind::Address),
@@ -340,11 +322,11 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
     ("admin", false),
     ("limits", false),
     ("timeouts", false),
+    ("http", false),
     ("slow_receiver", false),
     ("io", false),
     ("snapshot", false),
     ("realm", true),
-    ("realm.role", true),
     ("cluster", false),
     ("aae", false),
     ("relay", false),

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha1::{Digest, Sha1};
 
 use super::{Subprotocol, deflate};
+use crate::config::admits;
 use crate::limits::{UPGRADE_BYTES_MAX, UPGRADE_HEADERS_MAX};
 
 /// What a listener answers with an upgrade.
@@ -19,12 +20,14 @@ pub struct Accepts<'p> {
     pub is_echo: bool,
     /// `None`: messages are not compressed.
     pub deflate: Option<deflate::Accepts>,
+    /// The pages that may connect; see [`admits`].
+    pub origins: Option<&'p [String]>,
 }
 
-/// Without compression.
+/// Without compression, from any page.
 impl<'p> From<&'p str> for Accepts<'p> {
     fn from(path: &'p str) -> Self {
-        Self { path, is_echo: false, deflate: None }
+        Self { path, is_echo: false, deflate: None, origins: None }
     }
 }
 
@@ -46,6 +49,8 @@ pub struct Upgrade {
 pub enum UpgradeError {
     #[error("400 malformed request: {0}")]
     Malformed(&'static str),
+    #[error("403 pages of this origin may not connect")]
+    Origin,
     #[error("404 no such path")]
     Path,
     #[error("405 method must be GET")]
@@ -65,6 +70,7 @@ impl UpgradeError {
     const fn status(self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Subprotocol => "400 Bad Request",
+            Self::Origin => "403 Forbidden",
             Self::Path => "404 Not Found",
             Self::Method => "405 Method Not Allowed",
             Self::Version | Self::NotWebSocket => "426 Upgrade Required",
@@ -79,7 +85,9 @@ impl UpgradeError {
             Self::Version | Self::NotWebSocket => {
                 "Connection: close, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             }
-            Self::Malformed(_) | Self::Subprotocol | Self::Path | Self::TooLarge => "Connection: close\r\n",
+            Self::Malformed(_) | Self::Subprotocol | Self::Origin | Self::Path | Self::TooLarge => {
+                "Connection: close\r\n"
+            }
         }
     }
 
@@ -87,6 +95,7 @@ impl UpgradeError {
     fn body(self) -> String {
         match self {
             Self::Malformed(what) => format!("Malformed request: {what}.\n"),
+            Self::Origin => "Pages of this origin may not connect here.\n".into(),
             Self::Path => "There is no such path here.\n".into(),
             Self::Method => "The method must be GET.\n".into(),
             Self::Subprotocol => {
@@ -133,6 +142,11 @@ pub fn parse_request<'p>(
     check_request_line(&request, accepts.path)?;
     let offer = Offer::read(request.headers, accepts.deflate)?;
     let accept = offer.check()?;
+    if let (Some(origins), Some(origin)) = (accepts.origins, offer.origin)
+        && !admits(origins, origin)
+    {
+        return Err(UpgradeError::Origin);
+    }
     let subprotocol = match accepts.is_echo {
         true => None,
         false => Some(offer.subprotocol.ok_or(UpgradeError::Subprotocol)?),
@@ -162,6 +176,8 @@ fn check_request_line(request: &httparse::Request<'_, '_>, path: &str) -> Result
 #[derive(Default)]
 struct Offer<'h> {
     host: Option<&'h [u8]>,
+    /// The page that a browser connects for (RFC 6455, 10.2).
+    origin: Option<&'h [u8]>,
     key: Option<&'h [u8]>,
     version: Option<&'h [u8]>,
     content_length: Option<&'h [u8]>,
@@ -182,6 +198,8 @@ impl<'h> Offer<'h> {
             let is = |expected: &str| name.eq_ignore_ascii_case(expected);
             if is("host") {
                 once(&mut offer.host, value, "more than one Host")?;
+            } else if is("origin") {
+                once(&mut offer.origin, value, "more than one Origin")?;
             } else if is("sec-websocket-key") {
                 once(&mut offer.key, value, "more than one Sec-WebSocket-Key")?;
             } else if is("sec-websocket-version") {
@@ -448,12 +466,27 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_other_origins_do_not_connect() {
+        let origins = ["https://app.example".to_owned()];
+        let from = |lines: &str| {
+            let request = REQUEST.replace("Upgrade: websocket", &format!("{lines}Upgrade: websocket"));
+            let accepts = Accepts { origins: Some(&origins), ..Accepts::from("/ws") };
+            parse_request(request.as_bytes(), accepts).map(|upgrade| upgrade.is_some())
+        };
+        assert_eq!(from("Origin: https://app.example\r\n"), Ok(true));
+        assert_eq!(from(""), Ok(true), "no browser");
+        assert_eq!(from("Origin: https://evil.example\r\n"), Err(UpgradeError::Origin));
+        assert_eq!(from("Origin: null\r\n"), Err(UpgradeError::Origin));
+        assert!(with_header("Origin: https://evil.example").is_ok(), "all are admitted where none is named");
+    }
+
+    #[test]
     fn compression_is_agreed_on_where_the_listener_allows_it() {
         let offer =
             "permessage-deflate; client_max_window_bits\r\nSec-WebSocket-Extensions: permessage-deflate";
         let request = REQUEST.replace("\r\n\r\n", &format!("\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n"));
         let parse = |deflate| {
-            let accepts = Accepts { path: "/ws", is_echo: false, deflate };
+            let accepts = Accepts { deflate, ..Accepts::from("/ws") };
             parse_request(request.as_bytes(), accepts).unwrap().unwrap()
         };
         assert_eq!(parse(None).deflate, None);
@@ -575,7 +608,7 @@ mod tests {
     #[test]
     fn an_echo_needs_no_subprotocol_and_agrees_to_none() {
         for request in [REQUEST.to_owned(), REQUEST.replace("Sec-WebSocket-Protocol: wamp.2.json\r\n", "")] {
-            let accepts = Accepts { path: "/ws", is_echo: true, deflate: None };
+            let accepts = Accepts { is_echo: true, ..Accepts::from("/ws") };
             let upgrade = parse_request(request.as_bytes(), accepts).unwrap().unwrap();
             assert_eq!(upgrade.subprotocol, None);
             let mut answer = Vec::new();

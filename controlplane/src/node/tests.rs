@@ -7,7 +7,7 @@ const A: LinkId = LinkId(1);
 const B: LinkId = LinkId(2);
 
 fn realm(name: &str) -> RealmConfig {
-    RealmConfig { anonymous: Anonymous::Nobody, ..RealmConfig::named(name) }
+    RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
 }
 
 fn node() -> Node {

@@ -60,6 +60,8 @@ pub struct Sending {
 /// All connections of a shard.
 #[derive(Default)]
 pub struct Conns {
+    /// The first slot; the machine has those before it for itself.
+    first: u32,
     slots: Vec<Conn>,
     free: Vec<u32>,
 }
@@ -148,28 +150,37 @@ impl Sending {
 }
 
 impl Conns {
+    /// None yet; the first one will have slot `first`.
+    pub fn after(first: u32) -> Self {
+        Self { first, ..Self::default() }
+    }
+
+    fn at(&mut self, slot: u32) -> &mut Conn {
+        &mut self.slots[(slot - self.first) as usize]
+    }
+
     /// A slot for a new connection.
     pub fn insert(&mut self, fd: OwnedFd) -> ConnId {
         let slot = match self.free.pop() {
             Some(slot) => {
-                let generation = self.slots[slot as usize].generation;
-                self.slots[slot as usize] = Conn::new(fd, generation);
+                let conn = self.at(slot);
+                *conn = Conn::new(fd, conn.generation);
                 slot
             }
             None => {
-                let slot = u32::try_from(self.slots.len()).expect("descriptors are fewer than 2^31");
+                let slots = u32::try_from(self.slots.len()).expect("descriptors are fewer than 2^31");
                 self.slots.push(Conn::new(fd, 0));
-                slot
+                self.first + slots
             }
         };
-        ConnId { slot, generation: self.slots[slot as usize].generation }
+        ConnId { slot, generation: self.at(slot).generation }
     }
 
     /// The connection, unless it is gone.
     #[inline]
     pub fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.slots
-            .get_mut(id.slot as usize)
+            .get_mut(id.slot.checked_sub(self.first)? as usize)
             .filter(|conn| conn.generation == id.generation && conn.fd.is_some())
     }
 
@@ -233,6 +244,17 @@ mod tests {
         assert!(conns.get(first).is_none());
         assert!(conns.get(again).is_some() && conns.get(other).is_some());
         assert_eq!(conns.len(), 2);
+    }
+
+    #[test]
+    fn the_first_slots_are_left_to_the_machine() {
+        let mut conns = Conns::after(7);
+        let first = conns.insert(any_fd());
+        let other = conns.insert(any_fd());
+        assert_eq!((first.slot, other.slot), (7, 8));
+        assert!(conns.get(ConnId { slot: 0, generation: 0 }).is_none());
+        conns.remove(first);
+        assert_eq!(conns.insert(any_fd()).slot, 7);
     }
 
     #[test]

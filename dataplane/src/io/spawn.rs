@@ -2,6 +2,7 @@
 
 use crate::feed::{FeedDown, FeedUp};
 use crate::io::buffers::Buffers;
+use crate::io::conns::Conns;
 use crate::io::driver::Driver;
 use crate::io::listen::{AllBound, Bound, Place, bind_all};
 use crate::io::machine::Machine;
@@ -10,7 +11,7 @@ use crate::io::probe::Features;
 use crate::io::ring::{BUFFER_GROUP, Ring};
 use crate::io::turn::{Accepting, Feed, Turn};
 use crate::io::wake::{LinkWaker, ShardWaker};
-use crate::shard::{RelayConfig, Shard, ShardConfig};
+use crate::shard::{HttpConfig, RelayConfig, Shard, ShardConfig};
 use common::config::{Config, Io, Listener, Transport};
 use common::ids::{BootEpoch, SHARDS_MAX, ShardId};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -44,6 +45,8 @@ pub struct Plan {
     pub seeds: Vec<u64>,
     /// In a cluster: one a shard.
     pub relays: Vec<RelayConfig>,
+    /// Where HTTP clients are served: one a shard.
+    pub https: Vec<HttpConfig>,
     /// Called after something was put into [`Running::feed_up`], and when a shard's thread ends.
     pub link_waker: LinkWaker,
 }
@@ -229,6 +232,7 @@ fn shard_config(plan: &Plan, index: usize) -> ShardConfig {
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
         relay: plan.relays.get(index).cloned(),
+        http: plan.https.get(index).cloned(),
         memory_max: config.memory.max / shards as u64,
         seed: plan.seeds[index],
     }
@@ -276,9 +280,11 @@ impl<B: Send + 'static> Seat<B> {
         // because it was declared later.
         unsafe { buffers.register(&ring.submitter(), BUFFER_GROUP) }?;
         self.mesh.set_ring(Some(ring.as_raw_fd()));
+        let first_slot = self.config.first_slot();
         let machine = make(self.config, Instant::now());
         let mut turn =
             Turn::new((ring, buffers), self.sockets, machine, self.mesh, self.feed, self.features)?;
+        turn.conns = Conns::after(first_slot);
         if self.accepting == Accepting::Yes {
             turn.start_accepting()?;
         }

@@ -8,14 +8,13 @@ use common::transport::{Framer, Framing};
 use common::wire::{OwnedValue, Serializer};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use std::rc::Rc;
 use std::time::Instant;
 
 use super::features::Features;
+use super::http::Http;
 use super::identity::Identity;
 use super::meta::Testaments;
 use super::replay::Held;
-use super::rules::SessionRules;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 
@@ -30,6 +29,8 @@ pub(super) enum Phase {
     Open,
     /// No session: messages go back as they came.
     Echo,
+    /// No session: requests come in that transports in other slots answer.
+    Http,
     /// We said GOODBYE and wait for the answer; everything else is ignored.
     Leaving,
     /// Nothing is read any more; what is queued still goes out.
@@ -81,6 +82,8 @@ pub(super) struct Conn {
     pub packing: Option<Box<Packing>>,
     /// The handshake as far as it has come.
     pub handshake: Vec<u8>,
+    /// It speaks HTTP, or is the transport of a client that does.
+    pub http: Option<Box<Http>>,
     pub session: Option<Box<Session>>,
     /// A session that has ended and still holds subscriptions. While it does, the slot stays taken.
     pub leaving: Option<Box<Session>>,
@@ -113,14 +116,7 @@ pub(super) struct Session {
     pub invocations: IdMap<Invocation>,
     /// Calls in parts that ended before their last part came.
     pub unfinished: Vec<u64>,
-    /// What its client announced, and what of that is not switched off.
-    pub announced: Features,
     pub features: Features,
-    pub rules: Rc<SessionRules>,
-    /// The version of the realm's rules that `rules` are from.
-    pub rules_at: u32,
-    /// The same, when plain messages need no look at `rules`; else 0.
-    pub unruled_at: u32,
     /// SUBSCRIBE and REGISTER requests that wait for other shards.
     pub pending: u32,
     pub testaments: Testaments,
@@ -219,15 +215,8 @@ pub(super) struct Subscribed {
 }
 
 impl Session {
-    pub fn new(
-        id: u64,
-        realm: u32,
-        strict: bool,
-        announced: Features,
-        (rules, version): (Rc<SessionRules>, u32),
-        hasher: &RandomState,
-    ) -> Self {
-        let mut session = Self {
+    pub fn new(id: u64, realm: u32, strict: bool, features: Features, hasher: &RandomState) -> Self {
+        Self {
             id,
             identity: Identity::anonymous(id),
             realm,
@@ -241,11 +230,7 @@ impl Session {
             calls: HashMap::with_hasher(hasher.clone()),
             invocations: HashMap::with_hasher(hasher.clone()),
             unfinished: Vec::new(),
-            announced,
-            features: announced,
-            rules: rules.clone(),
-            rules_at: 0,
-            unruled_at: 0,
+            features,
             pending: 0,
             testaments: Testaments::default(),
             details: Vec::new(),
@@ -253,9 +238,7 @@ impl Session {
             held: Vec::new(),
             get_retained: Vec::new(),
             held_events: Held::new(hasher),
-        };
-        session.obey(rules, version);
-        session
+        }
     }
 }
 
@@ -286,6 +269,7 @@ impl Conn {
             out: Outbound::default(),
             packing: None,
             handshake: Vec::new(),
+            http: None,
             session: None,
             leaving: None,
             gone: false,

@@ -11,7 +11,7 @@ use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{ShardId, ShardSet};
 use common::metrics::{Counter, Metrics};
 use common::transport::{
-    FrameKind, Framer, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header, write_message,
+    FrameKind, HEADER_BYTES_MAX, HEADER_ROOM, finish_frame, write_header, write_message,
 };
 use common::uri::wamp;
 use common::wire::{Serializer, encode};
@@ -229,6 +229,7 @@ impl Shard {
         if matches!(conn.phase, Phase::Flushing | Phase::Lingering) {
             return;
         }
+        conn.note_close(close_code);
         if conn.phase == Phase::Opening || conn.phase == Phase::Login {
             self.logins -= 1;
             self.metrics.count(Counter::HandshakesFailed);
@@ -266,7 +267,13 @@ impl Shard {
         self.queued_bytes -= conn.held_bytes();
         self.partial_bytes -= conn.partial_bytes as usize;
         self.context_bytes -= conn.context_bytes();
-        self.outputs.push_back(Output::Close(ConnId { slot, generation: conn.generation }));
+        let has_socket = conn.transport_kind().is_none();
+        if has_socket {
+            self.outputs.push_back(Output::Close(ConnId { slot, generation: conn.generation }));
+        }
+        if conn.http.is_some() {
+            self.forgotten_http(slot, *conn);
+        }
     }
 
     /// Sets when a connection is looked at next.
@@ -280,7 +287,7 @@ impl Shard {
     }
 
     /// Puts a connection's one valid entry into the wheel; an earlier entry is stale from now on.
-    fn schedule(&mut self, slot: u32, tick: Tick) {
+    pub(super) fn schedule(&mut self, slot: u32, tick: Tick) {
         let conn = self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken");
         conn.scheduled = self.timers.add(tick, ConnId { slot, generation: conn.generation });
     }
@@ -291,6 +298,9 @@ impl Shard {
         let Some(conn) = self.conn_mut(id) else { return };
         if conn.scheduled > tick {
             return;
+        }
+        if conn.http.is_some() {
+            return self.look_at_http(id.slot);
         }
         let deadline = conn.deadline;
         match conn.phase {
@@ -304,7 +314,7 @@ impl Shard {
                 self.at(id.slot).scheduled = Tick::MAX;
                 self.hang_up(id.slot, 1000);
             }
-            Phase::Flushing | Phase::Lingering => self.forget(id.slot),
+            Phase::Http | Phase::Flushing | Phase::Lingering => self.forget(id.slot),
         }
     }
 
@@ -366,7 +376,11 @@ impl Shard {
     #[inline]
     pub(super) fn hold_partial(&mut self, id: ConnId) {
         let Some(conn) = self.conn_mut(id) else { return };
-        let held = conn.framer.as_ref().map_or(0, Framer::buffered_bytes);
+        let held = match (&conn.framer, &conn.http) {
+            (Some(framer), _) => framer.buffered_bytes(),
+            (None, Some(http)) => http.buffered_bytes(),
+            (None, None) => 0,
+        };
         let before = std::mem::replace(&mut conn.partial_bytes, held as u32) as usize;
         if held == before {
             return;
@@ -385,6 +399,7 @@ impl Shard {
                 let text = "the node has no memory left for messages that come in pieces";
                 self.abort(slot, wamp::UNAVAILABLE, text);
             }
+            Phase::Http => self.refuse_request(slot),
             _ => self.hang_up(slot, 1008),
         }
         let conn = self.at(slot);
@@ -430,7 +445,10 @@ impl Shard {
         for id in std::mem::take(&mut self.paused) {
             if let Some(conn) = self.conn_mut(id) {
                 conn.paused = false;
-                self.outputs.push_back(Output::ResumeReads(id));
+                match conn.transport_kind() {
+                    None => self.outputs.push_back(Output::ResumeReads(id)),
+                    Some(_) => self.resume_transport(id.slot),
+                }
             } else if self.relay.unpause(id, self.now) {
                 self.outputs.push_back(Output::ResumeReads(id));
             }
@@ -495,9 +513,11 @@ impl Shard {
             match conn.phase {
                 Phase::Open => {
                     self.leave(slot, wamp::SYSTEM_SHUTDOWN, "the node is shutting down");
+                    self.drain_transport(slot);
                     self.set_deadline(slot, wait);
                 }
                 Phase::Opening | Phase::Login | Phase::Echo => self.hang_up(slot, 1001),
+                Phase::Http => self.drain_peer(slot),
                 Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
             }
         }

@@ -100,6 +100,8 @@ impl Shard {
     pub(super) fn forget_later(&mut self, slot: u32) {
         let conn = self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken");
         conn.gone = true;
+        self.forget_transport_later(slot);
+        let conn = self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken");
         self.queued_bytes -= conn.out.clear(&mut self.pool);
         if matches!(conn.phase, Phase::Opening | Phase::Login) {
             self.logins -= 1;

@@ -7,15 +7,13 @@ use super::origin::Origin;
 use super::realm::Settings;
 use super::{Shard, options};
 use common::config::{Listener, Transport};
-use common::features::FeatureSet;
 use common::ids::{RealmId, is_wamp_id};
 use common::limits::{LOGIN_MESSAGE_BYTES_MAX, PROXY_BYTES_MAX, UPGRADE_BYTES_MAX};
 use common::link::Claim;
 use common::metrics::Counter;
-use common::rules::ANONYMOUS;
 use common::snapshot::Anonymous;
 use common::transport::proxy::{self, Source};
-use common::transport::{Framer, Framing, Role, rawsocket, upgrade};
+use common::transport::{Framer, Framing, Role, http, rawsocket, upgrade};
 use common::uri::{UriRule, is_valid, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
@@ -27,11 +25,10 @@ const REUSE_TIME: Duration = Duration::from_secs(2);
 
 const AGENT: &str = concat!("Signalbox-", env!("CARGO_PKG_VERSION"));
 
-/// What WELCOME announces: the roles with the features that are there and not switched off.
-pub(super) fn roles(off: FeatureSet) -> OwnedValue {
+/// What WELCOME announces: the roles with the features that are there.
+pub(super) fn roles() -> OwnedValue {
     let features = |names: &[&str]| {
-        let on = names.iter().filter(|name| !off.has_named(name));
-        let on = on.map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
+        let on = names.iter().map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
         OwnedValue::Dict(vec![("features".to_owned(), OwnedValue::Dict(on))])
     };
     OwnedValue::Dict(vec![
@@ -101,6 +98,10 @@ impl Shard {
         match transport {
             Transport::RawSocket => self.open_rawsocket(slot, bytes),
             Transport::WebSocket => self.open_websocket(slot, bytes),
+            Transport::Http => {
+                self.begin_http(slot);
+                self.http(slot, bytes);
+            }
             Transport::Auto => match self.at(slot).handshake.first().or(bytes.first()) {
                 Some(&rawsocket::MAGIC) => self.open_rawsocket(slot, bytes),
                 Some(_) => self.open_websocket(slot, bytes),
@@ -170,11 +171,23 @@ impl Shard {
         let conn = self.at(slot);
         let listener = usize::from(conn.listener);
         let held = conn.handshake.len();
-        conn.handshake.extend_from_slice(&bytes[..bytes.len().min(UPGRADE_BYTES_MAX + 1 - held)]);
+        let taken = bytes.len().min(UPGRADE_BYTES_MAX + 1 - held);
+        conn.handshake.extend_from_slice(&bytes[..taken]);
         let head = std::mem::take(&mut conn.handshake);
+        if self.config.listeners[listener].http {
+            match http::is_request(&head) {
+                None => return self.at(slot).handshake = head,
+                Some(false) => {}
+                Some(true) => {
+                    self.begin_http(slot);
+                    self.http(slot, &[&head, &bytes[taken..]].concat());
+                    return;
+                }
+            }
+        }
         let deflate = self.deflate_accepts(listener);
-        let Listener { path, echo, .. } = &self.config.listeners[listener];
-        let accepts = upgrade::Accepts { path, is_echo: *echo, deflate };
+        let Listener { path, echo, origins, .. } = &self.config.listeners[listener];
+        let accepts = upgrade::Accepts { path, is_echo: *echo, deflate, origins: Some(origins) };
         match upgrade::parse_request(&head, accepts) {
             Ok(None) if head.len() > UPGRADE_BYTES_MAX => {
                 self.refuse_upgrade(slot, upgrade::UpgradeError::TooLarge)
@@ -256,13 +269,12 @@ impl Shard {
         let id = self.global_id();
         debug_assert!(is_wamp_id(id));
         let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
-        let (rules, version) = self.rules_of(realm, ANONYMOUS);
-        let session = Session::new(id, realm, strict, features, (rules.clone(), version), &self.hasher);
+        let session = Box::new(Session::new(id, realm, strict, features, &self.hasher));
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);
-        conn.trusting = session.features.has(Features::SUBSCRIBER_TRUST);
-        conn.session = Some(Box::new(session));
+        conn.trusting = features.has(Features::SUBSCRIBER_TRUST);
+        conn.session = Some(session);
         conn.phase = Phase::Open;
         self.logins -= 1;
         self.sessions += 1;
@@ -272,9 +284,10 @@ impl Shard {
         self.metrics.count(Counter::SessionsOpened);
         let realm_id = self.realms[realm as usize].id;
         self.claims.push(Claim::Joined { session: id, realm: realm_id }, &mut self.metrics);
+        let roles = std::mem::replace(&mut self.welcome_roles, OwnedValue::Null);
         let identity = self.session(slot).identity.clone();
         let details = [
-            ("roles", Field::Value(&rules.announced)),
+            ("roles", Field::Value(&roles)),
             ("realm", Field::Str(name)),
             ("authid", Field::Str(&identity.authid)),
             ("authrole", Field::Str(&identity.authrole)),
@@ -285,6 +298,7 @@ impl Shard {
         self.push(slot, Class::Reply, |serializer, out| {
             encode::id_dict(serializer, out, code::WELCOME, id, &details);
         });
+        self.welcome_roles = roles;
         self.ids.join(id, slot);
         self.joined(slot);
     }

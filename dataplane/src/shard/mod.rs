@@ -25,6 +25,7 @@ mod echo;
 mod features;
 mod flow;
 mod groups;
+mod http;
 mod identity;
 mod inbound;
 mod leaving;
@@ -47,7 +48,6 @@ mod remote;
 mod replay;
 mod retained;
 mod routes;
-mod rules;
 mod session;
 mod shared;
 mod sites;
@@ -65,6 +65,8 @@ use common::uri::is_reserved;
 use conn::{Conn, IdMap, Phase, Route, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+pub use http::HttpConfig;
+pub(crate) use http::{Ask, Tell};
 use nodes::Nodes;
 pub(crate) use options::CancelMode;
 pub use origin::Origin;
@@ -101,6 +103,8 @@ pub struct ShardConfig {
     pub slow_receiver: SlowReceiver,
     /// None: the node is by itself.
     pub relay: Option<RelayConfig>,
+    /// None: no listener serves HTTP clients.
+    pub http: Option<HttpConfig>,
     /// This shard's part of `memory.max`, bytes.
     pub memory_max: u64,
     /// Seeds session ids, publication ids and hashes.
@@ -182,6 +186,8 @@ pub struct Shard {
     logins: u32,
     /// Open connections by listener.
     by_listener: Vec<u32>,
+    /// Slots of HTTP clients' transports.
+    transports: http::Slots,
     sessions: u32,
     realms: Vec<Realm>,
     realm_index: HashMap<RealmId, u32, RandomState>,
@@ -251,6 +257,7 @@ pub struct Shard {
     rng: fastrand::Rng,
     hasher: RandomState,
     metrics: Metrics,
+    welcome_roles: common::wire::OwnedValue,
     /// A bound for the framer that is in use.
     new_bound: Option<usize>,
 }
@@ -272,6 +279,7 @@ impl Shard {
             conns_len: 0,
             logins: 0,
             by_listener: vec![0; config.listeners.len()],
+            transports: http::Slots::default(),
             sessions: 0,
             realms: Vec::new(),
             realm_index: HashMap::with_hasher(hasher.clone()),
@@ -323,6 +331,7 @@ impl Shard {
             rng: rng.fork(),
             hasher,
             metrics: Metrics::default(),
+            welcome_roles: login::roles(),
             new_bound: None,
             config,
         }
@@ -375,6 +384,7 @@ impl Shard {
             Phase::Opening => self.open(conn.slot, bytes),
             Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
             Phase::Echo => self.echo(conn.slot, bytes),
+            Phase::Http => self.http(conn.slot, bytes),
             Phase::Flushing | Phase::Lingering => {}
         }
         self.hold_partial(conn);
@@ -434,10 +444,15 @@ impl Shard {
             self.forget(conn.slot);
             return self.bury();
         }
+        let speaks_http = state.http.is_some();
         if !state.out.is_empty() || state.phase == Phase::Flushing {
             self.mark_dirty(conn.slot);
         }
         self.queued_bytes -= sent;
+        if speaks_http {
+            self.sent_http(conn.slot);
+            return self.bury();
+        }
         self.resume();
     }
 
@@ -496,6 +511,10 @@ impl Shard {
             conn.dirty = false;
             let id = ConnId { slot, generation: conn.generation };
             if conn.sending {
+                if conn.http.is_some() {
+                    self.transport_ready(slot);
+                    self.bury();
+                }
                 continue;
             }
             if !conn.out.is_empty() {
@@ -662,6 +681,7 @@ impl Shard {
             (Gauge::SnapshotRoutes, self.folded.len() as u64),
             (Gauge::SnapshotVersion, self.version.0),
             (Gauge::QueuedBytes, self.queued_bytes as u64),
+            (Gauge::HttpTransports, self.transports() as u64),
             (Gauge::CompressionBytes, self.context_bytes as u64),
             (Gauge::MeshBacklogBytes, backlog as u64),
         ] {

@@ -114,6 +114,7 @@ impl Shard {
                 self.asked_by_shard(from, realm, token, batch.bytes(query));
             }
             Item::Tell { token, part } => self.shard_told(from, token, batch.bytes(part)),
+            Item::HttpAsk { .. } | Item::HttpTell { .. } => self.mesh_http(from, batch, item),
             Item::Memory { short } => {
                 self.short_shards =
                     if short { self.short_shards.with(from) } else { self.short_shards.without(from) };

@@ -20,7 +20,7 @@ use std::time::Instant;
 const MESH_ENTRIES: usize = 2;
 
 /// What is zero when no client is there.
-const EMPTY: [Gauge; 11] = [
+const EMPTY: [Gauge; 12] = [
     Gauge::Connections,
     Gauge::Sessions,
     Gauge::Subscriptions,
@@ -29,6 +29,7 @@ const EMPTY: [Gauge; 11] = [
     Gauge::SharedCalls,
     Gauge::HeldCallBytes,
     Gauge::QueuedBytes,
+    Gauge::HttpTransports,
     Gauge::MeshBacklogBytes,
     Gauge::RelayCallsPending,
     Gauge::RelayQueuedBytes,
@@ -76,6 +77,7 @@ impl Node {
         let (shards, epoch) = (configs.len(), configs[0].epoch);
         let source = Source { epoch, claims_folded: vec![0; shards], ..source.clone() };
         let first = FeedDown::Snapshot(snapshot(&source));
+        let slots = configs.iter().map(ShardConfig::first_slot).collect();
         let make = |config| {
             let mut shard = Shard::new(config, now);
             shard.feed(now, first.clone());
@@ -95,7 +97,7 @@ impl Node {
             taken: vec![None; shards],
             retained: Vec::new(),
             free: vec![Vec::new(); shards],
-            slots: vec![0; shards],
+            slots,
             generation: 0,
         }
     }
@@ -330,6 +332,7 @@ pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfi
             tls: None,
             entropy: Entropy::new(entropy),
         }),
+        http: None,
         memory_max: 1 << 30,
         seed: seed * 1_000 + node as u64 * 100 + shard as u64,
     }

@@ -29,6 +29,7 @@ fn plan(config: Config, shards: usize, features: Features) -> Plan {
         epoch: BootEpoch(1),
         seeds,
         relays: vec![],
+        https: vec![],
         link_waker: Arc::new(|| {}),
     }
 }

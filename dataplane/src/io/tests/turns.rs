@@ -141,6 +141,7 @@ fn shard_config(config: &Config, shard: ShardId, shards: usize) -> ShardConfig {
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
         relay: None,
+        http: None,
         memory_max: config.memory.max,
         seed: 1,
     }

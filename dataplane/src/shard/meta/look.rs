@@ -19,9 +19,10 @@ const DETAILS_BYTES_MAX: usize = 8 << 10;
 /// A session's details (WAMP, advanced profile, "Session Meta API").
 pub(super) fn session_details(conn: &Conn, session: &Session) -> OwnedValue {
     let identity = &session.identity;
-    let transport = match conn.framing {
-        Framing::RawSocket => "rawsocket",
-        _ => "websocket",
+    let transport = match (conn.transport_kind(), conn.framing) {
+        (Some(kind), _) => kind.name(),
+        (None, Framing::RawSocket) => "rawsocket",
+        (None, _) => "websocket",
     };
     let transport: [(&str, OwnedValue); 3] = [
         ("type", transport.into()),
