@@ -57,6 +57,7 @@ impl Bench {
                 strict: false,
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
+                rules: vec![],
             }],
             routes: vec![],
             ..Source::default()

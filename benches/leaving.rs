@@ -78,6 +78,7 @@ impl Bench {
                 strict: false,
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
+                rules: vec![],
             }],
             ..Source::default()
         };

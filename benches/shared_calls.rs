@@ -103,6 +103,7 @@ fn shard(now: Instant) -> Shard {
         strict: false,
         uri_strict: false,
         anonymous: Anonymous::Loopback,
+        rules: vec![],
     };
     let source = Source {
         version: SnapshotVersion(1),

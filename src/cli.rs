@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::config::{Config, ConfigError, Cores, RealmConfig};
 use common::ids::SHARDS_MAX;
+use common::rules::Rules;
 use common::snapshot::Anonymous;
 use std::fs::File;
 use std::io::{self, Read};
@@ -117,6 +118,9 @@ pub struct RealmArgs {
     /// Who may join without credentials
     #[arg(long, value_enum, default_value_t = Who::Loopback)]
     anonymous: Who,
+    /// TOML file of what a [[realm]] of the configuration says of features_off, bounds and [[role]]
+    #[arg(long, value_name = "FILE", value_parser = rules)]
+    rules: Option<Rules>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -134,7 +138,8 @@ impl From<RealmArgs> for RealmConfig {
             Who::Loopback => Anonymous::Loopback,
             Who::Anybody => Anonymous::Anybody,
         };
-        Self { name: args.name, strict: args.strict, uri_strict: args.uri_strict, anonymous }
+        let rules = args.rules.unwrap_or_default();
+        Self { name: args.name, strict: args.strict, uri_strict: args.uri_strict, anonymous, rules }
     }
 }
 
@@ -203,6 +208,12 @@ fn target(text: &str) -> Result<String, String> {
     if is_target { Ok(text.to_owned()) } else { Err("allowed: HOST:PORT, such as 10.0.0.1:18083".to_owned()) }
 }
 
+fn rules(file: &str) -> Result<Rules, String> {
+    let file = Path::new(file);
+    let text = read(file).map_err(|error| error.to_string())?;
+    Rules::parse(&text, file).map_err(|error| error.to_string())
+}
+
 fn realm_name(text: &str) -> Result<String, String> {
     if RealmConfig::is_valid_name(text) {
         return Ok(text.to_owned());
@@ -230,6 +241,7 @@ Signals: SIGTERM and SIGINT drain (clients get GOODBYE) and exit.";
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use common::rules::Bound;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -251,6 +263,7 @@ mod tests {
             &["signalbox", "--cores", "0-128"],
             &["signalbox", "realm", "add", "wamp.x"],
             &["signalbox", "realm", "add", "a", "--anonymous", "all"],
+            &["signalbox", "realm", "add", "a", "--rules", "/nonexistent/rules.toml"],
             &["signalbox", "realm"],
             &["signalbox", "cluster", "join", "10.0.0.1"],
             &["signalbox", "cluster", "forget", "x"],
@@ -258,6 +271,20 @@ mod tests {
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn rules_of_a_realm_come_from_a_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, b"uri_max = 64\n[[role]]\nname = \"a\"\nfeatures_off = []")
+            .unwrap();
+        let path = file.path().to_str().unwrap();
+        let cli = Cli::try_parse_from(["signalbox", "realm", "add", "a", "--rules", path]).unwrap();
+        let Some(Command::Realm { command: RealmCommand::Add(args) }) = cli.command else {
+            panic!("another")
+        };
+        let rules = RealmConfig::from(args).rules;
+        assert_eq!((rules.bounds.get(Bound::Uri), rules.roles()[0].name.as_str()), (64, "a"));
     }
 
     #[test]

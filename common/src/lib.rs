@@ -3,6 +3,7 @@
 //! No IO, no clock, no thread, no store lives here: everything takes its input as arguments.
 
 pub mod config;
+pub mod features;
 pub mod ids;
 pub mod keys;
 pub mod limits;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod noise;
 pub mod pattern;
 pub mod relay;
+pub mod rules;
 pub mod share;
 pub mod snapshot;
 pub mod transport;

@@ -8,8 +8,9 @@ use crate::ids::{
     BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, SHARDS_MAX, ShardId, SnapshotVersion,
 };
 use crate::limits::{LINK_FRAME_BYTES_MAX, RETAINED_BYTES_MAX, URI_BYTES_MAX};
+use crate::rules::Rules;
 use crate::share::Share;
-use crate::snapshot::Delta;
+use crate::snapshot::{Delta, Realm};
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
@@ -18,7 +19,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Portable, Serialize};
 
 /// Version of the frames; the two ends must agree.
-pub const LINK_PROTOCOL: u32 = 3;
+pub const LINK_PROTOCOL: u32 = 4;
 
 /// One change of what a shard holds. Claims of a shard are numbered 1, 2, 3 ... over the life of its process.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -246,7 +247,7 @@ impl Down {
         let frame: Self = decode::<ArchivedDown, Self>(packet)?;
         match &frame {
             Self::Delta(delta) => {
-                delta.realms_put.iter().try_for_each(|realm| check_uri("realm", &realm.name))?;
+                delta.realms_put.iter().try_for_each(check_realm)?;
             }
             Self::Peers { peers } if peers.len() > NODES_MAX => {
                 return Err(LinkError(format!("{} peers, more than {NODES_MAX}", peers.len())));
@@ -386,6 +387,12 @@ fn check_shard(shard: ShardId) -> Result<(), LinkError> {
     }
 }
 
+fn check_realm(realm: &Realm) -> Result<(), LinkError> {
+    check_uri("realm", &realm.name)?;
+    let checked = Rules::unpack(&realm.rules).map(drop);
+    checked.map_err(|error| LinkError(format!("the rules of a realm: {error}")))
+}
+
 fn check_uri(what: &str, uri: &str) -> Result<(), LinkError> {
     if uri.len() <= URI_BYTES_MAX {
         Ok(())
@@ -398,7 +405,7 @@ fn check_uri(what: &str, uri: &str) -> Result<(), LinkError> {
 mod tests {
     use super::*;
     use crate::share::Invoke;
-    use crate::snapshot::{Anonymous, Realm};
+    use crate::snapshot::Anonymous;
     use proptest::prelude::*;
 
     fn id() -> impl Strategy<Value = u64> {
@@ -493,6 +500,7 @@ mod tests {
                 strict,
                 uri_strict,
                 anonymous,
+                rules: vec![],
             },
         )
     }

@@ -65,6 +65,7 @@ table! {
     RetainedRefused "signalbox_retained_refused_total" "" "Publications, and topics of other nodes, that were not retained because a limit was reached.";
     EventsReplayed "signalbox_retained_replayed_total" "" "Retained events queued to subscribers that asked for them.";
     SubscriptionsRevoked "signalbox_subscriptions_revoked_total" "" "Subscriptions that were taken away from their sessions.";
+    FeaturesRefused "signalbox_features_refused_total" "" "Messages refused because they use a feature that the realm or the role has switched off.";
     LimitReached "signalbox_limit_reached_total" "" "Requests refused because a per-session or per-node limit was reached.";
     ClaimsSent "signalbox_claims_sent_total" "" "Claims reported to the control plane.";
     ClaimsResyncs "signalbox_claims_resyncs_total" "" "Times a shard's whole claim set was reported again.";

@@ -187,6 +187,7 @@ pub mod wamp {
     pub const NO_SUCH_ROLE: &str = "wamp.error.no_such_role";
     pub const NO_MATCHING_AUTH_METHOD: &str = "wamp.error.no_matching_auth_method";
     pub const OPTION_NOT_ALLOWED: &str = "wamp.error.option_not_allowed";
+    pub const OPTION_DISALLOWED_DISCLOSE_ME: &str = "wamp.error.option_disallowed.disclose_me";
     pub const NETWORK_FAILURE: &str = "wamp.error.network_failure";
     pub const UNAVAILABLE: &str = "wamp.error.unavailable";
     pub const NO_AVAILABLE_CALLEE: &str = "wamp.error.no_available_callee";

@@ -229,6 +229,7 @@ fn realm_of(config: &RealmConfig) -> Realm {
         strict: config.strict,
         uri_strict: config.uri_strict,
         anonymous: config.anonymous,
+        rules: config.rules.pack(),
     }
 }
 
@@ -242,7 +243,7 @@ mod tests {
     use common::snapshot::Anonymous;
 
     fn realm(name: &str) -> RealmConfig {
-        RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
+        RealmConfig { anonymous: Anonymous::Nobody, ..RealmConfig::named(name) }
     }
 
     fn catalog() -> Catalog {

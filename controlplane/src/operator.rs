@@ -32,7 +32,7 @@ pub fn status(config: &Config) -> ExitCode {
 
 /// `signalbox realm add`
 pub fn realm_add(config: &Config, realm: RealmConfig) -> ExitCode {
-    let body = json!({
+    let mut body = json!({
         "degree": if realm.strict { "strict" } else { "compatible" },
         "uri": if realm.uri_strict { "strict" } else { "loose" },
         "anonymous": match realm.anonymous {
@@ -41,6 +41,9 @@ pub fn realm_add(config: &Config, realm: RealmConfig) -> ExitCode {
             Anonymous::Anybody => "anybody",
         },
     });
+    if let Some(body) = body.as_object_mut() {
+        crate::admin::rules::show(&realm.rules, body);
+    }
     let answer = call(config, "PUT", &realm_path(&realm.name), Some(&body));
     report(answer.map(|answer| changed("added", &realm.name, &answer)))
 }

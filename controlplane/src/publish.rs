@@ -301,7 +301,9 @@ impl Publisher {
         let bytes: usize = self
             .pending
             .values()
-            .map(|(_, realm)| REALM_BYTES + realm.as_ref().map_or(0, |realm| realm.name.len()))
+            .map(|(_, realm)| {
+                REALM_BYTES + realm.as_ref().map_or(0, |realm| realm.name.len() + realm.rules.len())
+            })
             .sum();
         if bytes > DELTA_BYTES_MAX {
             return None;
@@ -394,7 +396,8 @@ mod tests {
 
     fn realm(name: &str) -> Realm {
         let id = RealmId::of(name);
-        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
+        let anonymous = Anonymous::Nobody;
+        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous, rules: vec![] }
     }
 
     fn ms(n: u64) -> Duration {

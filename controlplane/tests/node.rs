@@ -2,11 +2,14 @@
 
 mod support;
 
+use common::features::Feature;
 use common::ids::{Match, RealmId, RouteKind, ShardId};
 use common::link::{Claim, Down, LINK_PROTOCOL, Up};
 use common::metrics::{COUNTERS, Counter, GAUGES};
+use common::rules::{Bound, Rules};
 use controlplane::boot::{Boot, BootError, run};
 use controlplane::io::child::Stop;
+use serde_json::json;
 use support::{Checked, Control, DataPlane, config, eventually, http};
 use tokio::sync::watch;
 
@@ -198,6 +201,40 @@ fn a_realm_put_is_answered_when_all_shards_use_it_and_outlives_the_process() {
 }
 
 #[test]
+fn the_rules_of_a_realm_reach_the_shards_and_outlive_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::start(config(dir.path()), None);
+    let role = json!({"name": "guest", "features_off": ["call_timeout"], "payload_max": 64});
+    let rules = json!({"features_off": ["session_meta_api"], "uri_max": 99, "roles": [role]});
+    assert_eq!(control.json("PUT", "/realms/a.b", &rules.to_string()).0, 200);
+    let refused = control.http("PUT", "/realms/a.b", r#"{"features_off": ["session_meta"]}"#);
+    assert_eq!(refused.0, 400);
+    assert!(refused.1.contains("session_meta") && refused.1.contains("session_meta_api"), "{}", refused.1);
+    let held = |control: &Control, epoch: u64| {
+        let (_data, snapshot) = DataPlane::serve(dir.path(), epoch);
+        let realm = snapshot.realm(RealmId::of("a.b")).expect("the realm");
+        let rules = Rules::unpack(realm.rules).expect("its rules");
+        (rules, control.json("GET", "/realms", "").1["realms"][0].clone())
+    };
+    let (first, listed) = held(&control, 5);
+    assert!(first.off.has(Feature::SessionMetaApi));
+    assert_eq!((first.bounds.get(Bound::Uri), first.roles()[0].bounds.get(Bound::Payload)), (99, 64));
+    for key in ["features_off", "uri_max", "roles"] {
+        assert_eq!(listed[key], rules[key], "as it was put");
+    }
+    control.stop().unwrap();
+    let control = Control::start(config(dir.path()), None);
+    assert_eq!(held(&control, 6).0, first);
+    // A put says all of it.
+    assert_eq!(control.json("PUT", "/realms/a.b", "").0, 200);
+    let listed = control.json("GET", "/realms", "").1;
+    assert_eq!(
+        (&listed["realms"][0]["features_off"], &listed["realms"][0]["roles"]),
+        (&json!([]), &json!([]))
+    );
+}
+
+#[test]
 fn a_realm_that_cannot_be_is_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
@@ -220,7 +257,7 @@ fn a_realm_that_cannot_be_is_refused_with_a_reason() {
         assert_eq!(found, status, "{method} {path}: {answer}");
         assert!(answer["error"].as_str().unwrap().contains(reason), "{answer}");
     }
-    let long = "x".repeat(20_000);
+    let long = "x".repeat(70_000);
     assert_eq!(control.http("PUT", "/realms/one", &long).0, 413);
 }
 

@@ -243,6 +243,7 @@ fn snapshot(epoch: BootEpoch, shards: usize) -> Snapshot<bytes::Bytes> {
             strict: false,
             uri_strict: false,
             anonymous: Anonymous::Anybody,
+            rules: vec![],
         }],
         routes: Vec::new(),
         ..Source::default()

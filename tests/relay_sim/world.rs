@@ -528,6 +528,7 @@ fn source() -> Source {
         strict: true,
         uri_strict: false,
         anonymous: Anonymous::Anybody,
+        rules: vec![],
     };
     Source { version: SnapshotVersion(1), realms: vec![realm], ..Source::default() }
 }

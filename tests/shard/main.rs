@@ -1,6 +1,7 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
 mod calls;
+mod clients;
 mod events;
 mod hall;
 mod http;
@@ -11,6 +12,7 @@ mod registrations;
 mod retained;
 mod rig;
 mod rules;
+mod switches;
 
 use common::metrics::Gauge;
 use common::transport::rawsocket::{self, Handshake};

@@ -82,6 +82,7 @@ impl Control {
                 strict: true,
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
+                rules: vec![],
             }],
             routes: routes
                 .into_iter()

@@ -4,6 +4,8 @@ use super::{
     Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Http, Io, Limits, Listener, Log,
     Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
+use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
+use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -26,6 +28,8 @@ impl Default for Config {
                 invocations_pending_max: 65_536,
                 call_timeout: Duration::ZERO,
                 call_timeout_max: Duration::from_secs(86_400),
+                uri_max: URI_BYTES_MAX as u32,
+                payload_max: MESSAGE_BYTES_MAX as u32,
                 logins_pending_max: 10_000,
                 realms_max: 10_000,
                 retained_max: 100_000,
@@ -132,7 +136,13 @@ impl Listener {
 impl RealmConfig {
     /// A realm that says nothing but its name.
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), strict: false, uri_strict: false, anonymous: Anonymous::Loopback }
+        Self {
+            name: name.to_owned(),
+            strict: false,
+            uri_strict: false,
+            anonymous: Anonymous::Loopback,
+            rules: Rules::default(),
+        }
     }
 }
 

@@ -13,12 +13,14 @@ mod defaults;
 mod listener;
 mod parse;
 mod reader;
+mod realm;
 mod schema;
 mod value;
 
 pub use listener::admits;
 pub use schema::{Key, Kind, SCHEMA};
 
+use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -155,6 +157,10 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// Longest time a call may ask for.
     pub call_timeout_max: Duration,
+    /// Longest topic or procedure, bytes.
+    pub uri_max: u32,
+    /// Longest payload of a message that a session sends, bytes.
+    pub payload_max: u32,
     /// Unauthenticated connections of the node.
     pub logins_pending_max: u32,
     /// Realms of the node.
@@ -253,6 +259,8 @@ pub struct RealmConfig {
     pub uri_strict: bool,
     /// `anonymous`: `nobody`, `loopback` or `anybody`.
     pub anonymous: Anonymous,
+    /// `features_off`, the bounds, and `[[realm.role]]`.
+    pub rules: Rules,
 }
 
 /// How the addresses of other nodes are found.

@@ -1,12 +1,11 @@
 //! A document into a [`Config`], section by section.
 
-use super::reader::{Section, Source};
+use super::reader::Source;
 use super::schema::{CLUSTER_TEXT_BYTES_MAX, DNS_TEXT_BYTES_MAX};
 use super::{
-    Aae, Admin, Cluster, Config, ConfigError, Control, Discovery, Http, Io, Limits, Log, Memory, RealmConfig,
-    Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, check, listener,
+    Aae, Admin, Cluster, Config, ConfigError, Control, Discovery, Http, Io, Limits, Log, Memory, Relay,
+    SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, check, listener, realm,
 };
-use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +33,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
-        realms: realms(&source, default.realms)?,
+        realms: realm::realms(&source, default.realms)?,
         cluster: cluster(&source, default.cluster)?,
         aae: aae(&source, default.aae)?,
         relay: relay(&source, default.relay)?,
@@ -79,6 +78,8 @@ fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limit
         invocations_pending_max: section.u32("invocations_pending_max", default.invocations_pending_max)?,
         call_timeout: section.time("call_timeout", default.call_timeout)?,
         call_timeout_max: section.time("call_timeout_max", default.call_timeout_max)?,
+        uri_max: section.u32("uri_max", default.uri_max)?,
+        payload_max: section.u32("payload_max", default.payload_max)?,
         logins_pending_max: section.u32("logins_pending_max", default.logins_pending_max)?,
         realms_max: section.u32("realms_max", default.realms_max)?,
         retained_max: section.u32("retained_max", default.retained_max)?,
@@ -126,29 +127,6 @@ fn snapshot(source: &Source<'_>, default: SnapshotConfig) -> Result<SnapshotConf
     Ok(SnapshotConfig {
         min_interval: section.time("min_interval", default.min_interval)?,
         fold_min: section.u32("fold_min", default.fold_min)?,
-    })
-}
-
-fn realms(source: &Source<'_>, default: Vec<RealmConfig>) -> Result<Vec<RealmConfig>, ConfigError> {
-    match source.sections("realm")? {
-        None => Ok(default),
-        Some(sections) => sections.iter().map(realm).collect(),
-    }
-}
-
-fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
-    const ANONYMOUS: [Anonymous; 3] = [Anonymous::Nobody, Anonymous::Loopback, Anonymous::Anybody];
-    let name = section.string("name", "", RealmConfig::is_valid_name)?;
-    if name.is_empty() {
-        return Err(section.refuse("name", "no name", "a name in every realm"));
-    }
-    let default = RealmConfig::named(&name);
-    let anonymous = ANONYMOUS.iter().position(|who| *who == default.anonymous).unwrap_or_default();
-    Ok(RealmConfig {
-        name,
-        strict: section.choice("degree", default.strict.into())? == 1,
-        uri_strict: section.choice("uri", default.uri_strict.into())? == 1,
-        anonymous: ANONYMOUS[section.choice("anonymous", anonymous)?],
     })
 }
 
@@ -280,8 +258,10 @@ const HOST_BYTES_MAX: usize = 253;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cores, DEFAULT_TEXT, SCHEMA, Transport};
+    use super::super::{Cores, DEFAULT_TEXT, RealmConfig, SCHEMA, Transport};
     use super::*;
+    use crate::rules::Rules;
+    use crate::snapshot::Anonymous;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -347,6 +327,8 @@ mod tests {
             invocations_pending_max = 4
             call_timeout = "20s"
             call_timeout_max = "1h"
+            uri_max = 100
+            payload_max = "1KiB"
             logins_pending_max = 5
             realms_max = 6
             retained_max = 7
@@ -441,6 +423,8 @@ mod tests {
             invocations_pending_max: 4,
             call_timeout: Duration::from_secs(20),
             call_timeout_max: Duration::from_secs(3_600),
+            uri_max: 100,
+            payload_max: 1 << 10,
             logins_pending_max: 5,
             realms_max: 6,
             retained_max: 7,
@@ -473,6 +457,7 @@ mod tests {
             strict: true,
             uri_strict: true,
             anonymous: Anonymous::Nobody,
+            rules: Rules::default(),
         };
         assert_eq!(config.realms, [strict, RealmConfig::named("other")]);
         let cluster = Cluster {

@@ -2,6 +2,7 @@
 
 use super::schema::{self, Key, Kind, SCHEMA, SECTIONS};
 use super::{ConfigError, Cores, value};
+use crate::features::FEATURES;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
@@ -47,12 +48,27 @@ impl<'a> Source<'a> {
         Section { source: self, name, table: Some(table), line }.known()
     }
 
+    /// The whole text as one table of `section`.
+    pub fn root_as(&self, section: &'static str) -> Result<Section<'_>, ConfigError> {
+        Section { source: self, name: section, table: Some(self.document.as_table()), line: 1 }.known()
+    }
+
     /// The tables `[[name]]`; `None` when there is none in the text.
     pub fn sections(&self, name: &'static str) -> Result<Option<Vec<Section<'_>>>, ConfigError> {
-        let Some(item) = self.document.get(name) else {
+        self.tables(self.document.as_table(), name, name)
+    }
+
+    /// The tables `written` of a table, which are sections of the name `name`.
+    fn tables<'s>(
+        &'s self,
+        table: &'s dyn TableLike,
+        written: &str,
+        name: &'static str,
+    ) -> Result<Option<Vec<Section<'s>>>, ConfigError> {
+        let Some(item) = table.get(written) else {
             return Ok(None);
         };
-        let line = self.key_line(self.document.as_table(), name);
+        let line = self.key_line(table, written);
         let wrong = || self.error(line, name, self.found(item), format!("tables, [[{name}]]"));
         let tables: Vec<(&dyn TableLike, Option<Range<usize>>)> = match item {
             Item::ArrayOfTables(tables) => {
@@ -175,6 +191,29 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// The tables `[[...written]]` within this one, sections of the name `name`.
+    pub fn inner(&self, written: &str, name: &'static str) -> Result<Vec<Section<'a>>, ConfigError> {
+        let Some(table) = self.table else { return Ok(vec![]) };
+        Ok(self.source.tables(table, written, name)?.unwrap_or_default())
+    }
+
+    /// The names of a list of features, which may be wrong; none when it is not in the text, or `"auto"`.
+    pub fn feature_names(&self, name: &'static str) -> Result<Option<Vec<String>>, ConfigError> {
+        self.read(name, None, |kind, item| {
+            if matches!(kind, Kind::Features { auto: true }) && item.as_str() == Some("auto") {
+                return Some(None);
+            }
+            let values = item.as_array().filter(|values| values.len() <= FEATURE_NAMES_MAX)?.iter();
+            values.map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>().map(Some)
+        })
+    }
+
+    /// The error for a name that is no feature's.
+    pub fn no_feature(&self, name: &str, written: &str) -> ConfigError {
+        let names: Vec<&str> = FEATURES.iter().map(|(_, name)| *name).collect();
+        self.refuse(name, one_line(written), allowed(written, &names))
+    }
+
     /// A string that `valid` accepts.
     pub fn string(
         &self,
@@ -233,21 +272,18 @@ impl<'a> Section<'a> {
         let Some(table) = self.table else {
             return Ok(self);
         };
-        let names: Vec<&str> = SCHEMA
-            .iter()
-            .filter(|key| key.section == self.name)
-            .map(|key| key.name)
-            .chain(SECTIONS.iter().filter(|_| self.name.is_empty()).map(|(name, _)| *name))
-            .collect();
+        let keys = SCHEMA.iter().filter(|key| key.section == self.name).map(|key| key.name);
+        let sections = SECTIONS.iter().filter_map(|(name, _)| match name.split_once('.') {
+            Some((outer, inner)) => (outer == self.name).then_some(inner),
+            None => self.name.is_empty().then_some(*name),
+        });
+        let names: Vec<&str> = keys.chain(sections).collect();
         match table.iter().find(|(written, _)| !names.contains(written)) {
             None => Ok(self),
             Some((written, _)) => {
-                let nearest = nearest(written, &names);
-                let hint = nearest.map(|name| format!("{name} (the nearest), ")).unwrap_or_default();
-                let rest: Vec<&str> = names.iter().copied().filter(|name| Some(*name) != nearest).collect();
                 let line = self.source.key_line(table, written);
                 let key = schema::path(self.name, &one_line(written));
-                Err(self.source.error(line, key, "an unknown key", hint + &rest.join(", ")))
+                Err(self.source.error(line, key, "an unknown key", allowed(written, &names)))
             }
         }
     }
@@ -267,6 +303,14 @@ fn one_line(text: &str) -> String {
         short.push_str("...");
     }
     short
+}
+
+/// The names that are allowed, the one that was probably meant first.
+fn allowed(written: &str, names: &[&str]) -> String {
+    let nearest = nearest(written, names);
+    let hint = nearest.map(|name| format!("{name} (the nearest), ")).unwrap_or_default();
+    let rest: Vec<&str> = names.iter().copied().filter(|name| Some(*name) != nearest).collect();
+    hint + &rest.join(", ")
 }
 
 /// The name that a slip of the hand may have turned into `written`.
@@ -298,6 +342,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// Longest piece of the text that an error repeats.
 const FOUND_CHARS_MAX: usize = 80;
+/// Longest list of features.
+const FEATURE_NAMES_MAX: usize = 256;
 /// Longer names are compared with none.
 const NAME_BYTES_MAX: usize = 64;
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::ids::SHARDS_MAX;
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
+use crate::rules::ROLE_BYTES_MAX;
 
 /// One key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +74,12 @@ pub enum Kind {
     UrlPath,
     /// A WAMP URI by the loose rule.
     Uri,
+    /// A list of names of features, or, where the default depends on other keys, `"auto"`.
+    Features {
+        auto: bool,
+    },
+    /// The name of a role.
+    Role,
 }
 
 impl Key {
@@ -155,6 +162,11 @@ impl fmt::Display for Kind {
                     "a path of at most {PATH_BYTES_MAX} visible ASCII characters that starts with \"/\""
                 )
             }
+            Self::Features { auto } => {
+                let auto = if auto { "\"auto\" or " } else { "" };
+                write!(f, "{auto}a list of names of features, such as [\"call_canceling\"]")
+            }
+            Self::Role => write!(f, "a name of 1 to {ROLE_BYTES_MAX} bytes"),
             Self::Uri => f.write_str("a WAMP URI, such as \"com.example.app\", not below \"wamp.\""),
         }
     }
@@ -218,6 +230,11 @@ const fn integer(section: &'static str, name: &'static str, max: u64) -> Key {
     key(section, name, Kind::Integer { min: 1, max })
 }
 
+/// A bound that may only be narrower than another one; 0 is none.
+const fn narrower(section: &'static str, name: &'static str, max: u64) -> Key {
+    key(section, name, Kind::Integer { min: 0, max })
+}
+
 const fn time(section: &'static str, name: &'static str, min_ms: u64, max: Duration) -> Key {
     key(section, name, Kind::Time { min: Duration::from_millis(min_ms), max })
 }
@@ -248,6 +265,8 @@ pub const SCHEMA: &[Key] = &[
     integer("limits", "registrations_max", 10_000_000),
     integer("limits", "calls_pending_max", 1 << 20),
     integer("limits", "invocations_pending_max", 1 << 20),
+    integer("limits", "uri_max", URI_BYTES_MAX as u64),
+    key("limits", "payload_max", Kind::Size { min: 1, max: MESSAGE_BYTES_MAX as u64 }),
     time("limits", "call_timeout", 0, DAY),
     time("limits", "call_timeout_max", 1, Duration::from_secs(30 * 24 * 60 * 60)),
     integer("limits", "logins_pending_max", 1_000_000),
@@ -280,6 +299,21 @@ pub const SCHEMA: &[Key] = &[
     key("realm", "degree", Kind::Choice(&["compatible", "strict"])),
     key("realm", "uri", Kind::Choice(&["loose", "strict"])),
     key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
+    key("realm", "features_off", Kind::Features { auto: false }),
+    narrower("realm", "subscriptions_max", 10_000_000),
+    narrower("realm", "registrations_max", 10_000_000),
+    narrower("realm", "calls_pending_max", 1 << 20),
+    narrower("realm", "invocations_pending_max", 1 << 20),
+    narrower("realm", "uri_max", URI_BYTES_MAX as u64),
+    key("realm", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
+    key("realm.role", "name", Kind::Role),
+    key("realm.role", "features_off", Kind::Features { auto: true }),
+    narrower("realm.role", "subscriptions_max", 10_000_000),
+    narrower("realm.role", "registrations_max", 10_000_000),
+    narrower("realm.role", "calls_pending_max", 1 << 20),
+    narrower("realm.role", "invocations_pending_max", 1 << 20),
+    narrower("realm.role", "uri_max", URI_BYTES_MAX as u64),
+    key("realm.role", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
     key("cluster", "discovery", Kind::Choice(&["none", "static", "dns", "multicast", "kubernetes"])),
     key("cluster", "env", Kind::Text { min: 1, max: CLUSTER_TEXT_BYTES_MAX }),
     key("cluster", "address", Kind::Address),
@@ -327,6 +361,7 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
     ("io", false),
     ("snapshot", false),
     ("realm", true),
+    ("realm.role", true),
     ("cluster", false),
     ("aae", false),
     ("relay", false),

@@ -5,6 +5,7 @@ use super::{Route, Source};
 use crate::ids::{Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::pattern::hash::UriHash;
+use crate::rules::RULES_BYTES_MAX;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,7 +80,8 @@ pub(super) fn tables(source: &Source, seed: u64) -> Tables {
 
 fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], seed: u64) -> Tables {
     let mut text = Text::default();
-    let realms = realm_rows(source, &mut text);
+    let mut rules = Vec::new();
+    let realms = realm_rows(source, &mut text, &mut rules);
     assert!(sorted.is_sorted_by(|a, b| key(a) < key(b)), "each route has its own key");
     let mut lists = Lists::new(lists);
     let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text, &mut lists)).collect();
@@ -101,6 +103,7 @@ fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], 
         list_ends: lists.ends,
         slots: slots(&sorted, &hash),
         text: text.pool,
+        rules,
         realms,
         routes,
         shares,
@@ -115,11 +118,14 @@ fn key<'a>(route: &RouteRef<'a>) -> (u64, RouteKind, Match, &'a str) {
     (route.realm.0, route.kind, route.policy, route.uri)
 }
 
-fn realm_rows(source: &Source, text: &mut Text) -> Vec<RealmRow> {
+fn realm_rows(source: &Source, text: &mut Text, rules: &mut Vec<u8>) -> Vec<RealmRow> {
     let mut sorted: Vec<_> = source.realms.iter().collect();
     sorted.sort_by_key(|realm| realm.id);
     assert!(sorted.is_sorted_by(|a, b| a.id < b.id), "each realm has its own id");
-    let row = |realm: &&super::Realm| {
+    let mut row = |realm: &super::Realm| {
+        assert!(realm.rules.len() <= RULES_BYTES_MAX, "packed rules are bounded");
+        let rules_at = u32::try_from(rules.len()).expect("a snapshot is smaller than 2 GiB");
+        rules.extend_from_slice(&realm.rules);
         let (name_at, name_bytes) = text.add(&realm.name);
         let strict = if realm.strict { STRICT } else { 0 };
         let uri_strict = if realm.uri_strict { URI_STRICT } else { 0 };
@@ -129,9 +135,12 @@ fn realm_rows(source: &Source, text: &mut Text) -> Vec<RealmRow> {
             name_bytes,
             flags: strict | uri_strict,
             anonymous: realm.anonymous,
+            rules_at,
+            rules_bytes: realm.rules.len() as u16,
+            unused: [0; 2],
         }
     };
-    sorted.iter().map(row).collect()
+    sorted.into_iter().map(&mut row).collect()
 }
 
 fn route_row(route: &RouteRef<'_>, text: &mut Text, lists: &mut Lists<'_>) -> RouteRow {

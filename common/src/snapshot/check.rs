@@ -8,6 +8,7 @@ use super::SnapshotError;
 use super::layout::*;
 use crate::ids::{Match, NODES_MAX, RealmId, RouteKind};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
+use crate::rules::Rules;
 use crate::share::Invoke;
 use rkyv::rancor;
 use std::ops::Range;
@@ -73,6 +74,9 @@ fn realms(tables: &ArchivedTables) -> Proof {
     for realm in tables.realms.iter() {
         text(tables, realm.name_at.to_native(), realm.name_bytes.to_native())?;
         require(realm.flags & !(STRICT | URI_STRICT) == 0, "a realm has unknown flags")?;
+        let (at, bytes) = (realm.rules_at.to_native() as usize, usize::from(realm.rules_bytes.to_native()));
+        let rules = tables.rules.get(at..at + bytes).ok_or("a realm's rules are outside of the pool")?;
+        Rules::unpack(rules).map_err(|error| format!("a realm's rules: {error}"))?;
     }
     require(tables.realms.is_sorted_by(|a, b| a.id < b.id), "realms are not sorted")
 }

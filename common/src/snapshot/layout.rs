@@ -15,7 +15,7 @@ use rkyv::{Archive, Archived, Serialize};
 pub(super) const MAGIC: [u8; 8] = *b"SBSNAPSH";
 
 /// The version of everything after the header. Any change of the types below is another one.
-pub(super) const LAYOUT: u32 = 3;
+pub(super) const LAYOUT: u32 = 4;
 
 pub(super) const HEADER_BYTES: usize = 16;
 
@@ -38,6 +38,8 @@ pub(super) struct Tables {
     pub list_ends: Vec<u32>,
     /// The names of realms and the URIs of routes, one after the other.
     pub text: String,
+    /// The packed rules of realms, one after the other.
+    pub rules: Vec<u8>,
     /// By ascending id.
     pub realms: Vec<RealmRow>,
     /// By ascending (realm, kind, policy, URI).
@@ -65,6 +67,9 @@ pub(super) struct RealmRow {
     /// [`STRICT`] and [`URI_STRICT`].
     pub flags: u8,
     pub anonymous: Anonymous,
+    pub rules_at: u32,
+    pub rules_bytes: u16,
+    pub unused: [u8; 2],
 }
 
 /// Flag of a [`RealmRow`].
@@ -141,7 +146,7 @@ pub(super) struct Node {
     pub children_len: u32,
 }
 
-const _: () = assert!(size_of::<ArchivedRealmRow>() == 16);
+const _: () = assert!(size_of::<ArchivedRealmRow>() == 24);
 const _: () = assert!(size_of::<ArchivedRouteRow>() == 40);
 const _: () = assert!(size_of::<ArchivedShareRow>() == 32);
 const _: () = assert!(size_of::<ArchivedSlot>() == 8);
@@ -154,6 +159,12 @@ impl ArchivedTables {
     #[inline]
     pub(super) fn text(&self, at: u32, bytes: u16) -> &str {
         &self.text[at as usize..at as usize + usize::from(bytes)]
+    }
+
+    /// What `check` has found to be rules.
+    pub(super) fn rules_of(&self, realm: &ArchivedRealmRow) -> &[u8] {
+        let at = realm.rules_at.to_native() as usize;
+        &self.rules[at..at + usize::from(realm.rules_bytes.to_native())]
     }
 
     #[inline]

@@ -43,6 +43,15 @@ pub struct Realm {
     /// The strict URI rule instead of the loose one.
     pub uri_strict: bool,
     pub anonymous: Anonymous,
+    /// Packed [`crate::rules::Rules`].
+    pub rules: Vec<u8>,
+}
+
+impl Realm {
+    pub fn view(&self) -> RealmView<'_> {
+        let Self { id, strict, uri_strict, anonymous, .. } = *self;
+        RealmView { id, name: &self.name, strict, uri_strict, anonymous, rules: &self.rules }
+    }
 }
 
 /// One route: which shards of this node, and which other nodes, want (realm, kind, policy, URI).
@@ -118,6 +127,8 @@ pub struct RealmView<'a> {
     pub strict: bool,
     pub uri_strict: bool,
     pub anonymous: Anonymous,
+    /// Packed [`crate::rules::Rules`].
+    pub rules: &'a [u8],
 }
 
 /// A route inside a snapshot.
@@ -239,6 +250,7 @@ fn realm_view<'a>(tables: &'a layout::ArchivedTables, row: &layout::ArchivedReal
     RealmView {
         id: RealmId(row.id.to_native()),
         name: tables.text(row.name_at.to_native(), row.name_bytes.to_native()),
+        rules: tables.rules_of(row),
         strict: row.flags & layout::STRICT != 0,
         uri_strict: row.flags & layout::URI_STRICT != 0,
         anonymous: match row.anonymous {

@@ -1,7 +1,9 @@
 use super::*;
+use crate::features::FeatureSet;
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::pattern::PatternMap;
 use crate::pattern::tests::{oracle, pattern, policy, uri};
+use crate::rules::{BOUNDS, Bounds, RoleRules, Rules};
 use crate::share::Share;
 use proptest::prelude::*;
 use rkyv::util::AlignedVec;
@@ -11,6 +13,13 @@ type Key = (RealmId, RouteKind, Match, String);
 
 const REALMS: [RealmId; 3] = [RealmId(1), RealmId(7), RealmId(u64::MAX)];
 const KINDS: [RouteKind; 2] = [RouteKind::Topic, RouteKind::Procedure];
+
+/// Of a realm with rules for one role, and the place of the count of roles in them.
+fn rules() -> Rules {
+    let role = RoleRules { name: "r".into(), off: Some(FeatureSet(1)), bounds: Bounds::NONE };
+    Rules::new(FeatureSet(2), Bounds::NONE, vec![role]).expect("one role")
+}
+const RULES_BYTES: usize = 8 + 4 * BOUNDS.len();
 
 fn realm_id() -> impl Strategy<Value = RealmId> {
     prop::sample::select(&REALMS)
@@ -51,6 +60,7 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
                 strict: true,
                 uri_strict: false,
                 anonymous: Anonymous::Nobody,
+                rules: vec![],
             },
             Realm {
                 id: REALMS[0],
@@ -58,6 +68,7 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
                 strict: false,
                 uri_strict: true,
                 anonymous: Anonymous::Anybody,
+                rules: rules().pack(),
             },
         ],
         routes: routes.iter().map(route).collect(),
@@ -235,6 +246,7 @@ fn what_goes_in_comes_out() {
         (realms[1].strict, realms[1].uri_strict, realms[1].anonymous),
         (true, false, Anonymous::Nobody)
     );
+    assert_eq!((Rules::unpack(realms[0].rules), realms[1].rules), (Ok(rules()), &[][..]));
     assert_eq!(snapshot.realm(REALMS[1]), Some(realms[1]));
     assert_eq!(snapshot.realm(RealmId(2)), None);
     let found: Vec<_> = all_matches(&snapshot, REALMS[0], RouteKind::Topic, "a.b.c");
@@ -403,6 +415,9 @@ mod crafted {
             refusal(|tables| tables.realms.swap(0, 1)),
             refusal(|tables| tables.realms[0].flags = 4),
             refusal(|tables| tables.realms[1].name_at += 2),
+            refusal(|tables| tables.realms[1].rules_at += 1_000),
+            refusal(|tables| tables.realms[0].rules_bytes -= 1),
+            refusal(|tables| tables.rules[RULES_BYTES] = 2),
             refusal(|tables| tables.routes.swap(0, 1)),
             refusal(|tables| tables.routes[0].uri_bytes = u16::MAX),
             refusal(|tables| tables.routes[0].uri_at = u32::MAX),

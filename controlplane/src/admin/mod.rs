@@ -12,6 +12,7 @@ mod guard;
 mod metrics;
 mod pages;
 mod realms;
+pub(crate) mod rules;
 
 use crate::io::driver::Handle;
 use crate::io::udp::Cluster;
@@ -148,7 +149,7 @@ const HEAD_MAX: Duration = Duration::from_secs(20);
 const HEADERS_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// Longest request body.
-const BODY_BYTES_MAX: usize = 16 * 1_024;
+const BODY_BYTES_MAX: usize = 64 * 1_024;
 /// How long a body may take to arrive.
 const BODY_MAX: Duration = Duration::from_secs(5);
 const CONNECTION_LIFE: Duration = Duration::from_secs(300);

@@ -4,7 +4,7 @@
 //! a client can use the realm as soon as the command returns.
 
 use super::pages::{fail, stopping};
-use super::{Admin, Peer, guard, read_body};
+use super::{Admin, Peer, guard, read_body, rules};
 use crate::catalog::{Entry, RealmError};
 use crate::io::driver::{Change, ChangeError};
 use crate::store::StoreError;
@@ -15,13 +15,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use common::config::RealmConfig;
 use common::ids::RealmId;
+use common::rules::Rules;
 use common::snapshot::Anonymous;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// A realm as it is put; what is left out has its default.
+/// A realm as it is put, without its [`rules`]; what is left out has its default.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Wanted {
@@ -80,11 +81,11 @@ pub async fn put(
     if let Err(refusal) = guard::check_change(&admin.facts, peer, &headers) {
         return fail(StatusCode::FORBIDDEN, &refusal.to_string());
     }
-    let wanted = match read(body).await {
-        Ok(wanted) => wanted,
+    let (wanted, rules) = match read(body).await {
+        Ok(read) => read,
         Err(response) => return response,
     };
-    let config = wanted.realm(name);
+    let config = RealmConfig { rules, ..wanted.realm(name) };
     let name = config.name.clone();
     let change = admin.handle.realm_put(config).await;
     in_force(&name, change).await
@@ -106,7 +107,7 @@ pub async fn remove(
 /// A realm as JSON.
 pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
     let realm = &entry.config;
-    json!({
+    let mut shown = json!({
         "name": realm.name,
         "degree": if realm.strict { "strict" } else { "compatible" },
         "uri": if realm.uri_strict { "strict" } else { "loose" },
@@ -117,13 +118,16 @@ pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
         },
         "origin": entry.origin.name(),
         "sessions": sessions.unwrap_or(0),
-    })
+    });
+    if let Some(shown) = shown.as_object_mut() {
+        rules::show(&realm.rules, shown);
+    }
+    shown
 }
 
 impl Wanted {
     fn realm(self, name: String) -> RealmConfig {
         RealmConfig {
-            name,
             strict: matches!(self.degree, Degree::Strict),
             uri_strict: matches!(self.uri, Rule::Strict),
             anonymous: match self.anonymous {
@@ -131,18 +135,23 @@ impl Wanted {
                 Who::Loopback => Anonymous::Loopback,
                 Who::Anybody => Anonymous::Anybody,
             },
+            ..RealmConfig::named(&name)
         }
     }
 }
 
 /// An empty body asks for the defaults.
-async fn read(body: Body) -> Result<Wanted, Response> {
+async fn read(body: Body) -> Result<(Wanted, Rules), Response> {
     let bytes = read_body(body).await?;
     if bytes.is_empty() {
-        return Ok(Wanted::default());
+        return Ok(Default::default());
     }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| fail(StatusCode::BAD_REQUEST, &format!("the body: {error}")))
+    let bad = |error: String| fail(StatusCode::BAD_REQUEST, &format!("the body: {error}"));
+    let mut given: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let rules = rules::take(&mut given).map_err(bad)?;
+    let wanted = serde_json::from_value(given.into()).map_err(|error| bad(error.to_string()))?;
+    Ok((wanted, rules))
 }
 
 /// Waits until all shards use the change, for a while.

@@ -7,7 +7,7 @@ const A: LinkId = LinkId(1);
 const B: LinkId = LinkId(2);
 
 fn realm(name: &str) -> RealmConfig {
-    RealmConfig { name: name.into(), strict: false, uri_strict: false, anonymous: Anonymous::Nobody }
+    RealmConfig { anonymous: Anonymous::Nobody, ..RealmConfig::named(name) }
 }
 
 fn node() -> Node {

@@ -158,7 +158,7 @@ mod tests {
     fn two_settings_changed_at_once_are_both_kept() {
         let base = realm::stamped(&[1, 0, 0, 0], None, Hlc(1));
         let settings = realm::Settings::decode(&base, Hlc(0)).ok();
-        let one = value(5, Some(&realm::stamped(&[1, 1, 0, 0], settings, Hlc(5))));
+        let one = value(5, Some(&realm::stamped(&[1, 1, 0, 0], settings.clone(), Hlc(5))));
         let other = value(6, Some(&realm::stamped(&[1, 0, 0, 2], settings, Hlc(6))));
         let used = Rule::Fields.settle([&one, &other].into_iter()).unwrap();
         let realm = realm::decode("a", &used).unwrap();

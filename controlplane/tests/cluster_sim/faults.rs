@@ -60,10 +60,10 @@ impl World {
         let name = oracle::name(self.rng.usize(..oracle::KEYS));
         let remove = self.rng.u8(0..3) == 0;
         let config = RealmConfig {
-            name: name.clone(),
             strict: self.rng.bool(),
             uri_strict: self.rng.bool(),
             anonymous: if self.rng.bool() { Anonymous::Anybody } else { Anonymous::Nobody },
+            ..RealmConfig::named(&name)
         };
         let Some(process) = &mut self.sites[at].process else { return Ok(()) };
         let token = if remove { process.plane.realm_remove(&name) } else { process.plane.realm_put(&config) };

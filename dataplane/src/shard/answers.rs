@@ -8,6 +8,7 @@ use super::flow::{Class, Queued};
 use super::options::{BadOption, is_progress, passthru, unpacked};
 use super::shared::is_shared;
 use crate::mesh::{Caller, Item, Terms};
+use common::features::Feature;
 use common::metrics::Counter;
 use common::uri::wamp;
 use common::wire::encode::{self, Field};
@@ -105,7 +106,8 @@ impl Shard {
     /// of others it is an error like any other.
     fn unavailable(&mut self, slot: u32) -> &'static str {
         let session = self.session(slot);
-        if session.strict && !session.features.has(Features::CALLEE_REROUTE) {
+        let unannounced = session.strict && !session.features.has(Features::CALLEE_REROUTE);
+        if unannounced || session.rules.off.has(Feature::CallReroute) {
             return wamp::UNAVAILABLE;
         }
         wamp::NO_AVAILABLE_CALLEE
@@ -113,7 +115,7 @@ impl Shard {
 
     /// The caller of an invocation this session answers for good.
     #[inline]
-    fn take_invocation(&mut self, slot: u32, message: &str, request: u64) -> Option<Caller> {
+    pub(super) fn take_invocation(&mut self, slot: u32, message: &str, request: u64) -> Option<Caller> {
         let Some(open) = self.session(slot).invocations.remove(&request) else {
             self.late_answer(slot, message, request);
             return None;

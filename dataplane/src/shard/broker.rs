@@ -15,6 +15,7 @@ use common::limits::AUDIENCE_ENTRIES_MAX;
 use common::link::Claim;
 use common::metrics::Counter;
 use common::relay::Frame;
+use common::rules::Bound;
 use common::uri::{is_reserved, is_valid, is_valid_pattern, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
@@ -234,6 +235,7 @@ impl Shard {
         let session = self.session(slot);
         let (realm, strict) = (session.realm, session.strict);
         let held = session.subscriptions.len() + session.pending as usize;
+        let subscriptions_max = session.rules.bounds.get(Bound::Subscriptions);
         let policy = match options::policy(options, "SUBSCRIBE", strict) {
             Ok(policy) => policy,
             Err(bad) => return self.bad_option(slot, &bad),
@@ -248,9 +250,9 @@ impl Shard {
             let text = format!("{:?} is not a valid {} topic", super::login::shorten(uri), policy.name());
             return self.error(slot, code::SUBSCRIBE, request, wamp::INVALID_URI, &text);
         }
-        if held >= self.config.limits.subscriptions_max as usize {
+        if held >= subscriptions_max as usize {
             self.metrics.count(Counter::LimitReached);
-            let text = format!("a session may hold {} subscriptions", self.config.limits.subscriptions_max);
+            let text = format!("this session may hold {subscriptions_max} subscriptions");
             return self.error(slot, code::SUBSCRIBE, request, wamp::UNAVAILABLE, &text);
         }
         let topic = match self.realms[realm as usize].topics.get(policy, uri) {

@@ -8,6 +8,7 @@ use common::transport::{Framer, Framing};
 use common::wire::{OwnedValue, Serializer};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::features::Features;
@@ -15,6 +16,7 @@ use super::http::Http;
 use super::identity::Identity;
 use super::meta::Testaments;
 use super::replay::Held;
+use super::rules::SessionRules;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 
@@ -116,7 +118,14 @@ pub(super) struct Session {
     pub invocations: IdMap<Invocation>,
     /// Calls in parts that ended before their last part came.
     pub unfinished: Vec<u64>,
+    /// What its client announced, and what of that is not switched off.
+    pub announced: Features,
     pub features: Features,
+    pub rules: Rc<SessionRules>,
+    /// The version of the realm's rules that `rules` are from.
+    pub rules_at: u32,
+    /// The same, when plain messages need no look at `rules`; else 0.
+    pub unruled_at: u32,
     /// SUBSCRIBE and REGISTER requests that wait for other shards.
     pub pending: u32,
     pub testaments: Testaments,
@@ -215,8 +224,15 @@ pub(super) struct Subscribed {
 }
 
 impl Session {
-    pub fn new(id: u64, realm: u32, strict: bool, features: Features, hasher: &RandomState) -> Self {
-        Self {
+    pub fn new(
+        id: u64,
+        realm: u32,
+        strict: bool,
+        announced: Features,
+        (rules, version): (Rc<SessionRules>, u32),
+        hasher: &RandomState,
+    ) -> Self {
+        let mut session = Self {
             id,
             identity: Identity::anonymous(id),
             realm,
@@ -230,7 +246,11 @@ impl Session {
             calls: HashMap::with_hasher(hasher.clone()),
             invocations: HashMap::with_hasher(hasher.clone()),
             unfinished: Vec::new(),
-            features,
+            announced,
+            features: announced,
+            rules: rules.clone(),
+            rules_at: 0,
+            unruled_at: 0,
             pending: 0,
             testaments: Testaments::default(),
             details: Vec::new(),
@@ -238,7 +258,9 @@ impl Session {
             held: Vec::new(),
             get_retained: Vec::new(),
             held_events: Held::new(hasher),
-        }
+        };
+        session.obey(rules, version);
+        session
     }
 }
 

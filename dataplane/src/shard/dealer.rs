@@ -5,15 +5,17 @@
 //! A call from another shard or node is found by its caller in `Shard::foreign` or in the relay's link.
 
 use super::Shard;
-use super::conn::{Call, Invocation, Route};
+use super::conn::{Call, Invocation, Route, Session};
 use super::features::Features;
 use super::flow::{Class, Queued};
 use super::identity::{self, Disclosed};
 use super::options::{BadOption, call_key, call_terms, passthru, unpacked};
 use super::routes::{Callee, Sharer, resolve_procedure};
 use crate::mesh::{Caller, Item, Terms};
+use common::features::Feature;
 use common::ids::{ID_MAX, Match, RouteKind, ShardId};
 use common::metrics::Counter;
+use common::rules::Bound;
 use common::uri::{is_valid, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
@@ -125,8 +127,8 @@ impl Shard {
         let caller = Caller { owner: self.owner(slot), request };
         terms.session = caller.owner.session;
         let who = self.session(slot).identity.with_call(terms.session);
-        let calls_max = self.config.limits.calls_pending_max as usize;
         let session = self.session(slot);
+        let calls_max = session.rules.bounds.get(Bound::CallsPending) as usize;
         if !session.unfinished.is_empty() && session.take_unfinished(request, terms.is(Terms::PROGRESS)) {
             // It continues a call that has ended; its caller is about to hear of that.
             return;
@@ -322,21 +324,20 @@ impl Shard {
         }
         let (slot, registration) = (procedure.callee, procedure.id);
         let plain = !procedure.detailed && calling.terms.is_plain() && calling.ppt.is_empty();
-        let pending_max = self.config.limits.invocations_pending_max as usize;
         let session = self.session(slot);
+        let pending_max = session.rules.bounds.get(Bound::InvocationsPending) as usize;
         if session.invocations.len() >= pending_max {
             self.metrics.count(Counter::LimitReached);
             let text = format!("the callee has {pending_max} invocations to answer already");
             self.answer_error(caller, wamp::UNAVAILABLE, &text);
             return None;
         }
-        let (features, strict) = (session.features, session.strict);
-        if !plain && !self.can_invoke(calling, features, strict) {
+        if !plain && !self.can_invoke(slot, calling) {
             return None;
         }
         let session = self.session(slot);
         let request = if session.last_invocation == ID_MAX { 1 } else { session.last_invocation + 1 };
-        let progress = calling.terms.is(Terms::RECEIVE_PROGRESS) && gives_progress(features, strict);
+        let progress = calling.terms.is(Terms::RECEIVE_PROGRESS) && gives_progress(session);
         let queued = if plain {
             self.send_invocation(slot, request, registration, &[], calling)
         } else {
@@ -411,10 +412,13 @@ impl Shard {
 
     /// True when the callee can take what the call asks for; else the call was answered.
     #[cold]
-    fn can_invoke(&mut self, calling: &Calling<'_>, features: Features, strict: bool) -> bool {
+    fn can_invoke(&mut self, slot: u32, calling: &Calling<'_>) -> bool {
+        let Session { features, strict, ref rules, .. } = *self.session(slot);
+        let unpassable =
+            strict && !features.has(Features::PASSTHRU) || rules.off.has(Feature::PayloadPassthruMode);
         let lacks = if calling.terms.is(Terms::PROGRESS) && !takes_progress(features, strict) {
             "progressive call invocations"
-        } else if !calling.ppt.is_empty() && strict && !features.has(Features::PASSTHRU) {
+        } else if !calling.ppt.is_empty() && unpassable {
             "payload passthru mode"
         } else {
             return true;
@@ -554,8 +558,11 @@ impl Shard {
 
 /// Whether a callee can be asked for progressive results. The specification wants them and call cancelling announced;
 /// clients that give progressive results do not all say so, and the others ignore the question.
-fn gives_progress(features: Features, strict: bool) -> bool {
-    !strict || features.has(Features::CALLEE_PROGRESSIVE_RESULTS) && features.has(Features::CALLEE_CANCELING)
+fn gives_progress(callee: &Session) -> bool {
+    let features = callee.features;
+    let announced =
+        features.has(Features::CALLEE_PROGRESSIVE_RESULTS) && features.has(Features::CALLEE_CANCELING);
+    (!callee.strict || announced) && !callee.rules.off.has(Feature::ProgressiveCallResults)
 }
 
 /// Whether a callee takes calls in parts.

@@ -1,5 +1,6 @@
 //! What a client announced in HELLO.
 
+use common::features::{Feature, FeatureSet};
 use common::wire::{Dict, Value};
 
 /// Announced features that change what the router does.
@@ -49,6 +50,25 @@ impl Features {
             ("subscriber", "subscription_revocation") => Self::SUBSCRIBER_REVOCATION,
             _ => Self::default(),
         }
+    }
+
+    /// What is left when some are switched off.
+    pub fn without(self, off: FeatureSet) -> Self {
+        let gone = [
+            (Feature::ProgressiveCallInvocations, Self::CALLER_PROGRESSIVE_INVOCATIONS),
+            (Feature::ProgressiveCallInvocations, Self::CALLEE_PROGRESSIVE_INVOCATIONS),
+            (Feature::ProgressiveCallResults, Self::CALLEE_PROGRESSIVE_RESULTS),
+            (Feature::CallCanceling, Self::CALLEE_CANCELING),
+            (Feature::CallTimeout, Self::CALLEE_TIMEOUT),
+            (Feature::RegistrationRevocation, Self::CALLEE_REVOCATION),
+            (Feature::SubscriptionRevocation, Self::SUBSCRIBER_REVOCATION),
+            (Feature::PayloadPassthruMode, Self::PASSTHRU),
+            (Feature::CallReroute, Self::CALLEE_REROUTE),
+            (Feature::CallTrustlevels, Self::CALLEE_TRUSTLEVELS),
+            (Feature::PublicationTrustlevels, Self::SUBSCRIBER_TRUST),
+        ];
+        let gone = gone.into_iter().filter(|(feature, _)| off.has(*feature));
+        Self(gone.fold(self.0, |left, (_, gone)| left & !gone.0))
     }
 
     #[inline]

@@ -7,10 +7,12 @@ use super::origin::Origin;
 use super::realm::Settings;
 use super::{Shard, options};
 use common::config::{Listener, Transport};
+use common::features::FeatureSet;
 use common::ids::{RealmId, is_wamp_id};
 use common::limits::{LOGIN_MESSAGE_BYTES_MAX, PROXY_BYTES_MAX, UPGRADE_BYTES_MAX};
 use common::link::Claim;
 use common::metrics::Counter;
+use common::rules::ANONYMOUS;
 use common::snapshot::Anonymous;
 use common::transport::proxy::{self, Source};
 use common::transport::{Framer, Framing, Role, http, rawsocket, upgrade};
@@ -25,10 +27,11 @@ const REUSE_TIME: Duration = Duration::from_secs(2);
 
 const AGENT: &str = concat!("Signalbox-", env!("CARGO_PKG_VERSION"));
 
-/// What WELCOME announces: the roles with the features that are there.
-pub(super) fn roles() -> OwnedValue {
+/// What WELCOME announces: the roles with the features that are there and not switched off.
+pub(super) fn roles(off: FeatureSet) -> OwnedValue {
     let features = |names: &[&str]| {
-        let on = names.iter().map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
+        let on = names.iter().filter(|name| !off.has_named(name));
+        let on = on.map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
         OwnedValue::Dict(vec![("features".to_owned(), OwnedValue::Dict(on))])
     };
     OwnedValue::Dict(vec![
@@ -269,12 +272,13 @@ impl Shard {
         let id = self.global_id();
         debug_assert!(is_wamp_id(id));
         let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
-        let session = Box::new(Session::new(id, realm, strict, features, &self.hasher));
+        let (rules, version) = self.rules_of(realm, ANONYMOUS);
+        let session = Session::new(id, realm, strict, features, (rules.clone(), version), &self.hasher);
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);
-        conn.trusting = features.has(Features::SUBSCRIBER_TRUST);
-        conn.session = Some(session);
+        conn.trusting = session.features.has(Features::SUBSCRIBER_TRUST);
+        conn.session = Some(Box::new(session));
         conn.phase = Phase::Open;
         self.logins -= 1;
         self.sessions += 1;
@@ -284,10 +288,9 @@ impl Shard {
         self.metrics.count(Counter::SessionsOpened);
         let realm_id = self.realms[realm as usize].id;
         self.claims.push(Claim::Joined { session: id, realm: realm_id }, &mut self.metrics);
-        let roles = std::mem::replace(&mut self.welcome_roles, OwnedValue::Null);
         let identity = self.session(slot).identity.clone();
         let details = [
-            ("roles", Field::Value(&roles)),
+            ("roles", Field::Value(&rules.announced)),
             ("realm", Field::Str(name)),
             ("authid", Field::Str(&identity.authid)),
             ("authrole", Field::Str(&identity.authrole)),
@@ -298,7 +301,6 @@ impl Shard {
         self.push(slot, Class::Reply, |serializer, out| {
             encode::id_dict(serializer, out, code::WELCOME, id, &details);
         });
-        self.welcome_roles = roles;
         self.ids.join(id, slot);
         self.joined(slot);
     }

@@ -48,6 +48,7 @@ mod remote;
 mod replay;
 mod retained;
 mod routes;
+mod rules;
 mod session;
 mod shared;
 mod sites;
@@ -257,7 +258,6 @@ pub struct Shard {
     rng: fastrand::Rng,
     hasher: RandomState,
     metrics: Metrics,
-    welcome_roles: common::wire::OwnedValue,
     /// A bound for the framer that is in use.
     new_bound: Option<usize>,
 }
@@ -331,7 +331,6 @@ impl Shard {
             rng: rng.fork(),
             hasher,
             metrics: Metrics::default(),
-            welcome_roles: login::roles(),
             new_bound: None,
             config,
         }

@@ -75,9 +75,10 @@ fn flag(key: &str, value: &Value<'_>, default: bool, strict: bool) -> Result<boo
 
 /// Lists of receivers: two of sessions, then four of texts (WAMP, advanced profile, "Subscriber Black- and Whitelisting").
 /// Those at odd places name who may get the event, the others who may not.
-const LISTS: [&str; 6] =
+pub(super) const LISTS: [&str; 6] =
     ["exclude", "eligible", "exclude_authid", "eligible_authid", "exclude_authrole", "eligible_authrole"];
 const SESSION_LISTS: usize = 2;
+const EXCLUDE_AUTHROLE: usize = 4;
 
 const DISCLOSE: u16 = 1;
 const PASSTHRU: u16 = 1 << 1;
@@ -144,6 +145,16 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
     }
     out[..2].copy_from_slice(&flags.to_le_bytes());
     Ok(out)
+}
+
+/// For everybody but sessions of these roles, which ascend. No bytes: there is none.
+pub(super) fn pack_without_roles(roles: &[String]) -> Vec<u8> {
+    if roles.is_empty() {
+        return Vec::new();
+    }
+    let mut out = (LIST << EXCLUDE_AUTHROLE).to_le_bytes().to_vec();
+    put_texts(&mut out, roles);
+    out
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {

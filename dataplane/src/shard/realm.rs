@@ -2,6 +2,7 @@
 
 use super::members::Members;
 use super::overlay::Overlay;
+use super::rules::RealmRules;
 use crate::mesh::Owner;
 use common::ids::{Match, RealmId, RouteKind, ShardSet};
 use common::link::Claim;
@@ -25,6 +26,7 @@ pub(super) struct Realm {
     pub id: RealmId,
     /// `None`: not (or no longer) a realm sessions may join; other shards' routes may already be here.
     pub settings: Option<Settings>,
+    pub rules: RealmRules,
     /// Grows with every change that can change many answers of the route cache; see `Shard::routes_version`.
     pub version: u64,
     /// Topics this shard's sessions are subscribed to, as indexes of the shard's topic table.
@@ -42,6 +44,7 @@ impl Realm {
         Self {
             id,
             settings: None,
+            rules: RealmRules::default(),
             version: 1,
             topics: PatternMap::default(),
             procedures: PatternMap::default(),

@@ -5,9 +5,9 @@ use super::conn::Phase;
 use super::overlay::Sweep;
 use super::realm::Settings;
 use crate::feed::{FeedUp, SharedSnapshot};
-use common::ids::{RealmId, SnapshotVersion};
+use common::ids::SnapshotVersion;
 use common::metrics::Counter;
-use common::snapshot::{Anonymous, Delta};
+use common::snapshot::{Delta, RealmView};
 use common::uri::{UriRule, wamp};
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ impl Shard {
         let snapshot = taking.snapshot.clone();
         let mut left = SLICE_REALMS_MAX;
         for realm in snapshot.realms_from(taking.opened).take(left) {
-            self.open_realm(realm.id, realm.name, realm.strict, realm.uri_strict, realm.anonymous);
+            self.open_realm(&realm);
             taking.opened += 1;
             left -= 1;
         }
@@ -119,7 +119,7 @@ impl Shard {
             self.go_on_taking();
         }
         for realm in &delta.realms_put {
-            self.open_realm(realm.id, &realm.name, realm.strict, realm.uri_strict, realm.anonymous);
+            self.open_realm(&realm.view());
         }
         for id in &delta.realms_removed {
             if let Some(index) = self.realm_index.get(id).copied() {
@@ -136,7 +136,8 @@ impl Shard {
         self.feed_up.push_back(FeedUp::Taken { shard: self.me, version });
     }
 
-    fn open_realm(&mut self, id: RealmId, name: &str, strict: bool, uri_strict: bool, anonymous: Anonymous) {
+    fn open_realm(&mut self, realm: &RealmView<'_>) {
+        let RealmView { id, name, strict, uri_strict, anonymous, rules } = *realm;
         let index = self.realm_of(id) as usize;
         let uri_rule = if uri_strict { UriRule::Strict } else { UriRule::Loose };
         let realm = &mut self.realms[index];
@@ -147,6 +148,7 @@ impl Shard {
             realm.settings = Some(Settings { name: name.into(), strict, uri_rule, anonymous });
             realm.version += 1;
         }
+        realm.rules.set(rules, anonymous);
     }
 
     /// The realm is removed: its sessions are said GOODBYE, nobody joins any more.

@@ -13,6 +13,7 @@ use super::realm::{Asker, Local, Procedure, Spread, Waiting};
 use crate::mesh::{Item, Lost, Owner};
 use common::ids::{Match, RouteKind, ShardId, ShardSet, route_id};
 use common::metrics::Counter;
+use common::rules::Bound;
 use common::uri::{is_reserved, is_valid_pattern, wamp};
 use common::wire::Dict;
 use common::wire::encode::{self, Field};
@@ -54,6 +55,7 @@ impl Shard {
         let session = self.session(slot);
         let (realm, strict) = (session.realm, session.strict);
         let held = session.registrations.len() + session.pending as usize;
+        let registrations_max = session.rules.bounds.get(Bound::Registrations);
         let policy = options::policy(options, "REGISTER", strict);
         let (policy, options) =
             match policy.and_then(|policy| Ok((policy, RegisterOptions::read(options, strict)?))) {
@@ -66,9 +68,9 @@ impl Shard {
             let text = format!("{:?} cannot be registered as {}", super::login::shorten(uri), policy.name());
             return self.error(slot, code::REGISTER, request, wamp::INVALID_URI, &text);
         }
-        if held >= self.config.limits.registrations_max as usize {
+        if held >= registrations_max as usize {
             self.metrics.count(Counter::LimitReached);
-            let text = format!("a session may hold {} registrations", self.config.limits.registrations_max);
+            let text = format!("this session may hold {registrations_max} registrations");
             return self.error(slot, code::REGISTER, request, wamp::UNAVAILABLE, &text);
         }
         let id = route_id(self.realms[realm as usize].id, RouteKind::Procedure, policy, uri);

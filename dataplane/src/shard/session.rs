@@ -100,6 +100,11 @@ impl Shard {
     #[inline]
     fn request(&mut self, slot: u32, message: &Message<'_>) {
         match message {
+            Message::Publish { .. }
+            | Message::Call { .. }
+            | Message::Yield { .. }
+            | Message::Error { .. }
+                if self.is_ruled(slot) && !self.may(slot, message) => {}
             Message::Publish { request, options, topic, payload } => {
                 if self.in_sequence(slot, "PUBLISH", *request) {
                     self.publish(slot, *request, options, topic, *payload);
@@ -119,6 +124,9 @@ impl Shard {
     }
 
     fn rare_request(&mut self, slot: u32, message: &Message<'_>) {
+        if !self.may(slot, message) {
+            return;
+        }
         match message {
             Message::Subscribe { request, options, topic } => {
                 if self.in_sequence(slot, "SUBSCRIBE", *request) {
@@ -168,7 +176,7 @@ impl Shard {
 
     /// In a strict realm request ids must be 1, 2, 3 ... (WAMP, basic profile, "IDs"); after 2^53 comes 1.
     #[inline]
-    fn in_sequence(&mut self, slot: u32, message: &'static str, request: u64) -> bool {
+    pub(super) fn in_sequence(&mut self, slot: u32, message: &'static str, request: u64) -> bool {
         let session = self.session(slot);
         if !session.strict {
             return true;

@@ -4,8 +4,10 @@
 pub mod node;
 mod wires;
 
+use common::features::FeatureSet;
 use common::ids::{RealmId, RouteKind, SnapshotVersion};
 use common::metrics::Gauge;
+use common::rules::{ANONYMOUS, Bounds, RoleRules, Rules};
 use common::share::Share;
 use common::snapshot::{Anonymous, Realm, Source};
 use dataplane::feed::FeedDown;
@@ -402,6 +404,12 @@ impl Rig {
     }
 }
 
+/// Whoever is not asked who it is may do everything.
+fn open() -> Rules {
+    let anonymous = RoleRules { name: ANONYMOUS.into(), off: Some(FeatureSet::EMPTY), bounds: Bounds::NONE };
+    Rules::new(FeatureSet::EMPTY, Bounds::NONE, vec![anonymous]).expect("one role")
+}
+
 pub fn realm(name: &str) -> Realm {
     Realm {
         id: RealmId::of(name),
@@ -409,6 +417,7 @@ pub fn realm(name: &str) -> Realm {
         strict: name == "strict",
         uri_strict: false,
         anonymous: Anonymous::Anybody,
+        rules: open().pack(),
     }
 }
 

@@ -220,6 +220,7 @@ fn snapshot_bytes(version: u64, epoch: BootEpoch) -> Vec<u8> {
         strict: false,
         uri_strict: false,
         anonymous: Anonymous::Loopback,
+        rules: vec![],
     };
     let source =
         Source { version: SnapshotVersion(version), epoch, realms: vec![realm], ..Source::default() };

@@ -60,6 +60,7 @@ impl Shard {
         named: Option<(&str, &str)>,
     ) {
         let Some(at) = self.heard(realm, topic) else { return };
+        let Some(extra) = self.audience_of(realm, topic) else { return };
         let from = Serializer::MsgPack;
         let args = OwnedValue::List(args).to_bytes(from);
         let kwargs = named.map(|entry| OwnedValue::dict([entry]).to_bytes(from));
@@ -68,7 +69,7 @@ impl Shard {
         let publication = self.global_id();
         let resolved = self.cache.get(at);
         let (shards, nodes, subscription) = (resolved.shards, resolved.nodes, resolved.subscription);
-        let published = Published { topic, publication, extra: &[], from, payload, encoded: None };
+        let published = Published { topic, publication, extra: &extra, from, payload, encoded: None };
         self.deliver_at(at, &published, u32::MAX);
         self.publish_to_shards(realm, shards, &published);
         if !nodes.is_empty() {

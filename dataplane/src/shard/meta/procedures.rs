@@ -315,6 +315,9 @@ impl Shard {
     }
 
     fn serve(&mut self, slot: u32, procedure: &str, calling: &Calling<'_>) -> Result<Served, Refused> {
+        if let Some(refused) = self.closed_procedure(slot, procedure) {
+            return Err(refused);
+        }
         let given = Arguments::read(calling.from, calling.payload)?;
         let session = self.session(slot);
         let (me, realm) = (session.id, session.realm);
