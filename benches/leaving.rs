@@ -1,6 +1,6 @@
-//! For how long a session with many subscriptions stops its shard when it leaves.
+//! For how long a session with many subscriptions stops its shard when it leaves, and many sessions that are killed at once.
 //!
-//! `cargo bench --bench leaving` has 10,000 subscriptions of its own; `cargo test`, 1,000. Each turn of the shard is timed
+//! `cargo bench --bench leaving` has 10,000 subscriptions, of one session and of 1,000; `cargo test`, a tenth. Each turn of the shard is timed
 //! alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
 
 use common::config::{Config, Listener, Transport};
@@ -9,7 +9,7 @@ use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
 use common::transport::{FrameKind, Framing, rawsocket, write_client_frame};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
-use common::wire::{OwnedValue, Serializer};
+use common::wire::{OwnedValue, Payload, Serializer};
 use dataplane::feed::FeedDown;
 use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
@@ -24,6 +24,8 @@ const ROUNDS: usize = 20;
 /// What no turn may take, when it is measured.
 const TURN_MAX: Duration = Duration::from_millis(1);
 const SHARDS: usize = 2;
+/// Subscriptions of each of many sessions.
+const OF_EACH: usize = 10;
 const CONN: ConnId = ConnId { slot: 0, generation: 1 };
 
 fn main() {
@@ -41,21 +43,45 @@ fn main() {
             bench.subscribe(subscriptions);
             turns.extend(bench.leave(subscriptions));
         }
-        turns.sort_unstable();
-        let at = |share: usize| turns[(turns.len() - 1) * share / 1_000].as_micros();
         let name = if heard { "and each is told of" } else { "and nobody listens" };
-        println!(
-            "a session with {subscriptions} subscriptions leaves {name}: {} turns, µs of CPU: p50 {}, p90 {}, p99 {}, longest {}",
-            turns.len(),
-            at(500),
-            at(900),
-            at(990),
-            at(1_000),
-        );
-        // One of many turns may be charged for an interrupt.
-        let share = turns.iter().filter(|turn| **turn > TURN_MAX).count();
-        assert!(!measure || share * 1_000 <= turns.len(), "{share} turns took more than {TURN_MAX:?}");
+        report(&format!("a session with {subscriptions} subscriptions leaves {name}"), turns, measure);
     }
+    let sessions = subscriptions / OF_EACH;
+    let mut turns = Vec::new();
+    for _ in 0..rounds {
+        let mut bench = Bench::new();
+        bench.join(CONN);
+        for session in 0..sessions as u32 {
+            let conn = ConnId { slot: session + 1, generation: session + 2 };
+            bench.join(conn);
+            for n in 1..=OF_EACH {
+                bench.ask(conn, n as u64, &format!("com.example.topics.{session}.{n}"));
+            }
+            bench.settle();
+        }
+        turns.extend(bench.kill_all(sessions));
+    }
+    report(
+        &format!("{sessions} sessions with {OF_EACH} subscriptions each are killed at once"),
+        turns,
+        measure,
+    );
+}
+
+fn report(what: &str, mut turns: Vec<Duration>, measure: bool) {
+    turns.sort_unstable();
+    let at = |share: usize| turns[(turns.len() - 1) * share / 1_000].as_micros();
+    println!(
+        "{what}: {} turns, µs of CPU: p50 {}, p90 {}, p99 {}, longest {}",
+        turns.len(),
+        at(500),
+        at(900),
+        at(990),
+        at(1_000),
+    );
+    // One of many turns may be charged for an interrupt.
+    let share = turns.iter().filter(|turn| **turn > TURN_MAX).count();
+    assert!(!measure || share * 1_000 <= turns.len(), "{share} turns took more than {TURN_MAX:?}");
 }
 
 struct Bench {
@@ -95,7 +121,7 @@ impl Bench {
         let serializer = Serializer::MsgPack;
         let mut bytes =
             rawsocket::write(rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 }).to_vec();
-        let roles = OwnedValue::dict([("subscriber", OwnedValue::Dict(vec![]))]);
+        let roles = OwnedValue::dict(["subscriber", "caller"].map(|role| (role, OwnedValue::Dict(vec![]))));
         frame(&mut bytes, |out| {
             encode::uri_dict(serializer, out, code::HELLO, "realm1", &[("roles", Field::Value(&roles))]);
         });
@@ -185,6 +211,36 @@ impl Bench {
                 return turns;
             }
             assert!(turns.len() <= subscriptions, "it leaves in the end");
+        }
+    }
+}
+
+impl Bench {
+    /// The first session kills the others. The turns of their shard until they have left all topics.
+    fn kill_all(&mut self, sessions: usize) -> Vec<Duration> {
+        let mut bytes = Vec::new();
+        frame(&mut bytes, |out| {
+            let payload = Payload { args: None, kwargs: None };
+            encode::call(Serializer::MsgPack, out, 1, &[], "wamp.session.kill_all", payload);
+        });
+        let mut turns = Vec::new();
+        loop {
+            let start = cpu_time();
+            if turns.is_empty() {
+                self.shards[0].receive(self.now, CONN, &mut bytes);
+            } else {
+                self.shards[0].timeout(self.now);
+            }
+            self.turn(0);
+            for to in self.shards[0].mesh_ready().iter() {
+                let batch = self.shards[0].take_batch(to);
+                turns.push(cpu_time() - start);
+                self.shards[to.index()].mesh_in(self.now, ShardId(0), batch);
+            }
+            if self.shards[0].deadline() != Some(self.now) {
+                return turns;
+            }
+            assert!(turns.len() <= sessions, "they end in the end");
         }
     }
 }

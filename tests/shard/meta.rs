@@ -4,7 +4,9 @@
 use super::clients::World;
 use super::frames;
 use super::places::everywhere;
-use common::ids::{Match, RealmId, RouteKind, route_id};
+use common::ids::{Match, RealmId, RouteKind, SnapshotVersion, route_id};
+use common::snapshot::Delta;
+use dataplane::feed::FeedDown;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -487,6 +489,104 @@ fn a_session_with_many_subscriptions_leaves_slice_by_slice() {
         assert_eq!(count, json!([null]));
         world.end();
     });
+}
+
+/// Ends a shard's part of what waits, slice by slice. How many slices there were.
+fn slices(world: &mut World, is_done: impl Fn(&mut World) -> bool) -> usize {
+    let done = (0..1_000).find(|_| {
+        let done = is_done(world);
+        if !done {
+            world.rig.pass(Duration::ZERO);
+            world.rig.run();
+        }
+        done
+    });
+    done.expect("it is done in the end")
+}
+
+#[test]
+fn sessions_that_are_killed_together_end_slice_by_slice() {
+    const MANY: usize = 100;
+    everywhere(|place, realm| {
+        for (procedure, args) in [("kill_all", json!([])), ("kill_by_authrole", json!(["anonymous"]))] {
+            let mut world = World::new(place, realm);
+            let one = world.join(false);
+            let others: Vec<usize> = (0..MANY).map(|_| world.join(true)).collect();
+            world.asks(one, json!([48, null, {}, format!("wamp.session.{procedure}"), args]));
+            // What one turn ends is told of before the answer.
+            let left = |world: &mut World| others.iter().filter(|who| world.hears(**who).is_empty()).count();
+            let after_one = left(&mut world);
+            assert!(after_one > 0 && after_one < MANY, "{after_one} wait for turns to come");
+            assert!(world.hears(one).is_empty());
+            // Who joins meanwhile is not meant.
+            let late = world.join(true);
+            world.hears(one);
+            let turns = slices(&mut world, |world| {
+                let count = world.rig.gauge(world.place.second, common::metrics::Gauge::Sessions);
+                count == 1 + u64::from(world.place.first == world.place.second)
+            });
+            assert!(turns >= 3, "{turns} turns");
+            slices(&mut world, |world| !world.rig.links[world.links[one]].got.is_empty());
+            let heard: Vec<Value> = world.hears(one).into_iter().filter(|message| message[0] == 50).collect();
+            assert_eq!((heard.len(), &heard[0][3]), (1, &json!([MANY])), "{heard:?}");
+            assert_eq!(
+                world.ask(one, "wamp.session.get", json!([world.ids[late]]))[0]["session"],
+                world.ids[late]
+            );
+            world.end();
+        }
+    });
+}
+
+#[test]
+fn an_end_that_was_begun_goes_on_without_its_asker() {
+    let mut world = World::new(&super::places::PLACES[1], "realm1");
+    let (one, watcher) = (world.join(false), world.join(false));
+    let others: Vec<usize> = (0..50).map(|_| world.join(true)).collect();
+    let authid = format!("{:x}", world.ids[watcher]);
+    // Two ends at once: the second one waits for the first one, and names one session only.
+    world.says(one, &json!([48, 1, {}, "wamp.session.kill_all", []]));
+    world.says(others[49], &json!([48, 1, {}, "wamp.session.kill_by_authid", [authid]]));
+    world.close(one);
+    for _ in 0..10 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+    }
+    for who in others {
+        let heard = world.hears(who);
+        assert!(heard.iter().any(|message| message[0] == 6), "{heard:?}");
+    }
+    world.end();
+}
+
+#[test]
+fn a_realm_that_is_removed_loses_its_sessions_slice_by_slice() {
+    let mut world = World::new(&super::places::PLACES[0], "realm1");
+    let all: Vec<usize> = (0..100).map(|_| world.join(false)).collect();
+    let delta = |version, put: bool| {
+        let realm = super::rig::realm("realm1");
+        let (put, removed) = if put { (vec![realm], vec![]) } else { (vec![], vec![realm.id]) };
+        FeedDown::Delta(std::sync::Arc::new(Delta {
+            version: SnapshotVersion(version),
+            follows: SnapshotVersion(version - 1),
+            realms_put: put,
+            realms_removed: removed,
+        }))
+    };
+    world.rig.feed(&delta(2, false));
+    let open = |world: &mut World| {
+        all.iter().filter(|who| world.rig.links[world.links[**who]].got.is_empty()).count()
+    };
+    assert!((1..100).contains(&open(&mut world)), "some wait for turns to come");
+    // It is there again before they are gone: who joins now stays.
+    world.rig.feed(&delta(3, true));
+    let late = world.join(false);
+    slices(&mut world, |world| open(world) == 0);
+    for who in &all {
+        assert_eq!(world.hears(*who)[0][2], "wamp.close.close_realm");
+    }
+    assert_eq!(world.ask(late, "wamp.session.count", json!([])), json!([1]));
+    world.end();
 }
 
 #[test]

@@ -97,6 +97,8 @@ pub(super) struct Conn {
 #[derive(Debug)]
 pub(super) struct Session {
     pub id: u64,
+    /// Grows from session to session of the shard.
+    pub born: u64,
     pub identity: Identity,
     /// Index of the realm in this shard.
     pub realm: u32,
@@ -234,6 +236,7 @@ impl Session {
     ) -> Self {
         let mut session = Self {
             id,
+            born: 0,
             identity: Identity::anonymous(id),
             realm,
             strict,

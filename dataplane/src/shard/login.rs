@@ -273,7 +273,8 @@ impl Shard {
         debug_assert!(is_wamp_id(id));
         let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
         let (rules, version) = self.rules_of(realm, ANONYMOUS);
-        let session = Session::new(id, realm, strict, features, (rules.clone(), version), &self.hasher);
+        let mut session = Session::new(id, realm, strict, features, (rules.clone(), version), &self.hasher);
+        session.born = self.token();
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);

@@ -22,6 +22,7 @@ mod conn;
 mod dealer;
 mod delivery;
 mod echo;
+mod endings;
 mod features;
 mod flow;
 mod groups;
@@ -221,6 +222,7 @@ pub struct Shard {
     ids: meta::Ids,
     /// Slots whose ended sessions still hold subscriptions.
     leaving: VecDeque<u32>,
+    endings: endings::Endings,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
     last_token: u64,
@@ -304,6 +306,7 @@ impl Shard {
             asks: meta::Asks::new(&hasher),
             ids: meta::Ids::default(),
             leaving: VecDeque::new(),
+            endings: endings::Endings::default(),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
             mesh_out: (0..shards).map(|_| Box::default()).collect(),
@@ -529,7 +532,8 @@ impl Shard {
 
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        let upkeep = (self.has_upkeep() || !self.leaving.is_empty()).then_some(self.now);
+        let waits = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
+        let upkeep = waits.then_some(self.now);
         let asks = self.asks.deadline();
         [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks]
             .into_iter()
@@ -542,6 +546,7 @@ impl Shard {
         self.set_now(now);
         self.go_on_upkeep();
         self.go_on_leaving();
+        self.go_on_ending();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {

@@ -1,7 +1,7 @@
 //! Snapshots and deltas coming into use: realms open, change and close; routes are folded.
 
 use super::Shard;
-use super::conn::Phase;
+use super::endings::{Ending, Whom};
 use super::overlay::Sweep;
 use super::realm::Settings;
 use crate::feed::{FeedUp, SharedSnapshot};
@@ -9,10 +9,6 @@ use common::ids::SnapshotVersion;
 use common::metrics::Counter;
 use common::snapshot::{Delta, RealmView};
 use common::uri::{UriRule, wamp};
-use std::time::Duration;
-
-/// How long the sessions of a removed realm may take to answer GOODBYE.
-const REALM_GOODBYE_TIME: Duration = Duration::from_secs(2);
 
 /// Realms opened or closed, and places of the overlays looked at, in one turn.
 const SLICE_REALMS_MAX: usize = 1_024;
@@ -160,17 +156,17 @@ impl Shard {
         if realm.sessions == 0 {
             return;
         }
-        for slot in 0..self.conns.len() as u32 {
-            let Some(Some(conn)) = self.conns.get(slot as usize) else { continue };
-            let inside = conn.session.as_ref().is_some_and(|session| session.realm == index);
-            if conn.phase == Phase::Open && inside {
-                let session = self.session(slot);
-                // The realm ends with all its sessions: nobody is left who could hear of it.
-                session.silent = true;
-                session.testaments.clear();
-                self.leave(slot, wamp::CLOSE_REALM, "the realm was removed");
-                self.set_deadline(slot, REALM_GOODBYE_TIME);
-            }
-        }
+        let ending = Ending {
+            realm: index,
+            whom: Whom::All,
+            except: 0,
+            reason: wamp::CLOSE_REALM.to_owned(),
+            message: "the realm was removed".to_owned(),
+            silent: true,
+            counter: None,
+            limit: 0,
+            asker: None,
+        };
+        self.end_sessions(ending);
     }
 }

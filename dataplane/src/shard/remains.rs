@@ -11,6 +11,7 @@ impl Shard {
             ("sessions", self.sessions as usize),
             ("logins", self.logins as usize),
             ("sessions of realms", of_realms(|realm| realm.sessions as usize)),
+            ("sessions that are to end", self.endings.len()),
             ("subscriptions", self.subscriptions as usize),
             ("topics", self.topics.len()),
             ("topics of realms", of_realms(|realm| realm.topics.len())),

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const ASK_TIME: Duration = Duration::from_secs(2);
 /// How long the other shards have to answer another node's question.
 const GUEST_ASK_TIME: Duration = Duration::from_secs(1);
+/// How much longer they have when many sessions are to be ended.
+const ENDING_TIME: Duration = Duration::from_secs(28);
 /// Questions under way in one shard.
 const ASKS_MAX: usize = 256;
 
@@ -79,20 +81,26 @@ impl Shard {
             self.told(asker, &query, None);
             return None;
         }
-        let mut part = self.look(realm, &query);
         let token = self.token();
+        let own = self.answer_of(realm, &query, (self.me, token));
+        let comes_later = own.is_none();
+        let mut part = own.unwrap_or_default();
         let settled = query.op.has_one_answer() && part.count > 0;
         let (mut shards, mut nodes) = (ShardSet::EMPTY, NodeSet::EMPTY);
         if !settled {
             shards = self.others();
-            (nodes, part.partial) = self.pass_question(asker, realm, token, &query);
+            let (asked, partial) = self.pass_question(asker, realm, token, &query);
+            (nodes, part.partial) = (asked, part.partial || partial);
+        }
+        if comes_later {
+            shards = shards.with(self.me);
         }
         if shards.is_empty() && nodes.is_empty() {
             self.told(asker, &query, Some(part));
             return None;
         }
         let time = if matches!(asker, Asker::Session(_)) { ASK_TIME } else { GUEST_ASK_TIME };
-        let deadline = self.now + time;
+        let deadline = self.now + if query.op.ends_many() { time + ENDING_TIME } else { time };
         self.asks.deadlines.insert((deadline, token));
         self.asks.open.insert(token, Asked { asker, query, part, shards, nodes, deadline });
         Some(token)
@@ -130,9 +138,22 @@ impl Shard {
         query: &[u8],
     ) {
         let realm = self.realm_of(realm);
-        let part = Query::unpack(query).map(|query| self.look(realm, &query)).unwrap_or_default();
+        let part = match Query::unpack(query) {
+            Some(query) => self.answer_of(realm, &query, (from, token)),
+            None => Some(Part::default()),
+        };
+        if let Some(part) = part {
+            self.tell_shard(from, token, part);
+        }
+    }
+
+    /// What there is to say here to a question of a shard, which may be this one.
+    pub(in crate::shard) fn tell_shard(&mut self, to: ShardId, token: u64, part: Part) {
+        if to == self.me {
+            return self.part_came(to, token, Some(part));
+        }
         let packed = part.pack();
-        let batch = self.mesh(from);
+        let batch = self.mesh(to);
         let part = batch.put(&packed);
         batch.push(Item::Tell { token, part });
     }
@@ -151,11 +172,15 @@ impl Shard {
 
     /// A shard of this node answers.
     pub(in crate::shard) fn shard_told(&mut self, from: ShardId, token: u64, part: &[u8]) {
+        self.part_came(from, token, Part::unpack(part));
+    }
+
+    fn part_came(&mut self, from: ShardId, token: u64, part: Option<Part>) {
         if let Some(asked) = self.asks.open.get_mut(&token)
             && asked.shards.contains(from)
         {
             asked.shards = asked.shards.without(from);
-            self.add_part(token, Part::unpack(part));
+            self.add_part(token, part);
         }
     }
 

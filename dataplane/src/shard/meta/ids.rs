@@ -25,6 +25,11 @@ impl Ids {
         self.sessions.get(&session).copied()
     }
 
+    /// The session with the next greater id, and its slot.
+    pub fn session_after(&self, session: u64) -> Option<(u64, u32)> {
+        self.sessions.range(session.saturating_add(1)..).next().map(|(id, slot)| (*id, *slot))
+    }
+
     /// Slots of sessions with greater ids, ascending.
     pub fn slots_after(&self, session: u64) -> impl Iterator<Item = u32> {
         self.sessions.range(session.saturating_add(1)..).map(|(_, slot)| *slot)
@@ -68,6 +73,7 @@ mod tests {
         ids.join(2, 8);
         assert_eq!((ids.slot_of(7), ids.slot_of(8)), (Some(3), None));
         assert_eq!(ids.slots_after(0).collect::<Vec<_>>(), [8, 3]);
+        assert_eq!((ids.session_after(2), ids.session_after(7)), (Some((7, 3)), None));
         ids.leave(7);
         assert_eq!(ids.slots_after(2).count(), 0);
     }

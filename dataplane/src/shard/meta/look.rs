@@ -3,8 +3,9 @@
 use super::query::{Op, Part, Query, RouteInfo};
 use crate::shard::Shard;
 use crate::shard::conn::{Conn, Phase, Session};
+use crate::shard::endings::{Ending, Whom};
 use crate::shard::routes::{Precedence, precedence};
-use common::ids::{Match, RouteKind};
+use common::ids::{Match, RouteKind, ShardId};
 use common::metrics::Counter;
 use common::transport::Framing;
 use common::uri::wamp;
@@ -55,8 +56,13 @@ pub(super) const FIXED_DETAILS: [&str; 6] =
     ["session", "authid", "authrole", "authmethod", "authprovider", "transport"];
 
 impl Shard {
-    /// What is said here to a question about a realm.
-    pub(super) fn look(&mut self, realm: u32, query: &Query) -> Part {
+    /// What is said here to a question about a realm; none: it is told to the asker later, as what is asked for takes more
+    /// than one turn. The asker is a shard, and its question.
+    pub(super) fn answer_of(&mut self, realm: u32, query: &Query, asker: (ShardId, u64)) -> Option<Part> {
+        if query.op.ends_many() { self.kill_many(realm, query, asker) } else { Some(self.look(realm, query)) }
+    }
+
+    fn look(&mut self, realm: u32, query: &Query) -> Part {
         match query.op {
             Op::CountSessions => {
                 let roles = &query.texts;
@@ -81,7 +87,9 @@ impl Shard {
                 let details = found.map(|(_, conn, session)| session_details(conn, session));
                 Part { count: details.is_some().into(), details, ..Part::default() }
             }
-            Op::Kill | Op::KillByAuthid | Op::KillByAuthrole | Op::KillAll => self.kill(realm, query),
+            Op::Kill => self.kill(realm, query),
+            // See `answer_of`: they take more than one turn.
+            Op::KillByAuthid | Op::KillByAuthrole | Op::KillAll => Part::default(),
             Op::ModifyDetails => self.modify_details(realm, query),
             Op::ListRoutes => self.list_routes(realm, query),
             Op::MatchRoutes => self.match_routes(realm, query),
@@ -123,38 +131,35 @@ impl Shard {
         here.filter_map(move |slot| self.session_in(realm, slot).map(|(_, session)| (slot, session)))
     }
 
-    /// Ends the sessions that are meant, and says which (WAMP, advanced profile, "Session Meta API").
+    /// Ends one session (WAMP, advanced profile, "Session Meta API").
     fn kill(&mut self, realm: u32, query: &Query) -> Part {
-        let (who, reason, message) = match &*query.texts {
-            [reason, message] => ("", &**reason, &**message),
-            [who, reason, message] => (&**who, &**reason, &**message),
-            _ => return Part::default(),
+        let [reason, message] = &*query.texts else { return Part::default() };
+        let Some((slot, ..)) = self.session_by_id(realm, query.session) else { return Part::default() };
+        self.metrics.count(Counter::KilledMeta);
+        self.leave(slot, reason, message);
+        self.set_deadline(slot, KILL_GOODBYE_TIME);
+        Part { count: 1, ..Part::default() }
+    }
+
+    /// Ends all that are meant of a realm; none: it is told to the asker when they are.
+    fn kill_many(&mut self, realm: u32, query: &Query, asker: (ShardId, u64)) -> Option<Part> {
+        let (whom, reason, message) = match (query.op, &*query.texts) {
+            (Op::KillAll, [reason, message]) => (Whom::All, reason, message),
+            (Op::KillByAuthid, [who, reason, message]) => (Whom::Authid(who.clone()), reason, message),
+            (Op::KillByAuthrole, [who, reason, message]) => (Whom::Authrole(who.clone()), reason, message),
+            _ => return Some(Part::default()),
         };
-        let is_meant = |session: &Session| match query.op {
-            Op::KillByAuthid => *session.identity.authid == *who && session.id != query.session,
-            Op::KillByAuthrole => session.identity.authrole == who && session.id != query.session,
-            _ => session.id != query.session,
-        };
-        let meant: Vec<(u32, u64)> = if query.op == Op::Kill {
-            let found = self.session_by_id(realm, query.session);
-            found.map(|(slot, _, session)| (slot, session.id)).into_iter().collect()
-        } else {
-            let meant = self.sessions_of(realm).filter(|(_, session)| is_meant(session));
-            meant.map(|(slot, session)| (slot, session.id)).collect()
-        };
-        let count = meant.len() as u64;
-        for (slot, _) in &meant {
-            if query.op == Op::KillAll {
-                let session = self.session(*slot);
-                // Nobody is left who could hear of it.
-                session.silent = true;
-                session.testaments.clear();
-            }
-            self.metrics.count(Counter::KilledMeta);
-            self.leave(*slot, reason, message);
-            self.set_deadline(*slot, KILL_GOODBYE_TIME);
-        }
-        Part { count, ..ids_of(meant.into_iter().map(|(_, session)| session), query.limit) }
+        self.end_sessions(Ending {
+            realm,
+            whom,
+            except: query.session,
+            reason: reason.clone(),
+            message: message.clone(),
+            silent: query.op == Op::KillAll,
+            counter: Some(Counter::KilledMeta),
+            limit: query.limit,
+            asker: Some(asker),
+        })
     }
 
     fn modify_details(&mut self, realm: u32, query: &Query) -> Part {

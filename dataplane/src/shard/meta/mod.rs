@@ -19,4 +19,5 @@ mod testaments;
 pub(super) use events::ROUTERS;
 pub(super) use gather::{Asker, Asks};
 pub(super) use ids::Ids;
+pub(super) use query::Part;
 pub(super) use testaments::Testaments;

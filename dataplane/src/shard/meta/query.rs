@@ -67,6 +67,11 @@ impl Op {
     pub const fn has_one_answer(self) -> bool {
         matches!(self, Self::GetSession | Self::Kill | Self::ModifyDetails)
     }
+
+    /// It may end many sessions, which takes its time.
+    pub const fn ends_many(self) -> bool {
+        matches!(self, Self::KillByAuthid | Self::KillByAuthrole | Self::KillAll)
+    }
 }
 
 /// A question. What an [`Op`] does not need is empty.
