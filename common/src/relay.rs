@@ -71,6 +71,8 @@ const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>(
 
 /// Bytes of a frame's length.
 pub const LENGTH_BYTES: usize = 4;
+/// Bytes of a frame that is an id only.
+pub const BARE_BYTES: usize = LENGTH_BYTES + HEADER_BYTES;
 /// Longest frame without its length: the largest message, its topic, and what an EVENT has beside its payload.
 pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + URI_BYTES_MAX + EXTRA_BYTES_MAX + MESSAGE_BYTES_MAX + 1_024;
 
@@ -202,6 +204,12 @@ pub struct Publish<'a> {
 }
 
 impl Publish<'_> {
+    /// Bytes that the frame has at most.
+    pub fn bytes_max(&self) -> usize {
+        let beside = LENGTH_BYTES + HEADER_BYTES + EVENT_HEAD_BYTES_MAX;
+        beside + self.topic.len() + self.extra.len() + self.payload.bytes_len()
+    }
+
     /// Appends the frame.
     pub fn put(&self, out: &mut Vec<u8>) {
         debug_assert!(self.extra.len() <= EXTRA_BYTES_MAX, "what is packed into it is bounded");
@@ -254,25 +262,36 @@ pub struct Content<'a> {
     pub id: u64,
     /// Procedure or error; empty for the other kinds.
     pub uri: &'a str,
-    /// At most [`EXTRA_BYTES_MAX`] bytes.
-    pub extra: &'a [u8],
+    /// In pieces; at most [`EXTRA_BYTES_MAX`] bytes.
+    pub extra: &'a [&'a [u8]],
     pub progress: bool,
     pub serializer: Serializer,
     pub payload: Payload<'a>,
 }
 
 impl Content<'_> {
+    #[inline]
+    fn extra_bytes(&self) -> usize {
+        self.extra.iter().map(|piece| piece.len()).sum()
+    }
+
+    /// Bytes of the frame.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        LENGTH_BYTES + HEADER_BYTES + self.uri.len() + self.extra_bytes() + self.payload.bytes_len()
+    }
+
     /// Appends the frame.
     pub fn put(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let args = self.payload.args.unwrap_or_default();
         let kwargs = self.payload.kwargs.unwrap_or_default();
-        debug_assert!(self.extra.len() <= EXTRA_BYTES_MAX, "what is packed into it is bounded");
-        let beside = self.uri.len() + self.extra.len();
-        out.reserve(LENGTH_BYTES + HEADER_BYTES + beside + args.len() + kwargs.len());
+        let extra_bytes = self.extra_bytes();
+        debug_assert!(extra_bytes <= EXTRA_BYTES_MAX, "what is packed into it is bounded");
+        out.reserve(self.bytes());
         out.extend_from_slice(&[0; LENGTH_BYTES + HEADER_BYTES]);
         out.extend_from_slice(self.uri.as_bytes());
-        out.extend_from_slice(self.extra);
+        self.extra.iter().for_each(|piece| out.extend_from_slice(piece));
         out.extend_from_slice(args);
         out.extend_from_slice(kwargs);
         let head = Head {
@@ -280,7 +299,7 @@ impl Content<'_> {
             serializer: self.serializer,
             flags: if self.progress { PROGRESS } else { 0 },
             uri_bytes: self.uri.len(),
-            extra_bytes: self.extra.len(),
+            extra_bytes,
             realm: self.realm,
             id: self.id,
         };
@@ -296,7 +315,7 @@ pub fn put_bare(out: &mut Vec<u8>, kind: Kind, id: u64) {
 /// Appends a frame that is an id and an extra: [`Kind::Cancel`].
 pub fn put_with_extra(out: &mut Vec<u8>, kind: Kind, id: u64, extra: &[u8]) {
     let (realm, serializer, payload) = (RealmId(0), Serializer::Json, Payload::default());
-    Content { kind, realm, id, uri: "", extra, progress: false, serializer, payload }.put(out);
+    Content { kind, realm, id, uri: "", extra: &[extra], progress: false, serializer, payload }.put(out);
 }
 
 /// A header to write.
@@ -446,6 +465,7 @@ mod tests {
                 };
                 let mut bytes = Vec::new();
                 publish.put(&mut bytes);
+                assert!(bytes.len() <= publish.bytes_max());
                 let frame = one(&bytes);
                 assert_eq!((frame.kind, frame.realm, frame.id, frame.uri), (Kind::Publish, realm, 9, "a.b"));
                 assert_eq!((frame.payload, frame.wants_ack), (payload, args.is_some()));
@@ -471,7 +491,7 @@ mod tests {
                     realm: RealmId(3),
                     id: 5,
                     uri,
-                    extra: b"extra",
+                    extra: &[b"ex", b"", b"tra"],
                     progress: kind == Kind::Result,
                     serializer,
                     payload,
@@ -481,6 +501,7 @@ mod tests {
                 {
                     let mut bytes = Vec::new();
                     content(kind, uri).put(&mut bytes);
+                    assert_eq!(bytes.len(), content(kind, uri).bytes());
                     let frame = one(&bytes);
                     assert_eq!((frame.kind, frame.realm, frame.id, frame.uri), (kind, RealmId(3), 5, uri));
                     assert_eq!((frame.payload, frame.serializer, frame.event), (payload, serializer, None));

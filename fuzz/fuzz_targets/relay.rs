@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let Frame { kind, realm, id, uri, extra, progress, serializer, payload, .. } = frame;
     let mut out = Vec::new();
-    Content { kind, realm, id, uri, extra, progress, serializer, payload }.put(&mut out);
+    Content { kind, realm, id, uri, extra: &[extra], progress, serializer, payload }.put(&mut out);
     // Parts of what came may overlap, so what is written may be longer than what came, and too long.
     let Ok(length) = frame_bytes(&out) else { return };
     assert_eq!(length.map(|length| length + LENGTH_BYTES), Some(out.len()));

@@ -143,6 +143,9 @@ impl Shard {
     #[inline]
     pub(super) fn deliver_at(&mut self, at: usize, published: &Published<'_>, except: u32) {
         let topics = std::mem::take(&mut self.cache.get(at).topics);
+        if topics.is_empty() {
+            return;
+        }
         if published.extra.is_empty() {
             self.deliver(&topics, published, None, except);
         } else if let Some(extra) = Extra::parse(published.extra) {
@@ -178,8 +181,17 @@ impl Shard {
     }
 
     /// PUBLISH that came in on another node: for this node's sessions only.
-    pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>) {
-        let Some(at) = self.any_topic_route(realm, frame.uri) else { return };
+    /// `guess`: where the route cache may have its topic.
+    #[inline]
+    pub(super) fn publish_from_node(&mut self, realm: u32, frame: &Frame<'_>, guess: &mut u32) {
+        let version = self.routes_version(realm);
+        if self.cache.is_at(*guess, realm, RouteKind::Topic, frame.uri, version) {
+            self.metrics.count(Counter::RouteCacheHits);
+        } else {
+            let Some(at) = self.any_topic_route(realm, frame.uri) else { return };
+            *guess = at as u32;
+        }
+        let at = *guess as usize;
         let shards = self.cache.get(at).shards;
         let published = Published {
             topic: frame.uri,

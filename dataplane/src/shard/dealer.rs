@@ -229,16 +229,27 @@ impl Shard {
         self.error(slot, code::CALL, request, uri, message);
     }
 
-    /// As `callee`, looking first where the session's last procedure was.
+    /// As `callee`, looking first where `guess` says that the route cache may have it.
     #[inline]
-    fn callee_from(&mut self, slot: u32, realm: u32, procedure: &str, guess: u32) -> Option<Callee> {
+    pub(super) fn callee_near(&mut self, realm: u32, procedure: &str, guess: &mut u32) -> Option<Callee> {
         let version = self.routes_version(realm);
-        if self.cache.is_at(guess, realm, RouteKind::Procedure, procedure, version) {
+        if self.cache.is_at(*guess, realm, RouteKind::Procedure, procedure, version) {
             self.metrics.count(Counter::RouteCacheHits);
-            return Some(self.cache.get(guess as usize).callee);
+            return Some(self.cache.get(*guess as usize).callee);
         }
         let (callee, at) = self.callee(realm, procedure)?;
-        self.session(slot).last_procedure = at as u32;
+        *guess = at as u32;
+        Some(callee)
+    }
+
+    /// As `callee_near`, with the guess of the session in `slot`.
+    #[inline]
+    fn callee_from(&mut self, slot: u32, realm: u32, procedure: &str, guess: u32) -> Option<Callee> {
+        let mut near = guess;
+        let callee = self.callee_near(realm, procedure, &mut near)?;
+        if near != guess {
+            self.session(slot).last_procedure = near;
+        }
         Some(callee)
     }
 
@@ -252,7 +263,7 @@ impl Shard {
 
     /// Who is to be called, and the cache entry that says so; nothing when the URI is invalid.
     #[inline]
-    fn callee(&mut self, realm: u32, procedure: &str) -> Option<(Callee, usize)> {
+    pub(super) fn callee(&mut self, realm: u32, procedure: &str) -> Option<(Callee, usize)> {
         let (state, version) = (&self.realms[realm as usize], self.routes_version(realm));
         if let Some(at) = self.cache.find(realm, RouteKind::Procedure, procedure, version) {
             self.metrics.count(Counter::RouteCacheHits);
@@ -288,16 +299,17 @@ impl Shard {
         Route::Shard(shard)
     }
 
-    /// A call that another shard or node routed here. When its callee has just moved to another shard it goes there, once.
+    /// A call that another shard or node routed here, to whom `callee` says. When its callee has just moved to another shard it goes there, once.
     /// The way it went, unless it was answered.
     pub(super) fn call_from_elsewhere(
         &mut self,
+        callee: Option<Callee>,
         realm: u32,
         procedure: &str,
         calling: &Calling<'_>,
         came: Came,
     ) -> Option<Route> {
-        match self.callee(realm, procedure).map(|(callee, _)| callee) {
+        match callee {
             Some(Callee::Local(index)) => self.invoke(index, procedure, calling),
             Some(Callee::Group(index)) => {
                 let stays = if came == Came::Shard { 0 } else { Terms::STAYS };

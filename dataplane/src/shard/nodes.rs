@@ -55,6 +55,12 @@ impl NodeSet {
         self.0 == [0; NODES_MAX / 64]
     }
 
+    /// The one node it has, if it has one.
+    #[inline]
+    pub fn only(self) -> Option<u16> {
+        (self.len() == 1).then(|| self.iter().next()).flatten()
+    }
+
     pub fn len(self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }

@@ -48,7 +48,9 @@ impl Shard {
                 let who = batch.bytes(who);
                 let calling = Calling { who, ..calling(batch, caller, terms, ppt, payload) };
                 let came = if forwarded { Came::Forwarded } else { Came::Shard };
-                self.call_from_elsewhere(realm, batch.text(procedure), &calling, came);
+                let procedure = batch.text(procedure);
+                let callee = self.callee(realm, procedure).map(|(callee, _)| callee);
+                self.call_from_elsewhere(callee, realm, procedure, &calling, came);
             }
             Item::Invoke { registration, callee, procedure, caller, terms, who, ppt, payload } => {
                 let (slot, session) = batch.callee(callee);

@@ -3,9 +3,9 @@
 use super::super::Shard;
 use super::super::meta::Asker;
 use super::frames::BadFrame;
-use super::lanes::{Outgoing, Passed};
+use super::lanes::Passed;
 use common::ids::RealmId;
-use common::relay::{Content, Frame, Kind};
+use common::relay::{BARE_BYTES, Content, Frame, Kind};
 use common::wire::{Payload, Serializer};
 
 fn put(kind: Kind, realm: RealmId, id: u64, packed: &[u8], out: &mut Vec<u8>) {
@@ -23,14 +23,13 @@ impl Shard {
         token: u64,
         packed: &[u8],
     ) -> bool {
-        let mut frame = Vec::new();
-        put(Kind::Ask, realm, token, packed, &mut frame);
-        self.lane_send(self.lane_of(node, token as u32), Outgoing::Copied(&frame), 0) == Passed::Yes
+        let (at, bytes) = (self.lane_of(node, token as u32), BARE_BYTES + packed.len());
+        self.lane_send(at, bytes, 0, |out| put(Kind::Ask, realm, token, packed, out)) == Passed::Yes
     }
 
     /// Answers another node's question, if its link is still there.
     pub(in crate::shard) fn relay_tell(&mut self, slot: u32, link: u64, token: u64, packed: &[u8]) {
-        if self.relay.links.get(&slot).is_some_and(|guest| guest.id == link) {
+        if self.relay.links.get(slot).is_some_and(|guest| guest.id == link) {
             self.link_reply(slot, |out| put(Kind::Tell, RealmId(0), token, packed, out));
         }
     }

@@ -6,14 +6,14 @@ use super::super::dealer::{Calling, Came};
 use super::super::identity::DISCLOSED_BYTES_MAX;
 use super::super::options::PASSTHRU_BYTES_MAX;
 use super::super::{CancelMode, Shard};
-use super::frames::BadFrame;
-use super::lanes::{Outgoing, Passed};
-use super::{CALLS_MAX, SCRATCH_KEEP_BYTES_MAX};
+use super::frames::{BadFrame, Guess};
+use super::lanes::Passed;
+use super::open::Before;
 use crate::mesh::{Caller, Owner, Terms};
 use common::ids::RealmId;
 use common::limits::URI_BYTES_MAX;
 use common::metrics::Counter;
-use common::relay::{Content, EXTRA_BYTES_MAX, Frame, Kind, put_with_extra};
+use common::relay::{BARE_BYTES, Content, EXTRA_BYTES_MAX, Frame, Kind, put_with_extra};
 use common::uri::wamp;
 
 /// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8 │ length u16 of who calls`. The routing key
@@ -22,18 +22,14 @@ const TERMS_BYTES: usize = 15;
 const KEY_BYTES: usize = 8;
 const _: () = assert!(TERMS_BYTES + KEY_BYTES + DISCLOSED_BYTES_MAX + PASSTHRU_BYTES_MAX <= EXTRA_BYTES_MAX);
 
-fn pack(calling: &Calling<'_>, out: &mut Vec<u8>) {
-    let Calling { terms, key, who, ppt, .. } = *calling;
-    out.clear();
-    out.extend_from_slice(&terms.session.to_le_bytes());
-    out.extend_from_slice(&terms.timeout_ms.to_le_bytes());
-    out.push(terms.flags);
-    out.extend_from_slice(&(who.len() as u16).to_le_bytes());
-    if terms.is(Terms::KEYED) {
-        out.extend_from_slice(&key.to_le_bytes());
-    }
-    out.extend_from_slice(who);
-    out.extend_from_slice(ppt);
+fn pack_terms(calling: &Calling<'_>) -> [u8; TERMS_BYTES] {
+    let Calling { terms, who, .. } = *calling;
+    let mut packed = [0; TERMS_BYTES];
+    packed[..8].copy_from_slice(&terms.session.to_le_bytes());
+    packed[8..12].copy_from_slice(&terms.timeout_ms.to_le_bytes());
+    packed[12] = terms.flags;
+    packed[13..].copy_from_slice(&(who.len() as u16).to_le_bytes());
+    packed
 }
 
 /// What a call asks for, its routing key, what may be told of who calls, and its attributes of payload passthru mode.
@@ -73,23 +69,22 @@ impl Shard {
         let Some(Some(lane)) = self.relay.lanes.get_mut(at) else {
             return self.call_refused(caller, Passed::Down);
         };
-        if lane.calls.len() >= CALLS_MAX {
+        let Some(id) = lane.calls.insert(caller) else {
             self.metrics.count(Counter::LimitReached);
             return self.call_refused(caller, Passed::Full);
-        }
-        lane.last_call += 1;
-        let id = lane.last_call;
+        };
         let passed = self.lane_send_call(at, Kind::Call, (realm, id), procedure, calling);
         if passed != Passed::Yes {
+            if let Some(Some(lane)) = self.relay.lanes.get_mut(at) {
+                lane.calls.remove(id);
+            }
             return self.call_refused(caller, passed);
         }
         self.metrics.count(Counter::RelayHops);
-        if let Some(Some(lane)) = self.relay.lanes.get_mut(at) {
-            lane.calls.insert(id, caller);
-        }
         Some(Route::Lane { at, id })
     }
 
+    #[inline]
     fn lane_send_call(
         &mut self,
         at: usize,
@@ -98,18 +93,12 @@ impl Shard {
         uri: &str,
         calling: &Calling<'_>,
     ) -> Passed {
-        let mut scratch = std::mem::take(&mut self.relay.scratch);
-        let mut extra = std::mem::take(&mut self.relay.extra);
-        scratch.clear();
-        pack(calling, &mut extra);
-        let (serializer, payload) = (calling.from, calling.payload);
-        Content { kind, realm, id, uri, extra: &extra, progress: false, serializer, payload }
-            .put(&mut scratch);
-        let passed = self.lane_send(at, Outgoing::Copied(&scratch), 0);
-        scratch.shrink_to(SCRATCH_KEEP_BYTES_MAX);
-        self.relay.scratch = scratch;
-        self.relay.extra = extra;
-        passed
+        let Calling { key, who, ppt, from: serializer, payload, .. } = *calling;
+        let (terms, key) = (pack_terms(calling), key.to_le_bytes());
+        let key = if calling.terms.is(Terms::KEYED) { &key[..] } else { &[] };
+        let extra = &[&terms, key, who, ppt];
+        let frame = Content { kind, realm, id, uri, extra, progress: false, serializer, payload };
+        self.lane_send(at, frame.bytes(), 0, |out| frame.put(out))
     }
 
     #[cold]
@@ -137,30 +126,30 @@ impl Shard {
 
     fn lane_has_call(&self, at: usize, id: u64, caller: Caller) -> bool {
         let lane = self.relay.lanes.get(at).and_then(Option::as_ref);
-        lane.is_some_and(|lane| lane.calls.get(&id) == Some(&caller))
+        lane.is_some_and(|lane| lane.calls.get(id) == Some(caller))
     }
 
     /// Tells the other node that a call is given up.
     pub(in crate::shard) fn relay_cancel(&mut self, at: usize, id: u64, mode: CancelMode, timeout: bool) {
         let Some(Some(lane)) = self.relay.lanes.get_mut(at) else { return };
-        if mode != CancelMode::Kill && lane.calls.remove(&id).is_none() {
+        if mode != CancelMode::Kill && lane.calls.remove(id).is_none() {
             return;
         }
-        let mut frame = Vec::new();
-        put_with_extra(&mut frame, Kind::Cancel, id, &[mode as u8, timeout.into()]);
+        let extra = [mode as u8, timeout.into()];
         // Without it the callee works in vain; its answer will find nobody.
-        let _ = self.lane_send(at, Outgoing::Copied(&frame), 0);
+        let _ = self.lane_send(at, BARE_BYTES + extra.len(), 0, |out| {
+            put_with_extra(out, Kind::Cancel, id, &extra);
+        });
     }
 
     /// An answer came from another node. One for a call that was given up is late.
     pub(super) fn lane_answered(&mut self, at: usize, frame: &Frame<'_>) -> Result<(), BadFrame> {
         let Some(lane) = self.relay.lanes[at].as_mut() else { return Ok(()) };
-        if frame.id > lane.last_call {
-            return Err(BadFrame::Answer(frame.id));
-        }
         let progress = frame.kind == Kind::Result && frame.progress;
-        let caller = if progress { lane.calls.get(&frame.id).copied() } else { lane.calls.remove(&frame.id) };
-        let Some(caller) = caller else { return Ok(()) };
+        let caller = if progress { lane.calls.get(frame.id) } else { lane.calls.remove(frame.id) };
+        let Some(caller) = caller else {
+            return if lane.calls.knows(frame.id) { Ok(()) } else { Err(BadFrame::Answer(frame.id)) };
+        };
         let kind = match frame.kind {
             Kind::Result if progress => Answer::Progress,
             Kind::Result => Answer::Result,
@@ -172,26 +161,33 @@ impl Shard {
     }
 
     /// A call from another node, for a callee of this one.
-    pub(super) fn guest_calls(&mut self, slot: u32, link: u64, frame: &Frame<'_>) -> Result<(), BadFrame> {
+    #[inline]
+    pub(super) fn guest_calls(
+        &mut self,
+        slot: u32,
+        link: u64,
+        frame: &Frame<'_>,
+        guess: &mut Guess,
+    ) -> Result<(), BadFrame> {
         let (terms, key, who, ppt) = unpack(frame.extra).ok_or(BadFrame::Extra)?;
-        let Some(guest) = self.relay.links.get_mut(&slot) else { return Ok(()) };
-        let full = guest.calls.len() >= CALLS_MAX;
-        if guest.calls.insert(frame.id, Route::Nowhere).is_some() {
-            return Err(BadFrame::Call(frame.id));
+        let Some(guest) = self.relay.links.get_mut(slot) else { return Ok(()) };
+        match guest.calls.insert(frame.id) {
+            Before::Nothing => {}
+            Before::Other(given_up, route) => {
+                let caller = self.guest_caller(slot, link, given_up);
+                self.cancel_route(route, caller, CancelMode::KillNoWait, false);
+            }
+            Before::Same => return Err(BadFrame::Call(frame.id)),
         }
         let caller = self.guest_caller(slot, link, frame.id);
-        if full {
-            self.metrics.count(Counter::LimitReached);
-            self.answer_error(caller, wamp::UNAVAILABLE, "too many calls from one node wait for an answer");
-            return Ok(());
-        }
-        let Some(realm) = self.realm_index.get(&frame.realm).copied() else {
+        let Some(realm) = self.realm_near(frame.realm, guess) else {
             self.answer_error(caller, wamp::NO_SUCH_PROCEDURE, "the callee has left");
             return Ok(());
         };
         let calling =
             Calling { caller, terms, key, who, ppt, from: frame.serializer, payload: frame.payload };
-        if let Some(route) = self.call_from_elsewhere(realm, frame.uri, &calling, Came::Node) {
+        let callee = self.callee_near(realm, frame.uri, &mut guess.procedure);
+        if let Some(route) = self.call_from_elsewhere(callee, realm, frame.uri, &calling, Came::Node) {
             self.relay_set_route(caller, route);
         }
         Ok(())
@@ -225,9 +221,9 @@ impl Shard {
         let caller = self.guest_caller(slot, link, frame.id);
         let Some(route) = self.relay_route(caller) else { return Ok(()) };
         if mode != CancelMode::Kill
-            && let Some(guest) = self.relay.links.get_mut(&slot)
+            && let Some(guest) = self.relay.links.get_mut(slot)
         {
-            guest.calls.remove(&frame.id);
+            guest.calls.remove(frame.id);
         }
         self.cancel_route(route, caller, mode, timeout != 0);
         Ok(())
@@ -243,31 +239,29 @@ impl Shard {
 
     /// The way a guest's call went.
     pub(in crate::shard) fn relay_route(&self, caller: Caller) -> Option<Route> {
-        let link = self.relay.links.get(&caller.owner.slot)?;
-        (link.id == caller.owner.session).then(|| link.calls.get(&caller.request).copied()).flatten()
+        let link = self.relay.links.get(caller.owner.slot)?;
+        (link.id == caller.owner.session).then(|| link.calls.get(caller.request)).flatten()
     }
 
     pub(in crate::shard) fn relay_set_route(&mut self, caller: Caller, route: Route) {
-        let link = self.relay.links.get_mut(&caller.owner.slot);
-        if let Some(link) = link.filter(|link| link.id == caller.owner.session)
-            && let Some(way) = link.calls.get_mut(&caller.request)
-        {
-            *way = route;
+        let link = self.relay.links.get_mut(caller.owner.slot);
+        if let Some(link) = link.filter(|link| link.id == caller.owner.session) {
+            link.calls.set(caller.request, route);
         }
     }
 
     /// Brings an answer to the guest that called; to nobody when that is gone.
     pub(in crate::shard) fn relay_answer(&mut self, caller: Caller, answering: &Answering<'_>) {
         let slot = caller.owner.slot;
-        let Some(guest) = self.relay.links.get_mut(&slot).filter(|link| link.id == caller.owner.session)
+        let Some(guest) = self.relay.links.get_mut(slot).filter(|link| link.id == caller.owner.session)
         else {
             return;
         };
         let progress = answering.kind == Answer::Progress;
         let open = if progress {
-            guest.calls.contains_key(&caller.request)
+            guest.calls.get(caller.request).is_some()
         } else {
-            guest.calls.remove(&caller.request).is_some()
+            guest.calls.remove(caller.request)
         };
         if !open {
             return;
@@ -285,7 +279,7 @@ impl Shard {
             realm: RealmId(0),
             id: caller.request,
             uri,
-            extra: answering.ppt,
+            extra: &[answering.ppt],
             progress,
             serializer: answering.from,
             payload: answering.payload,
@@ -313,8 +307,11 @@ mod tests {
                 from: common::wire::Serializer::Json,
                 payload: common::wire::Payload::default(),
             };
-            let mut extra = Vec::new();
-            pack(&calling, &mut extra);
+            let mut extra = pack_terms(&calling).to_vec();
+            if terms.is(Terms::KEYED) {
+                extra.extend_from_slice(&key.to_le_bytes());
+            }
+            extra.extend_from_slice(b"whoppt");
             assert_eq!(unpack(&extra), Some((terms, key, &b"who"[..], &b"ppt"[..])));
             let whole = extra.len() - b"ppt".len();
             assert!((0..whole).all(|cut| unpack(&extra[..cut]).is_none()));

@@ -5,8 +5,8 @@ use super::super::delivery::Published;
 use super::super::nodes::NodeSet;
 use super::super::publication::Extra;
 use super::SCRATCH_KEEP_BYTES_MAX;
-use super::frames::BadFrame;
-use super::lanes::{Outgoing, Passed};
+use super::frames::{BadFrame, Guess};
+use super::lanes::Passed;
 use bytes::Bytes;
 use common::metrics::Counter;
 use common::relay::{Frame, Kind, Publish, put_bare};
@@ -35,8 +35,6 @@ impl Shard {
         event: &Publication<'_>,
     ) -> bool {
         let realm = self.realms[event.realm as usize].id;
-        let mut scratch = std::mem::take(&mut self.relay.scratch);
-        scratch.clear();
         let Published { topic, publication, extra, from, payload, .. } = event.published;
         let frame = Publish {
             realm,
@@ -49,36 +47,66 @@ impl Shard {
             serializer: from,
             payload,
         };
+        let (taken, refused) = match nodes.only() {
+            Some(node) if frame.payload.bytes_len() < SHARE_BYTES_MIN => {
+                let at = self.lane_of(node, slot);
+                let passed = self.lane_send(at, frame.bytes_max(), 1, |out| frame.put(out));
+                if self.has_passed(passed) { (nodes, None) } else { (NodeSet::EMPTY, Some(node)) }
+            }
+            _ => self.relay_to_many(slot, nodes, &frame),
+        };
+        event.acknowledge.is_some_and(|request| self.await_acks(slot, request, publication, taken, refused))
+    }
+
+    /// Passes a frame that is made once to several nodes. Those whose lanes took it, and one whose lane did not.
+    fn relay_to_many(&mut self, slot: u32, nodes: NodeSet, frame: &Publish<'_>) -> (NodeSet, Option<u16>) {
+        let mut scratch = std::mem::take(&mut self.relay.scratch);
+        scratch.clear();
         frame.put(&mut scratch);
         let shared = (scratch.len() >= SHARE_BYTES_MIN).then(|| Bytes::from(std::mem::take(&mut scratch)));
         let (mut taken, mut refused) = (NodeSet::EMPTY, None);
         for node in nodes.iter() {
             let at = self.lane_of(node, slot);
-            let outgoing = shared.as_ref().map_or(Outgoing::Copied(&scratch), Outgoing::Shared);
-            match self.lane_send(at, outgoing, 1) {
-                Passed::Yes => {
-                    taken.insert(node);
-                    self.metrics.count(Counter::RelayHops);
-                    continue;
-                }
-                Passed::Full => self.metrics.count(Counter::DroppedRelayFull),
-                Passed::Down => self.metrics.count(Counter::DroppedRelayDown),
+            let passed = match &shared {
+                Some(frame) => self.lane_share(at, frame, 1),
+                None => self.lane_send(at, scratch.len(), 1, |out| out.extend_from_slice(&scratch)),
+            };
+            if self.has_passed(passed) {
+                taken.insert(node);
+            } else {
+                refused = Some(node);
             }
-            refused = Some(node);
         }
         scratch.shrink_to(SCRATCH_KEEP_BYTES_MAX);
         self.relay.scratch = scratch;
-        event.acknowledge.is_some_and(|request| self.await_acks(slot, request, publication, taken, refused))
+        (taken, refused)
+    }
+
+    /// Counts what became of an event for a node.
+    #[inline]
+    fn has_passed(&mut self, passed: Passed) -> bool {
+        self.metrics.count(match passed {
+            Passed::Yes => Counter::RelayHops,
+            Passed::Full => Counter::DroppedRelayFull,
+            Passed::Down => Counter::DroppedRelayDown,
+        });
+        passed == Passed::Yes
     }
 
     /// An event of another node, for whoever wants it here.
-    pub(super) fn guest_publishes(&mut self, slot: u32, frame: &Frame<'_>) -> Result<(), BadFrame> {
+    #[inline]
+    pub(super) fn guest_publishes(
+        &mut self,
+        slot: u32,
+        frame: &Frame<'_>,
+        guess: &mut Guess,
+    ) -> Result<(), BadFrame> {
         if !frame.extra.is_empty() && Extra::parse(frame.extra).is_none() {
             return Err(BadFrame::Extra);
         }
         // Without a realm there is nobody here who could want it.
-        if let Some(realm) = self.realm_index.get(&frame.realm).copied() {
-            self.publish_from_node(realm, frame);
+        if let Some(realm) = self.realm_near(frame.realm, guess) {
+            self.publish_from_node(realm, frame, &mut guess.topic);
         }
         if frame.wants_ack {
             self.link_reply(slot, |out| put_bare(out, Kind::PublishAck, frame.id));

@@ -2,6 +2,7 @@
 
 use super::super::Shard;
 use super::link::{Phase, Role};
+use common::ids::RealmId;
 use common::metrics::Counter;
 use common::relay::{FRAME_BYTES_MAX, Frame, FrameError, Kind, LENGTH_BYTES, frame_bytes, put_bare};
 
@@ -20,34 +21,66 @@ pub(super) enum BadFrame {
     Extra,
 }
 
+/// The link whose frames are in hand.
+struct Frames {
+    slot: u32,
+    role: Role,
+    id: u64,
+    guess: Guess,
+}
+
 /// An incomplete frame's buffer that is kept when the frame was handled.
 const INPUT_KEEP_BYTES_MAX: usize = 1 << 16;
 /// Queued bytes beyond which pings are not answered.
 const PONG_QUEUE_BYTES_MAX: usize = 1 << 16;
 
+/// Where the frames of a link found their realms, topics and procedures last: the next one is mostly of the same.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::shard) struct Guess {
+    realm: (RealmId, u32),
+    /// Places in the route cache.
+    pub topic: u32,
+    pub procedure: u32,
+}
+
+impl Guess {
+    pub const NONE: Self = Self { realm: (RealmId(0), NO_REALM), topic: 0, procedure: 0 };
+}
+
+const NO_REALM: u32 = u32::MAX;
+
 impl Shard {
+    /// The index of a realm, which is its own for ever.
+    #[inline]
+    pub(super) fn realm_near(&self, realm: RealmId, guess: &mut Guess) -> Option<u32> {
+        if guess.realm.0 != realm || guess.realm.1 == NO_REALM {
+            guess.realm = (realm, *self.realm_index.get(&realm)?);
+        }
+        Some(guess.realm.1)
+    }
+
     /// Takes frames out of what an open link received and handles them.
     #[inline]
     pub(super) fn relay_frames(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         let mut input = std::mem::take(&mut link.input);
-        let (role, id) = (link.role, link.id);
-        let done = self.relay_take_frames(slot, role, id, &mut input, bytes);
+        let mut link = Frames { slot, role: link.role, id: link.id, guess: link.guess };
+        let done = self.relay_take_frames(&mut link, &mut input, bytes);
+        let guess = link.guess;
         if let Err(bad) = done {
             self.metrics.count(Counter::RelayBadFrames);
             tracing::warn!(%bad, "closing a relay connection");
             return self.relay_drop(slot);
         }
-        if let Some(link) = self.relay.links.get_mut(&slot) {
+        if let Some(link) = self.relay.links.get_mut(slot) {
             link.input = input;
+            link.guess = guess;
         }
     }
 
     fn relay_take_frames(
         &mut self,
-        slot: u32,
-        role: Role,
-        id: u64,
+        link: &mut Frames,
         input: &mut Vec<u8>,
         mut bytes: &[u8],
     ) -> Result<(), BadFrame> {
@@ -66,7 +99,7 @@ impl Shard {
                 }
             }
             let frame = std::mem::take(input);
-            self.relay_frame(slot, role, id, &frame[LENGTH_BYTES..])?;
+            self.relay_frame(link, &frame[LENGTH_BYTES..])?;
             if frame.capacity() <= INPUT_KEEP_BYTES_MAX {
                 *input = frame;
                 input.clear();
@@ -77,19 +110,20 @@ impl Shard {
         {
             let (frame, rest) = bytes.split_at(LENGTH_BYTES + length);
             bytes = rest;
-            self.relay_frame(slot, role, id, &frame[LENGTH_BYTES..])?;
+            self.relay_frame(link, &frame[LENGTH_BYTES..])?;
         }
         input.extend_from_slice(bytes);
         Ok(())
     }
 
     #[inline]
-    fn relay_frame(&mut self, slot: u32, role: Role, id: u64, bytes: &[u8]) -> Result<(), BadFrame> {
+    fn relay_frame(&mut self, link: &mut Frames, bytes: &[u8]) -> Result<(), BadFrame> {
         let frame = Frame::check(bytes)?;
+        let (slot, id, guess) = (link.slot, link.id, &mut link.guess);
         self.metrics.count(Counter::RelayFramesReceived);
-        match (frame.kind, role) {
-            (Kind::Publish, Role::Guest) => self.guest_publishes(slot, &frame)?,
-            (Kind::Call, Role::Guest) => self.guest_calls(slot, id, &frame)?,
+        match (frame.kind, link.role) {
+            (Kind::Publish, Role::Guest) => self.guest_publishes(slot, &frame, guess)?,
+            (Kind::Call, Role::Guest) => self.guest_calls(slot, id, &frame, guess)?,
             (Kind::CallMore, Role::Guest) => self.guest_continues(slot, id, &frame)?,
             (Kind::Cancel, Role::Guest) => self.guest_cancels(slot, id, &frame)?,
             (Kind::Result | Kind::Error, Role::Lane(at)) => self.lane_answered(at, &frame)?,
@@ -105,7 +139,7 @@ impl Shard {
 
     /// Answers a ping, unless much waits already: that the other end gets something shows it that we live.
     fn link_pong(&mut self, slot: u32, id: u64) {
-        let waits = self.relay.links.get(&slot).map_or(0, |link| link.queued_bytes());
+        let waits = self.relay.links.get(slot).map_or(0, |link| link.queued_bytes());
         if waits <= PONG_QUEUE_BYTES_MAX {
             self.link_reply(slot, |out| put_bare(out, Kind::Pong, id));
         }
@@ -115,7 +149,7 @@ impl Shard {
     pub(super) fn link_reply(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
         // Any one answer may follow a queue that is full.
         let queue_max = self.relay.config.as_ref().map_or(0, |config| config.queue_max + FRAME_BYTES_MAX);
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         if !matches!(link.phase, Phase::Open) {
             return;
         }

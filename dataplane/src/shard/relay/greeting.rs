@@ -21,7 +21,7 @@ enum Greeted {
 impl Shard {
     /// Begins the handshake of a new link, or that of TLS before it. False, and the link is forgotten: neither can begin.
     pub(super) fn relay_begin(&mut self, slot: u32) -> bool {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return false };
+        let Some(link) = self.relay.links.get_mut(slot) else { return false };
         let Some(config) = &self.relay.config else { return false };
         let Some(tls) = &config.tls else {
             self.relay_first(slot, &[]);
@@ -44,7 +44,7 @@ impl Shard {
 
     /// Bytes of a link with TLS.
     pub(super) fn relay_unseal(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         let Some(tls) = &mut link.tls else { return };
         let mut plain = Vec::new();
         let opened = tls.open(bytes, &mut plain);
@@ -72,7 +72,7 @@ impl Shard {
     fn relay_first(&mut self, slot: u32, binding: &[u8]) {
         let Some(config) = &mut self.relay.config else { return };
         let (connections, terms, entropy) = (config.connections, config.terms.clone(), config.entropy.draw());
-        let Some(role) = self.relay.links.get(&slot).map(|link| link.role) else { return };
+        let Some(role) = self.relay.links.get(slot).map(|link| link.role) else { return };
         let mut first = Vec::new();
         let handshake = match role {
             Role::Guest => Handshake::responder_in(terms, binding, entropy),
@@ -82,7 +82,7 @@ impl Shard {
                 Handshake::initiator_in(terms, binding, entropy, &hello.bytes(), &mut first)
             }
         };
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         link.phase = Phase::Greeting(Box::new(handshake));
         self.relay.queued_bytes += link.out.append(&mut self.pool, |out| out.extend_from_slice(&first));
         self.relay.mark_dirty(slot);
@@ -90,12 +90,12 @@ impl Shard {
 
     /// Bytes of a link that is not open yet.
     pub(super) fn relay_greet(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         let role = link.role;
         let Phase::Greeting(handshake) = std::mem::replace(&mut link.phase, Phase::Closing) else { return };
         let mut out = Vec::new();
         let greeted = self.relay_handshake(role, handshake, bytes, &mut out);
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         self.relay.queued_bytes += link.out.append(&mut self.pool, |queue| queue.extend_from_slice(&out));
         match greeted {
             Ok(Greeted::Not(handshake)) => {
@@ -125,7 +125,7 @@ impl Shard {
 
     /// Answers a guest's hello.
     pub(super) fn guest_answer(&mut self, slot: u32, hello: &Hello) {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         let Phase::Greeting(handshake) = &mut link.phase else { return };
         let mut answer = Vec::new();
         handshake.answer(&hello.bytes(), &mut answer);
@@ -204,7 +204,7 @@ impl Shard {
     fn relay_open(&mut self, slot: u32) {
         self.metrics.count(Counter::RelayHandshakes);
         let ping_at = self.now + PING_INTERVAL;
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         link.phase = Phase::Open;
         link.greeted = true;
         link.ping_at = ping_at;

@@ -1,17 +1,15 @@
 //! Lanes: which connections this shard wants, and what waits for them.
 
-use super::super::conn::IdMap;
-use super::super::outbound::Outbound;
+use super::super::outbound::{Outbound, Pool};
 use super::super::{ConnId, Output, Shard};
 use super::link::{Link, Phase, Role};
+use super::open::Callers;
 use super::{BACKOFF_MAX, BACKOFF_MIN, GREETING_MAX, HOLD_TIME};
-use crate::mesh::Caller;
 use crate::shard::Dial;
 use bytes::Bytes;
 use common::ids::BootEpoch;
 use common::metrics::Counter;
 use common::uri::wamp;
-use hashbrown::HashMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -46,9 +44,8 @@ pub(super) struct Lane {
     /// What waits for a link.
     held: Outbound,
     held_events: u64,
-    /// Calls that wait for an answer, by their id on the lane.
-    pub calls: IdMap<Caller>,
-    pub last_call: u64,
+    /// Calls that wait for an answer.
+    pub calls: Callers,
 }
 
 /// What became of a frame for another node.
@@ -59,23 +56,6 @@ pub(super) enum Passed {
     Full,
     /// There is no connection to it.
     Down,
-}
-
-/// A frame for one lane.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Outgoing<'a> {
-    Copied(&'a [u8]),
-    /// A large one that several lanes share.
-    Shared(&'a Bytes),
-}
-
-impl Outgoing<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Copied(bytes) => bytes.len(),
-            Self::Shared(bytes) => bytes.len(),
-        }
-    }
 }
 
 impl Lane {
@@ -89,8 +69,10 @@ impl Shard {
     /// The lane of a session's requests to a node.
     #[inline]
     pub(in crate::shard) fn lane_of(&self, node: u16, slot: u32) -> usize {
-        let connections = self.relay.config.as_ref().map_or(1, |config| config.connections);
-        usize::from(node) * connections + slot as usize % connections
+        match self.relay.config.as_ref().map_or(1, |config| config.connections) {
+            1 => usize::from(node),
+            connections => usize::from(node) * connections + slot as usize % connections,
+        }
     }
 
     /// Follows the list of nodes: lanes to those that came, none to those that went or began a new life.
@@ -136,8 +118,7 @@ impl Shard {
             down_since: self.now,
             held: Outbound::default(),
             held_events: 0,
-            calls: HashMap::with_hasher(self.hasher.clone()),
-            last_call: 0,
+            calls: Callers::default(),
         }
     }
 
@@ -164,8 +145,8 @@ impl Shard {
         lane.attempt = dial.0;
         let deadline = self.now + GREETING_MAX;
         let (id, role) = (self.relay.link_id(), Role::Lane(at));
-        let link = Link::new(conn.generation, id, role, self.now, deadline, &self.hasher);
-        self.relay.links.insert(conn.slot, Box::new(link));
+        let link = Link::new(conn.generation, id, role, self.now, deadline);
+        self.relay.links.insert(conn.slot, link);
         self.relay.look_at(deadline);
         self.relay_begin(conn.slot)
     }
@@ -189,7 +170,7 @@ impl Shard {
     /// The lane's link is open: what waited goes.
     pub(super) fn lane_ready(&mut self, at: usize, slot: u32) {
         let Some(lane) = self.relay.lanes[at].as_mut() else { return };
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         lane.state = LaneState::Linked { slot, open: true };
         lane.failures = 0;
         link.events_queued += std::mem::take(&mut lane.held_events);
@@ -220,7 +201,7 @@ impl Shard {
         self.relay.queued_bytes -= lane.held.clear(&mut self.pool);
         self.metrics.add(Counter::DroppedRelayDown, std::mem::take(&mut lane.held_events));
         let node = lane.node;
-        let calls: Vec<Caller> = lane.calls.drain().map(|(_, caller)| caller).collect();
+        let calls = lane.calls.drain();
         self.metrics.add(Counter::RelayCallsLost, calls.len() as u64);
         for caller in calls {
             self.answer_error(caller, uri, text);
@@ -240,16 +221,47 @@ impl Shard {
         }
     }
 
-    /// Queues a frame. `events`: how many events it is.
-    pub(super) fn lane_send(&mut self, at: usize, frame: Outgoing<'_>, events: u64) -> Passed {
-        let Some(config) = &self.relay.config else { return Passed::Down };
-        let queue_max = config.queue_max / config.connections;
+    /// Queues a frame of at most `bytes_max` bytes that `write` appends. `events`: how many events it is.
+    #[inline]
+    pub(super) fn lane_send(
+        &mut self,
+        at: usize,
+        bytes_max: usize,
+        events: u64,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Passed {
+        self.lane_append(at, bytes_max, events, |out, pool| {
+            out.append(pool, |out| {
+                out.reserve(bytes_max);
+                write(out);
+            })
+        })
+    }
+
+    /// Queues a frame that several lanes share.
+    pub(super) fn lane_share(&mut self, at: usize, frame: &Bytes, events: u64) -> Passed {
+        self.lane_append(at, frame.len(), events, |out, _| {
+            out.append_shared(frame.clone());
+            frame.len()
+        })
+    }
+
+    /// `append` returns the bytes of what it appends.
+    #[inline]
+    fn lane_append(
+        &mut self,
+        at: usize,
+        bytes_max: usize,
+        events: u64,
+        append: impl FnOnce(&mut Outbound, &mut Pool) -> usize,
+    ) -> Passed {
+        let queue_max = self.relay.lane_queue_max;
         let Some(Some(lane)) = self.relay.lanes.get_mut(at) else { return Passed::Down };
         let link = match lane.state {
             LaneState::Linked { slot, open: true } => self
                 .relay
                 .links
-                .get_mut(&slot)
+                .get_mut(slot)
                 .filter(|link| matches!(link.phase, Phase::Open))
                 .map(|link| (slot, link)),
             _ => None,
@@ -266,17 +278,11 @@ impl Shard {
             None => return Passed::Down,
         };
         // Whatever its length, one frame fits into an empty queue.
-        if queued > 0 && queued + frame.len() > queue_max {
+        if queued > 0 && queued + bytes_max > queue_max {
             return Passed::Full;
         }
-        match frame {
-            Outgoing::Copied(bytes) => {
-                out.append(&mut self.pool, |out| out.extend_from_slice(bytes));
-            }
-            Outgoing::Shared(bytes) => out.append_shared(bytes.clone()),
-        }
+        self.relay.queued_bytes += append(out, &mut self.pool);
         *count += events;
-        self.relay.queued_bytes += frame.len();
         self.metrics.count(Counter::RelayFramesSent);
         match flush {
             Some((_, true)) => {}

@@ -1,12 +1,11 @@
 //! One TCP connection between two shards.
 
-use super::super::conn::{IdMap, Route};
 use super::super::outbound::Outbound;
+use super::frames::Guess;
+use super::open::Routes;
 use super::tls::Tls;
 use crate::mesh::LaneName;
 use common::noise::Handshake;
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
 use std::time::Instant;
 
 /// Which end of a link this shard is.
@@ -65,25 +64,19 @@ pub(super) struct Link {
     pub out: Outbound,
     /// The incomplete frame.
     pub input: Vec<u8>,
+    pub guess: Guess,
     pub heard: Instant,
     /// The ping that is out, and since when.
     pub pinged: Option<(u64, Instant)>,
     pub ping_at: Instant,
     /// When a link must be open, or gone.
     pub deadline: Instant,
-    /// A guest's calls that wait for an answer here, and their way.
-    pub calls: IdMap<Route>,
+    /// A guest's calls that wait for an answer here.
+    pub calls: Routes,
 }
 
 impl Link {
-    pub fn new(
-        generation: u32,
-        id: u64,
-        role: Role,
-        now: Instant,
-        deadline: Instant,
-        hasher: &RandomState,
-    ) -> Self {
+    pub fn new(generation: u32, id: u64, role: Role, now: Instant, deadline: Instant) -> Self {
         Self {
             generation,
             id,
@@ -100,11 +93,12 @@ impl Link {
             events_queued: 0,
             out: Outbound::default(),
             input: Vec::new(),
+            guess: Guess::NONE,
             heard: now,
             pinged: None,
             ping_at: now,
             deadline,
-            calls: HashMap::with_hasher(hasher.clone()),
+            calls: Routes::default(),
         }
     }
 

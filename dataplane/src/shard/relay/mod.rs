@@ -19,6 +19,8 @@ mod frames;
 mod greeting;
 mod lanes;
 mod link;
+mod links;
+mod open;
 mod succession;
 mod timers;
 mod tls;
@@ -35,6 +37,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use lanes::Lane;
 use link::{Link, Phase, Role};
+use links::Links;
 use std::time::{Duration, Instant};
 use succession::Succession;
 pub use tls::{TlsConfig, TlsError};
@@ -59,8 +62,9 @@ pub struct RelayConfig {
 pub(super) struct Relay {
     /// None: the node is by itself.
     config: Option<RelayConfig>,
-    /// By slot.
-    links: HashMap<u32, Box<Link>, RandomState>,
+    /// Bytes that may be queued for one lane.
+    lane_queue_max: usize,
+    links: Links,
     /// `connections` for each node, by node index.
     lanes: Vec<Option<Box<Lane>>>,
     /// Publications that other nodes have to acknowledge, by publication.
@@ -80,8 +84,6 @@ pub(super) struct Relay {
     queued_bytes: usize,
     /// A frame on its way to several lanes.
     scratch: Vec<u8>,
-    /// What a call asks for, on its way into a frame.
-    extra: Vec<u8>,
     /// When to look at lanes, links and publications.
     next: Option<Instant>,
     finishing: bool,
@@ -108,8 +110,6 @@ const FINISH_TIME: Duration = Duration::from_secs(1);
 
 /// Accepted links of a shard.
 const GUESTS_MAX: usize = 16_384;
-/// Calls of one lane, and of one guest, that wait for an answer.
-const CALLS_MAX: usize = 1 << 18;
 /// Publications of a shard that wait for acknowledgements.
 const ACKS_MAX: usize = 1 << 16;
 /// Memory the scratch buffer keeps.
@@ -121,8 +121,9 @@ const _: () = assert!(SILENCE_MAX.as_millis() > 2 * STANDSTILL.as_millis());
 impl Relay {
     pub fn new(config: Option<RelayConfig>, hasher: &RandomState) -> Self {
         Self {
+            lane_queue_max: config.as_ref().map_or(0, |config| config.queue_max / config.connections),
             config,
-            links: HashMap::with_hasher(hasher.clone()),
+            links: Links::default(),
             lanes: Vec::new(),
             acks: HashMap::with_hasher(hasher.clone()),
             successions: HashMap::with_hasher(hasher.clone()),
@@ -134,7 +135,6 @@ impl Relay {
             dirty: Vec::new(),
             queued_bytes: 0,
             scratch: Vec::new(),
-            extra: Vec::new(),
             next: None,
             finishing: false,
         }
@@ -153,7 +153,7 @@ impl Relay {
     /// What it holds for calls and publications; see [`Shard::remains`].
     pub fn remains(&self) -> [(&'static str, usize); 4] {
         let calls = self.lanes.iter().flatten().map(|lane| lane.calls.len()).sum();
-        let of_guests = self.links.values().map(|link| link.calls.len()).sum();
+        let of_guests = self.links.iter().map(|(_, link)| link.calls.len()).sum();
         [
             ("calls to other nodes", calls),
             ("calls from other nodes", of_guests),
@@ -174,12 +174,11 @@ impl Relay {
     }
 
     fn link_mut(&mut self, conn: ConnId) -> Option<&mut Link> {
-        let link = self.links.get_mut(&conn.slot)?;
-        (link.generation == conn.generation).then_some(&mut **link)
+        self.links.get_mut(conn.slot).filter(|link| link.generation == conn.generation)
     }
 
     fn mark_dirty(&mut self, slot: u32) {
-        if let Some(link) = self.links.get_mut(&slot)
+        if let Some(link) = self.links.get_mut(slot)
             && !link.dirty
         {
             link.dirty = true;
@@ -210,8 +209,8 @@ impl Shard {
         }
         let deadline = self.now + self.config.timeouts.login;
         let id = relay.link_id();
-        let link = Link::new(conn.generation, id, Role::Guest, self.now, deadline, &self.hasher);
-        relay.links.insert(conn.slot, Box::new(link));
+        let link = Link::new(conn.generation, id, Role::Guest, self.now, deadline);
+        relay.links.insert(conn.slot, link);
         relay.strangers += 1;
         relay.guests += 1;
         relay.look_at(deadline);
@@ -239,7 +238,7 @@ impl Shard {
     /// Bytes of the other end's shard.
     #[inline]
     fn relay_input(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(link) = self.relay.links.get(&slot) else { return };
+        let Some(link) = self.relay.links.get(slot) else { return };
         match link.phase_name() {
             link::PhaseName::Greeting => self.relay_greet(slot, bytes),
             link::PhaseName::Open => self.relay_frames(slot, bytes),
@@ -309,7 +308,7 @@ impl Shard {
     #[inline]
     pub(super) fn relay_poll(&mut self) -> Option<Output> {
         while let Some(slot) = self.relay.dirty.pop() {
-            let Some(link) = self.relay.links.get_mut(&slot) else { continue };
+            let Some(link) = self.relay.links.get_mut(slot) else { continue };
             link.dirty = false;
             if link.sending {
                 continue;
@@ -328,7 +327,7 @@ impl Shard {
 
     /// Forgets a link and has its socket closed. What waited for it ends with it.
     fn relay_drop(&mut self, slot: u32) {
-        let Some(mut link) = self.relay.links.remove(&slot) else { return };
+        let Some(mut link) = self.relay.links.remove(slot) else { return };
         self.relay.queued_bytes -= link.out.clear(&mut self.pool) + link.sending_bytes;
         self.partial_bytes -= link.partial_bytes;
         self.metrics.count(if link.greeted { Counter::RelayLost } else { Counter::RelayHandshakesFailed });
@@ -338,7 +337,7 @@ impl Shard {
                 self.relay.guests -= 1;
                 self.relay.strangers -= usize::from(!link.greeted);
                 let calls = std::mem::take(&mut link.calls);
-                self.guest_gone(slot, link.id, calls.into_iter());
+                self.guest_gone(slot, link.id, calls.into_open());
             }
             Role::Lane(at) => {
                 self.metrics.add(Counter::DroppedRelayLost, link.events_queued);
@@ -356,7 +355,7 @@ impl Shard {
             self.lane_remove(at, true);
         }
         let deadline = self.now + FINISH_TIME;
-        let slots: Vec<u32> = self.relay.links.keys().copied().collect();
+        let slots = self.relay.links.slots();
         for slot in slots {
             self.relay_close(slot, deadline);
         }
@@ -364,7 +363,7 @@ impl Shard {
 
     /// Closes a link once what is queued has gone out, at the latest then.
     fn relay_close(&mut self, slot: u32, deadline: Instant) {
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         link.phase = Phase::Closing;
         link.deadline = deadline;
         self.relay.look_at(deadline);
@@ -373,7 +372,7 @@ impl Shard {
 
     pub(super) fn relay_report(&mut self) {
         let relay = &self.relay;
-        let open = relay.links.values().filter(|link| matches!(link.phase, Phase::Open)).count();
+        let open = relay.links.iter().filter(|(_, link)| matches!(link.phase, Phase::Open)).count();
         let [(_, calls), (_, of_guests), ..] = relay.remains();
         self.metrics.set(Gauge::RelayConnections, open as u64);
         self.metrics.set(Gauge::RelayQueuedBytes, relay.queued_bytes as u64);

@@ -31,7 +31,7 @@ impl Shard {
     /// before.
     pub(super) fn succeed(&mut self, slot: u32, hello: &Hello, answer: Hello) {
         let lane = LaneName { epoch: hello.from, shard: hello.shard, lane: hello.lane };
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         link.lane = Some((lane, hello.attempt));
         let id = link.id;
         self.give_up(lane, hello.attempt);
@@ -54,7 +54,7 @@ impl Shard {
             link.role == Role::Guest
                 && link.lane.is_some_and(|(name, number)| name == lane && number < attempt)
         });
-        let older: Vec<u32> = older.map(|(slot, _)| *slot).collect();
+        let older: Vec<u32> = older.map(|(slot, _)| slot).collect();
         older.iter().for_each(|slot| self.relay_drop(*slot));
         !older.is_empty()
     }
@@ -104,7 +104,7 @@ impl Shard {
             return;
         }
         let Some(waits) = self.relay.successions.remove(&token) else { return };
-        if self.relay.links.get(&waits.slot).is_some_and(|link| link.id == waits.link) {
+        if self.relay.links.get(waits.slot).is_some_and(|link| link.id == waits.link) {
             self.guest_answer(waits.slot, &waits.answer);
         }
     }

@@ -22,7 +22,7 @@ impl Shard {
         for at in 0..self.relay.lanes.len() {
             earliest(self.lane_timeout(at));
         }
-        let slots: Vec<u32> = self.relay.links.keys().copied().collect();
+        let slots: Vec<u32> = self.relay.links.slots();
         for slot in slots {
             earliest(self.link_timeout(slot));
         }
@@ -43,7 +43,7 @@ impl Shard {
     /// A link's time to act, and when it next has something to do.
     fn link_timeout(&mut self, slot: u32) -> Option<Instant> {
         let now = self.now;
-        let link = self.relay.links.get_mut(&slot)?;
+        let link = self.relay.links.get_mut(slot)?;
         let silent_at = if link.paused { now + SILENCE_MAX } else { link.heard + SILENCE_MAX };
         let ends_at = match link.phase_name() {
             PhaseName::Securing | PhaseName::Greeting | PhaseName::Closing => link.deadline,
@@ -69,7 +69,7 @@ impl Shard {
     /// has no followers.
     fn link_ping(&mut self, slot: u32) {
         let now = self.now;
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         if link.sending {
             // The other end hears of us once it reads.
             return;
@@ -85,7 +85,7 @@ impl Shard {
     /// A pong.
     pub(super) fn link_ponged(&mut self, slot: u32, id: u64) {
         let now = self.now;
-        let Some(link) = self.relay.links.get_mut(&slot) else { return };
+        let Some(link) = self.relay.links.get_mut(slot) else { return };
         if let Some((_, since)) = link.pinged.take_if(|(pinged, _)| *pinged == id) {
             self.metrics.count(Counter::RelayRoundTrips);
             self.metrics.add(Counter::RelayRoundTripMicros, (now - since).as_micros() as u64);
