@@ -335,11 +335,11 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| arguments.iter().skip_while(|argument| *argument != name).nth(1);
     let is_bench = arguments.iter().any(|argument| argument == "--bench");
-    let (rounds, messages) = if is_bench { (ROUNDS, MESSAGES) } else { (1, 64) };
+    let (rounds, messages) = if is_bench { (ROUNDS, MESSAGES) } else { (1, 1) };
     let only = value("--only");
     let chunks: Option<usize> = value("--chunks").and_then(|count| count.parse().ok());
     for (name, is_call) in [("event", false), ("call", true)] {
-        for in_chunk in [64, 1] {
+        for in_chunk in [2_048, 64, 1] {
             let name = format!("{name}/{in_chunk}");
             let mut cases = [false, true].map(|is_far| (is_far, Case::new(is_call, is_far, in_chunk)));
             if let Some(chunks) = chunks {
@@ -358,7 +358,7 @@ fn main() {
             let ratio = median(both.iter().map(|(near, far)| near / far).collect());
             let [near, far] = [|both: &(f64, f64)| both.0, |both: &(f64, f64)| both.1]
                 .map(|part| median(both.iter().map(part).collect()));
-            println!("{name:<10} same node {near:>6.0} ns, other node {far:>6.0} ns, ratio {ratio:.2}");
+            println!("{name:<12} same node {near:>6.0} ns, other node {far:>6.0} ns, ratio {ratio:.2}");
         }
     }
 }

@@ -51,10 +51,14 @@ impl Pool {
     }
 }
 
+/// Bytes from which on a buffer takes no further frame and another is begun: what waits is not copied again and again to
+/// make room. A buffer that doubled until it had so many is not too large to be used again.
+const FULL_BYTES: usize = POOL_BUFFER_BYTES_MAX / 2;
+
 /// Bytes that wait for one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
-    /// Before `tail`; only used when shared frames are queued.
+    /// Before `tail`: shared frames, and buffers that are full.
     head: Vec<Segment>,
     tail: Vec<u8>,
     bytes: usize,
@@ -76,14 +80,23 @@ impl Outbound {
     /// Appends one whole frame, made by `write`. Returns its length.
     #[inline]
     pub fn append(&mut self, pool: &mut Pool, write: impl FnOnce(&mut Vec<u8>)) -> usize {
-        if self.tail.capacity() == 0 {
-            self.tail = pool.buffer();
+        if self.tail.is_empty() || self.tail.len() >= FULL_BYTES {
+            self.begin_buffer(pool);
         }
         let before = self.tail.len();
         write(&mut self.tail);
         let len = self.tail.len() - before;
         self.bytes += len;
         len
+    }
+
+    fn begin_buffer(&mut self, pool: &mut Pool) {
+        if !self.tail.is_empty() {
+            self.head.push(Segment::Owned(std::mem::take(&mut self.tail)));
+        }
+        if self.tail.capacity() == 0 {
+            self.tail = pool.buffer();
+        }
     }
 
     /// Appends the answer to a handshake, which comes before every frame.
@@ -361,6 +374,28 @@ mod tests {
         assert!(sent.segments.iter().all(|segment| segment.as_slice() == small));
         assert!(queue.is_empty());
         pool.recycle(sent);
+    }
+
+    #[test]
+    fn a_full_buffer_is_left_as_it_is() {
+        let (framing, serializer) = (Framing::RawSocket, Serializer::MsgPack);
+        let mut pool = Pool::default();
+        for _ in 0..2 {
+            let mut queue = Outbound::default();
+            let mut expected = Vec::new();
+            while queue.bytes() < 3 * FULL_BYTES {
+                let frame = frame(framing, serializer, &reply(serializer, queue.bytes() as u64 + 1));
+                queue.append(&mut pool, |out| out.extend_from_slice(&frame));
+                expected.extend_from_slice(&frame);
+            }
+            let sent = queue.take(&mut pool);
+            assert_eq!((sent.segments.len(), sent.bytes()), (3, expected.len()));
+            let bytes: Vec<u8> =
+                sent.segments.iter().flat_map(|segment| segment.as_slice()).copied().collect();
+            assert_eq!(bytes, expected);
+            pool.recycle(sent);
+            assert_eq!(pool.buffers.len(), 3, "all are used again");
+        }
     }
 
     #[test]
