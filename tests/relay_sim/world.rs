@@ -247,6 +247,7 @@ impl World {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
+            | Output::Park(conn)
             | Output::ResumeReads(conn)) = output
             else {
                 panic!("an attempt to connect is between nodes");

@@ -47,6 +47,8 @@ pub(crate) mod relay;
 mod remains;
 mod remote;
 mod replay;
+mod report;
+mod resume;
 mod retained;
 mod routes;
 mod rules;
@@ -62,7 +64,7 @@ use claims::Claims;
 use clock::Clock;
 use common::config::{Limits, Listener, SlowReceiver, Timeouts};
 use common::ids::{BootEpoch, ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
-use common::metrics::{Counter, Gauge, Metrics};
+use common::metrics::{Counter, Metrics};
 use common::uri::is_reserved;
 use conn::{Conn, IdMap, Phase, Route, Session};
 use foldhash::fast::RandomState;
@@ -76,6 +78,8 @@ use outbound::Pool;
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
+pub use resume::ResumeConfig;
+pub(crate) use resume::{ToPort, ToSeat};
 use routes::Folded;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -103,6 +107,7 @@ pub struct ShardConfig {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub slow_receiver: SlowReceiver,
+    pub resume: ResumeConfig,
     /// None: the node is by itself.
     pub relay: Option<RelayConfig>,
     /// None: no listener serves HTTP clients.
@@ -166,6 +171,8 @@ pub enum Output {
     /// Close the socket; the shard has forgotten the connection. Operations under way are cancelled, a `SendBuf` still
     /// with the kernel is dropped when it comes back.
     Close(ConnId),
+    /// Close the socket, as with `Close`, but keep the slot: a session waits in it. `Close` follows when it may be used again.
+    Park(ConnId),
     ResumeReads(ConnId),
     /// Connect by TCP, then say [`Shard::connected`] or [`Shard::dial_failed`], after some seconds at the latest.
     Connect {
@@ -211,6 +218,7 @@ pub struct Shard {
     folded: Folded,
     nodes: Nodes,
     relay: Relay,
+    resumption: resume::Resumption,
     changes: remote::Changes,
     upkeep: realms::Upkeep,
     retained: retained::Retained,
@@ -298,6 +306,7 @@ impl Shard {
             folded: Folded::default(),
             nodes: Nodes::default(),
             relay: Relay::new(config.relay.clone(), &hasher),
+            resumption: resume::Resumption::new(&hasher),
             changes: remote::Changes::default(),
             upkeep: realms::Upkeep::default(),
             retained: retained::Retained::default(),
@@ -382,9 +391,12 @@ impl Shard {
         let phase = state.phase;
         self.metrics.add(Counter::BytesReceived, bytes.len() as u64);
         self.fed = ShardSet::EMPTY;
+        self.resumption.stalled = false;
         match phase {
             Phase::Opening => self.open(conn.slot, bytes),
-            Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
+            Phase::Login | Phase::Resuming | Phase::Open | Phase::Carrying | Phase::Leaving => {
+                self.frames(conn.slot, bytes);
+            }
             Phase::Echo => self.echo(conn.slot, bytes),
             Phase::Http => self.http(conn.slot, bytes),
             Phase::Flushing | Phase::Lingering => {}
@@ -398,7 +410,7 @@ impl Shard {
     pub fn closed(&mut self, now: Instant, conn: ConnId) {
         self.set_now(now);
         if self.conn_mut(conn).is_some() {
-            self.forget(conn.slot);
+            self.lose(conn.slot);
         } else {
             self.relay_closed(conn);
         }
@@ -410,6 +422,9 @@ impl Shard {
         let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else {
             return self.relay_take_send(conn);
         };
+        if state.away.is_some() {
+            return self.take_last(conn);
+        }
         let mut bytes = state.out.bytes();
         let buf = if state.is_packed() {
             let queued = std::mem::take(&mut bytes);
@@ -434,6 +449,9 @@ impl Shard {
         self.pool.recycle(buf);
         let tick = self.tick;
         let Some(state) = self.conn_mut(conn) else { return self.relay_sent(conn, ok) };
+        if state.away.is_some() {
+            return self.last_sent(conn, ok);
+        }
         state.sending = false;
         if state.paused && ok {
             // Nothing can be heard of a peer that is not read; that it takes what it is sent shows that it lives.
@@ -443,10 +461,10 @@ impl Shard {
         let sent = std::mem::take(&mut state.sending_bytes) as usize;
         if !ok {
             self.queued_bytes -= sent;
-            self.forget(conn.slot);
+            self.lose(conn.slot);
             return self.bury();
         }
-        let speaks_http = state.http.is_some();
+        let (speaks_http, carries) = (state.http.is_some(), state.phase == Phase::Carrying);
         if !state.out.is_empty() || state.phase == Phase::Flushing {
             self.mark_dirty(conn.slot);
         }
@@ -454,6 +472,9 @@ impl Shard {
         if speaks_http {
             self.sent_http(conn.slot);
             return self.bury();
+        }
+        if carries {
+            self.port_drained(conn.slot);
         }
         self.resume();
     }
@@ -516,6 +537,8 @@ impl Shard {
                 if conn.http.is_some() {
                     self.transport_ready(slot);
                     self.bury();
+                } else if conn.away.is_some() {
+                    self.carry_on(slot);
                 }
                 continue;
             }
@@ -534,8 +557,8 @@ impl Shard {
     pub fn deadline(&self) -> Option<Instant> {
         let waits = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
         let upkeep = waits.then_some(self.now);
-        let asks = self.asks.deadline();
-        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks]
+        let (asks, expired) = (self.asks.deadline(), self.resumption.deadline(self.now));
+        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks, expired]
             .into_iter()
             .flatten()
             .min()
@@ -547,6 +570,7 @@ impl Shard {
         self.go_on_upkeep();
         self.go_on_leaving();
         self.go_on_ending();
+        self.go_on_expiring();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {
@@ -664,36 +688,5 @@ impl Shard {
 
     fn others(&self) -> ShardSet {
         ShardSet::first(self.config.shards).without(self.me)
-    }
-
-    /// Puts the gauges and hands the metrics to the link thread.
-    fn report(&mut self) {
-        self.relay_report();
-        let backlog: usize = self.mesh_out.iter().map(|batch| batch.bytes_len()).sum();
-        let overlay: usize = self.realms.iter().map(|realm| realm.overlay.len()).sum();
-        for (gauge, value) in [
-            (Gauge::Connections, self.conns_len as u64),
-            (Gauge::Sessions, u64::from(self.sessions)),
-            (Gauge::Subscriptions, self.subscriptions),
-            (Gauge::RetainedTopics, self.retained.len() as u64),
-            (Gauge::RetainedBytes, self.retained.bytes() as u64),
-            (Gauge::Registrations, self.procedures.len() as u64),
-            (Gauge::CallsPending, self.calls),
-            (Gauge::SharedCalls, self.shared.len() as u64),
-            (Gauge::HeldCallBytes, (self.held_bytes + self.shared.kept_bytes()) as u64),
-            (Gauge::OverlayRoutes, overlay as u64),
-            (Gauge::SnapshotRoutes, self.folded.len() as u64),
-            (Gauge::SnapshotVersion, self.version.0),
-            (Gauge::QueuedBytes, self.queued_bytes as u64),
-            (Gauge::HttpTransports, self.transports() as u64),
-            (Gauge::CompressionBytes, self.context_bytes as u64),
-            (Gauge::MeshBacklogBytes, backlog as u64),
-        ] {
-            self.metrics.set(gauge, value);
-        }
-        let stats =
-            FeedUp::Stats { shard: self.me, cpu: self.config.cpu, metrics: Box::new(self.metrics.clone()) };
-        self.feed_up.retain(|up| !matches!(up, FeedUp::Stats { .. }));
-        self.feed_up.push_back(stats);
     }
 }
