@@ -13,7 +13,7 @@ use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{OwnedValue, Payload, Serializer};
 use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -92,7 +92,6 @@ fn shard(now: Instant) -> Shard {
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
-        resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
         relay: None,
         http: None,
         memory_max: defaults.memory.max,
@@ -105,6 +104,7 @@ fn shard(now: Instant) -> Shard {
         uri_strict: false,
         anonymous: Anonymous::Loopback,
         rules: vec![],
+        histories: vec![],
     };
     let source = Source {
         version: SnapshotVersion(1),

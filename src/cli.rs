@@ -2,7 +2,8 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::config::{Config, ConfigError, Cores, RealmConfig};
-use common::ids::SHARDS_MAX;
+use common::history::History;
+use common::ids::{Match, SHARDS_MAX};
 use common::rules::Rules;
 use common::snapshot::Anonymous;
 use std::fs::File;
@@ -121,6 +122,10 @@ pub struct RealmArgs {
     /// TOML file of what a [[realm]] of the configuration says of features_off, bounds and [[role]]
     #[arg(long, value_name = "FILE", value_parser = rules)]
     rules: Option<Rules>,
+    /// Keep the events of a topic for wamp.subscription.get_events; "prefix:" or "wildcard:" before it makes it a pattern.
+    /// May be given more than once
+    #[arg(long, value_name = "TOPIC", value_parser = history)]
+    history: Vec<History>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -139,7 +144,8 @@ impl From<RealmArgs> for RealmConfig {
             Who::Anybody => Anonymous::Anybody,
         };
         let rules = args.rules.unwrap_or_default();
-        Self { name: args.name, strict: args.strict, uri_strict: args.uri_strict, anonymous, rules }
+        let (name, strict, uri_strict) = (args.name, args.strict, args.uri_strict);
+        Self { name, strict, uri_strict, anonymous, rules, histories: args.history }
     }
 }
 
@@ -219,6 +225,19 @@ fn realm_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("allowed: a WAMP URI, such as com.example.app, not below \"wamp.\"".to_owned())
+}
+
+fn history(text: &str) -> Result<History, String> {
+    let (policy, uri) = match text.split_once(':') {
+        Some(("exact", uri)) => (Match::Exact, uri),
+        Some(("prefix", uri)) => (Match::Prefix, uri),
+        Some(("wildcard", uri)) => (Match::Wildcard, uri),
+        _ => (Match::Exact, text),
+    };
+    let mut histories = [History::of(policy, uri)];
+    History::check_all(&mut histories).map_err(|error| error.to_string())?;
+    let [history] = histories;
+    Ok(history)
 }
 
 /// Longest configuration file; ten thousand realms fit.

@@ -317,7 +317,7 @@ fn default_of(key: &Key) -> &'static str {
     let start = format!("{} = ", key.name);
     section
         .lines()
-        .find_map(|line| line.strip_prefix(start.as_str()))
+        .find_map(|line| line.strip_prefix("# ").unwrap_or(line).strip_prefix(start.as_str()))
         .expect("every key is in the default text")
 }
 

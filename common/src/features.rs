@@ -29,8 +29,7 @@ pub enum Feature {
     TestamentMetaApi = 22,
     /// The procedures of the meta APIs that change other sessions. It is a part of those APIs and not announced by itself.
     MetaApiControl = 23,
-    /// Sessions that outlive their connections. WELCOME says of each session whether it is one.
-    SessionResumption = 24,
+    EventHistory = 24,
 }
 
 /// Every feature and its name, by ascending name.
@@ -40,6 +39,7 @@ pub const FEATURES: [(Feature, &str); 25] = [
     (Feature::CallTimeout, "call_timeout"),
     (Feature::CallTrustlevels, "call_trustlevels"),
     (Feature::CallerIdentification, "caller_identification"),
+    (Feature::EventHistory, "event_history"),
     (Feature::EventRetention, "event_retention"),
     (Feature::MetaApiControl, "meta_api_control"),
     (Feature::PatternBasedRegistration, "pattern_based_registration"),
@@ -53,7 +53,6 @@ pub const FEATURES: [(Feature, &str); 25] = [
     (Feature::RegistrationMetaApi, "registration_meta_api"),
     (Feature::RegistrationRevocation, "registration_revocation"),
     (Feature::SessionMetaApi, "session_meta_api"),
-    (Feature::SessionResumption, "session_resumption"),
     (Feature::ShardedRegistration, "sharded_registration"),
     (Feature::SharedRegistration, "shared_registration"),
     (Feature::SubscriberBlackwhiteListing, "subscriber_blackwhite_listing"),

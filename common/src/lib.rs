@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod features;
+pub mod history;
 pub mod ids;
 pub mod keys;
 pub mod limits;
@@ -12,7 +13,6 @@ pub mod metrics;
 pub mod noise;
 pub mod pattern;
 pub mod relay;
-pub mod resume;
 pub mod rules;
 pub mod share;
 pub mod snapshot;

@@ -404,6 +404,7 @@ fn check_uri(what: &str, uri: &str) -> Result<(), LinkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::History;
     use crate::share::Invoke;
     use crate::snapshot::Anonymous;
     use proptest::prelude::*;
@@ -501,6 +502,7 @@ mod tests {
                 uri_strict,
                 anonymous,
                 rules: vec![],
+                histories: vec![History::of(Match::Prefix, "a.")],
             },
         )
     }

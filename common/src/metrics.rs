@@ -37,10 +37,6 @@ table! {
     MessagesSent "signalbox_messages_sent_total" "" "WAMP messages queued to clients.";
     BytesReceived "signalbox_received_bytes_total" "" "Bytes received from clients.";
     BytesSent "signalbox_sent_bytes_total" "" "Bytes handed to the kernel for clients.";
-    SessionsDetached "signalbox_sessions_detached_total" "" "Times a session lost its connection and began to wait for its client.";
-    SessionsResumed "signalbox_sessions_resumed_total" "" "Times a client came back to its session.";
-    ResumptionsRefused "signalbox_resumptions_refused_total" "" "Clients that asked for a session they did not get, and got a new one.";
-    SessionsExpired "signalbox_sessions_expired_total" "" "Sessions that ended because their clients did not come back in time.";
     Publishes "signalbox_publishes_total" "" "PUBLISH messages routed.";
     Events "signalbox_events_total" "" "EVENT messages queued to subscribers.";
     Calls "signalbox_calls_total" "" "CALL messages accepted.";
@@ -51,7 +47,6 @@ table! {
     DroppedSlow "signalbox_events_dropped_total" "reason=\"slow_receiver\"" "Events not delivered, by reason.";
     DroppedTooLarge "signalbox_events_dropped_total" "reason=\"too_large_for_receiver\"" "Events not delivered, by reason.";
     DroppedTranscode "signalbox_events_dropped_total" "reason=\"not_representable\"" "Events not delivered, by reason.";
-    DroppedDetached "signalbox_events_dropped_total" "reason=\"detached\"" "Events not delivered, by reason.";
     DroppedRelayFull "signalbox_events_dropped_total" "reason=\"relay_queue_full\"" "Events not delivered, by reason.";
     DroppedRelayDown "signalbox_events_dropped_total" "reason=\"relay_not_connected\"" "Events not delivered, by reason.";
     DroppedRelayLost "signalbox_events_dropped_total" "reason=\"relay_lost\"" "Events not delivered, by reason.";
@@ -68,6 +63,8 @@ table! {
     RegistrationsRevoked "signalbox_registrations_revoked_total" "" "Registrations a callee lost to another node's.";
     EventsRetained "signalbox_retained_total" "" "Publications that their topic retains.";
     RetainedRefused "signalbox_retained_refused_total" "" "Publications, and topics of other nodes, that were not retained because a limit was reached.";
+    EventsKept "signalbox_history_kept_total" "" "Events that a history of this node has kept.";
+    HistoryRefused "signalbox_history_refused_total" "" "Events that a history did not keep because a limit was reached.";
     EventsReplayed "signalbox_retained_replayed_total" "" "Retained events queued to subscribers that asked for them.";
     SubscriptionsRevoked "signalbox_subscriptions_revoked_total" "" "Subscriptions that were taken away from their sessions.";
     FeaturesRefused "signalbox_features_refused_total" "" "Messages refused because they use a feature that the realm or the role has switched off.";
@@ -110,13 +107,12 @@ table! {
     Gauge, GAUGES:
     Connections "signalbox_connections" "" "Open connections.";
     Sessions "signalbox_sessions" "" "Established sessions.";
-    SessionsDetached "signalbox_sessions_detached" "" "Sessions that wait for their clients.";
-    DetachedBytes "signalbox_sessions_detached_bytes" "" "Bytes kept for them.";
-    SessionsCarried "signalbox_sessions_carried" "" "Connections that carry a session of another slot, shard or node.";
     Subscriptions "signalbox_subscriptions" "" "Subscriptions held by sessions.";
     Registrations "signalbox_registrations" "" "Registrations held by sessions.";
 RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";
     RetainedBytes "signalbox_retained_bytes" "" "Bytes of retained events.";
+    HistoryEvents "signalbox_history_events" "" "Events in histories.";
+    HistoryBytes "signalbox_history_bytes" "" "Bytes of events in histories.";
     CallsPending "signalbox_calls_pending" "" "Calls that wait for an answer.";
     SharedCalls "signalbox_shared_calls" "" "Open calls to registrations of several callees, at the shard that chose the callee.";
     HeldCallBytes "signalbox_held_call_bytes" "" "Bytes of calls that wait for a REGISTERED or may be routed again.";

@@ -6,6 +6,7 @@
 use crate::store;
 use crate::store::record::{Kind, Object, RecordError};
 use common::config::RealmConfig;
+use common::history::{History, HistoryError};
 use common::ids::RealmId;
 use common::snapshot::Realm;
 use common::uri::{self, UriRule};
@@ -65,6 +66,8 @@ pub enum RealmError {
     Unknown { name: String },
     #[error("the number of realm {name:?} collides with that of realm {other:?}; choose another name")]
     Collision { name: String, other: String },
+    #[error(transparent)]
+    History(#[from] HistoryError),
     #[error("there are {realms} realms, limits.realms_max is {realms_max}")]
     Full { realms: usize, realms_max: usize },
 }
@@ -95,10 +98,11 @@ impl Catalog {
         self.check_name(&config.name)
     }
 
-    /// Whether [`Catalog::put`] may follow. `pending`: puts that may come before it.
+    /// Whether [`Catalog::put`] may follow. `pending`: puts that may come before it. Its histories are in order.
     pub fn check_put(&self, config: &RealmConfig, pending: usize) -> Result<(), RealmError> {
         self.check_change(&config.name)?;
         self.check_name(&config.name)?;
+        History::check_all(&mut config.histories.clone())?;
         if !self.realms.contains_key(&config.name) && self.realms.len() + pending >= self.realms_max {
             return Err(RealmError::Full { realms: self.realms.len(), realms_max: self.realms_max });
         }
@@ -230,6 +234,7 @@ fn realm_of(config: &RealmConfig) -> Realm {
         uri_strict: config.uri_strict,
         anonymous: config.anonymous,
         rules: config.rules.pack(),
+        histories: config.histories.clone(),
     }
 }
 

@@ -40,6 +40,7 @@ pub fn realm_add(config: &Config, realm: RealmConfig) -> ExitCode {
             Anonymous::Loopback => "loopback",
             Anonymous::Anybody => "anybody",
         },
+        "history": realm.histories.iter().map(crate::admin::show_history).collect::<Vec<_>>(),
     });
     if let Some(body) = body.as_object_mut() {
         crate::admin::rules::show(&realm.rules, body);

@@ -13,6 +13,7 @@
 //! over restarts of the control plane too: [`Publisher::new`] is given a number that the store has reserved, above all
 //! that were used before, so a clock that steps back does no harm.
 
+use common::history::History;
 use common::ids::{RealmId, SnapshotVersion};
 use common::snapshot::{Delta, Realm};
 use std::collections::BTreeMap;
@@ -298,13 +299,8 @@ impl Publisher {
     }
 
     fn delta(&mut self, follows: SnapshotVersion, wall_us: u64) -> Option<Delta> {
-        let bytes: usize = self
-            .pending
-            .values()
-            .map(|(_, realm)| {
-                REALM_BYTES + realm.as_ref().map_or(0, |realm| realm.name.len() + realm.rules.len())
-            })
-            .sum();
+        let bytes: usize =
+            self.pending.values().map(|(_, realm)| REALM_BYTES + realm.as_ref().map_or(0, bytes_of)).sum();
         if bytes > DELTA_BYTES_MAX {
             return None;
         }
@@ -379,12 +375,18 @@ pub const RETRY_MIN: Duration = Duration::from_millis(250);
 pub const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Beyond this size a change of realms travels as a full snapshot.
 pub const DELTA_BYTES_MAX: usize = 48 * 1_024;
-/// What a realm takes in a delta beside its name, rounded up.
+/// What a realm takes in a delta beside its texts, rounded up.
 const REALM_BYTES: usize = 64;
 /// Versions from here on are taken for damage and do not move ours.
 const VERSION_SANE_MAX: u64 = 1 << 62;
 
 const _: () = assert!(DELTA_BYTES_MAX + 4_096 < common::limits::LINK_FRAME_BYTES_MAX);
+
+/// The texts of a realm, its rules, and the rest of its histories.
+fn bytes_of(realm: &Realm) -> usize {
+    let histories = realm.histories.iter().map(|history| History::HEAD_BYTES + history.uri.len());
+    realm.name.len() + realm.rules.len() + histories.sum::<usize>()
+}
 
 #[cfg(test)]
 mod tests {
@@ -397,7 +399,8 @@ mod tests {
     fn realm(name: &str) -> Realm {
         let id = RealmId::of(name);
         let anonymous = Anonymous::Nobody;
-        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous, rules: vec![] }
+        let (rules, histories) = (vec![], vec![]);
+        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous, rules, histories }
     }
 
     fn ms(n: u64) -> Duration {

@@ -130,6 +130,10 @@ start_node() {
 	socket = "$socket_folder/socket"
 	[admin]
 	address = "127.0.0.1:0"
+	[[history]]
+	realm = "realm1"
+	uri = "interop.history"
+	match = "prefix"
 	CONFIG
     "$binary" run --config "$node_folder/config.toml" >"$node_folder/log" 2>&1 &
     node_pid=$!

@@ -247,7 +247,6 @@ impl World {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::Park(conn)
             | Output::ResumeReads(conn)) = output
             else {
                 panic!("an attempt to connect is between nodes");
@@ -530,6 +529,7 @@ fn source() -> Source {
         uri_strict: false,
         anonymous: Anonymous::Anybody,
         rules: vec![],
+        histories: vec![],
     };
     Source { version: SnapshotVersion(1), realms: vec![realm], ..Source::default() }
 }

@@ -83,6 +83,7 @@ impl Control {
                 uri_strict: false,
                 anonymous: Anonymous::Loopback,
                 rules: vec![],
+                histories: vec![],
             }],
             routes: routes
                 .into_iter()

@@ -10,7 +10,7 @@ use common::uri;
 use common::wire::Serializer;
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
 use dataplane::mesh::Batch;
-use dataplane::shard::{ConnId, Flow, Output, ResumeConfig, SendBuf, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Flow, Output, SendBuf, Shard, ShardConfig};
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
@@ -221,7 +221,6 @@ impl World {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::Park(conn)
             | Output::ResumeReads(conn)) = output
             else {
                 panic!("a node by itself connects to nobody");
@@ -242,7 +241,6 @@ impl World {
                     peer.client.gone = true;
                 }
                 Output::ResumeReads(_) => peer.paused = false,
-                Output::Park(_) => panic!("no client asks for a session that waits"),
                 Output::Connect { .. } => {}
             }
         }
@@ -496,7 +494,6 @@ fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConf
             queue_max: 64 << 20,
             reply_reserve: 1 << 20,
         },
-        resume: ResumeConfig::new(&defaults.resume, shards, [shard as u8; 32]),
         relay: None,
         http: None,
         memory_max: 1 << 30,

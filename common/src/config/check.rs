@@ -58,6 +58,11 @@ fn memory(config: &Config, source: &Source<'_>) -> Result<(), ConfigError> {
         let allowed = format!("at most memory.max, {allowed}");
         return Err(source.section("limits")?.refuse("retained_memory_max", found.to_string(), allowed));
     }
+    if config.limits.history_memory_max > config.memory.max {
+        let (found, allowed) = (Bytes(config.limits.history_memory_max), Bytes(config.memory.max));
+        let allowed = format!("at most memory.max, {allowed}");
+        return Err(source.section("limits")?.refuse("history_memory_max", found.to_string(), allowed));
+    }
     let least = config.memory_min();
     if config.memory.max >= least {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use super::{
     Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Http, Io, Limits, Listener, Log,
-    Memory, RealmConfig, Relay, Resume, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
+    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
 use crate::rules::Rules;
@@ -36,6 +36,8 @@ impl Default for Config {
                 retained_memory_max: 256 << 20,
                 retained_event_max: 32 << 10,
                 retained_ttl: Duration::ZERO,
+                history_memory_max: 256 << 20,
+                history_event_max: 64 << 10,
             },
             timeouts: Timeouts {
                 login: Duration::from_secs(10),
@@ -55,7 +57,6 @@ impl Default for Config {
                 queue_max: 4 << 20,
                 reply_reserve: 1 << 20,
             },
-            resume: Resume::default(),
             io: Io {
                 ring_entries: 4_096,
                 receive_buffers: 256,
@@ -143,6 +144,7 @@ impl RealmConfig {
             uri_strict: false,
             anonymous: Anonymous::Loopback,
             rules: Rules::default(),
+            histories: Vec::new(),
         }
     }
 }

@@ -10,18 +10,18 @@
 
 mod check;
 mod defaults;
+mod histories;
 mod listener;
 mod parse;
 mod reader;
 mod realm;
-mod resume;
 mod schema;
 mod value;
 
 pub use listener::admits;
-pub use resume::Resume;
 pub use schema::{Key, Kind, SCHEMA};
 
+use crate::history::History;
 use crate::rules::Rules;
 use crate::snapshot::Anonymous;
 use std::net::SocketAddr;
@@ -45,7 +45,6 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub http: Http,
     pub slow_receiver: SlowReceiver,
-    pub resume: Resume,
     pub io: Io,
     pub snapshot: SnapshotConfig,
     /// `[[realm]]`; none written means `realm1`, anonymous from loopback, compatible.
@@ -176,6 +175,10 @@ pub struct Limits {
     pub retained_event_max: u32,
     /// How long an event is retained whose publisher does not say; zero: for ever.
     pub retained_ttl: Duration,
+    /// Bytes of all histories of the node.
+    pub history_memory_max: u64,
+    /// Longest payload of an event that is kept.
+    pub history_event_max: u32,
 }
 
 /// `[timeouts]`
@@ -264,6 +267,8 @@ pub struct RealmConfig {
     pub anonymous: Anonymous,
     /// `features_off`, the bounds, and `[[realm.role]]`.
     pub rules: Rules,
+    /// `[[history]]` of this realm, in order.
+    pub histories: Vec<History>,
 }
 
 /// How the addresses of other nodes are found.

@@ -9,7 +9,7 @@ use super::{
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Where nothing else is written, retained events take at most one part in so many of `memory.max`.
+/// Where nothing else is written, retained events and histories each take at most one part in so many of `memory.max`.
 const RETAINED_SHARE: u64 = 4;
 
 /// See [`Config::parse`].
@@ -31,7 +31,6 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         timeouts: timeouts(&source, default.timeouts)?,
         http: http(&source, default.http)?,
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
-        resume: super::resume::read(&source, default.resume)?,
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
         realms: realm::realms(&source, default.realms)?,
@@ -72,6 +71,7 @@ fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limit
     let section = source.section("limits")?;
     // A node of little memory retains little, unless somebody says otherwise.
     let retained_memory_max = default.retained_memory_max.min(memory_max / RETAINED_SHARE);
+    let history_memory_max = default.history_memory_max.min(memory_max / RETAINED_SHARE);
     Ok(Limits {
         subscriptions_max: section.u32("subscriptions_max", default.subscriptions_max)?,
         registrations_max: section.u32("registrations_max", default.registrations_max)?,
@@ -87,6 +87,8 @@ fn limits(source: &Source<'_>, default: Limits, memory_max: u64) -> Result<Limit
         retained_memory_max: section.u64("retained_memory_max", retained_memory_max)?,
         retained_event_max: section.u32("retained_event_max", default.retained_event_max)?,
         retained_ttl: section.time("retained_ttl", default.retained_ttl)?,
+        history_memory_max: section.u64("history_memory_max", history_memory_max)?,
+        history_event_max: section.u32("history_event_max", default.history_event_max)?,
     })
 }
 
@@ -261,6 +263,8 @@ const HOST_BYTES_MAX: usize = 253;
 mod tests {
     use super::super::{Cores, DEFAULT_TEXT, RealmConfig, SCHEMA, Transport};
     use super::*;
+    use crate::history::History;
+    use crate::ids::Match;
     use crate::rules::Rules;
     use crate::snapshot::Anonymous;
     use proptest::prelude::*;
@@ -292,7 +296,9 @@ mod tests {
                 "" => DEFAULT_TEXT,
                 name => DEFAULT_TEXT.split_once(&format!("[{name}]")).expect(name).1,
             };
-            let comment = section.split_once(&format!("\n{} = ", key.name)).expect(key.name).0;
+            // An example may be there instead of the key.
+            let at = |head: &str| section.split_once(&format!("\n{head}{} = ", key.name));
+            let comment = at("").or_else(|| at("# ")).expect(key.name).0;
             let comment: Vec<&str> = comment.lines().rev().take_while(|line| line.starts_with('#')).collect();
             assert!(!comment.is_empty(), "{key} is not explained");
             let Some(range) = key.kind.range() else { continue };
@@ -336,6 +342,8 @@ mod tests {
             retained_memory_max = "2MiB"
             retained_event_max = "1KiB"
             retained_ttl = "1m"
+            history_memory_max = "3MiB"
+            history_event_max = "2KiB"
             [timeouts]
             login = "1s"
             ping_interval = "2m"
@@ -362,6 +370,13 @@ mod tests {
             anonymous = "nobody"
             [[realm]]
             name = "other"
+            [[history]]
+            realm = "other"
+            uri = "com..log"
+            match = "wildcard"
+            events_max = 3
+            bytes_max = "4KiB"
+            age_max = "5s"
             [cluster]
             discovery = "dns"
             env = "staging"
@@ -432,6 +447,8 @@ mod tests {
             retained_memory_max: 2 << 20,
             retained_event_max: 1 << 10,
             retained_ttl: Duration::from_secs(60),
+            history_memory_max: 3 << 20,
+            history_event_max: 2 << 10,
         };
         assert_eq!(config.limits, limits);
         let timeouts = Timeouts {
@@ -459,8 +476,17 @@ mod tests {
             uri_strict: true,
             anonymous: Anonymous::Nobody,
             rules: Rules::default(),
+            histories: vec![],
         };
-        assert_eq!(config.realms, [strict, RealmConfig::named("other")]);
+        let log = History {
+            policy: Match::Wildcard,
+            uri: "com..log".into(),
+            events_max: 3,
+            bytes_max: 4 << 10,
+            age_max_ms: 5_000,
+        };
+        let other = RealmConfig { histories: vec![log], ..RealmConfig::named("other") };
+        assert_eq!(config.realms, [strict, other]);
         let cluster = Cluster {
             discovery: Discovery::Dns,
             env: "staging".into(),
@@ -562,6 +588,11 @@ mod tests {
             ("realm = [{}]", "realm.name: found no name, "),
             ("realm = [{name = \"a..b\"}]", "realm.name: found \"a..b\", allowed: a WAMP URI"),
             ("realm = [{name = \"wamp.x\"}]", "realm.name: found \"wamp.x\", "),
+            ("history = [{uri = \"a\"}]", "history.realm: found \"\", "),
+            ("history = [{realm = \"other\", uri = \"a\"}]", "history.realm: found \"other\", "),
+            ("history = [{realm = \"realm1\"}]", "history.uri: found no uri, "),
+            ("history = [{realm = \"realm1\", uri = \"wamp.a\"}]", "history.uri: found \"wamp.a\" is "),
+            ("history = [{realm = \"realm1\", uri = \"a\", match = \"x\"}]", "history.match: found \"x\", "),
             ("cluster.discovery = \"mdns\"", "cluster.discovery: found \"mdns\", allowed: \"none\", "),
             ("cluster.env = \"\"", "cluster.env: found \"\", allowed: 1 to 64 bytes"),
             ("cluster.advertise = \"0.0.0.0:1\"", "cluster.advertise: found \"0.0.0.0:1\", "),
@@ -592,9 +623,10 @@ mod tests {
 
     #[test]
     fn a_node_of_little_memory_retains_little() {
-        let retained = |text: &str| parse(text).map(|config| config.limits.retained_memory_max);
-        assert_eq!(retained("[memory]\nmax = \"64MiB\""), Ok(16 << 20));
-        assert_eq!(retained("[memory]\nmax = \"64GiB\""), Ok(256 << 20));
+        let memory = |config: Config| (config.limits.retained_memory_max, config.limits.history_memory_max);
+        let retained = |text: &str| parse(text).map(memory);
+        assert_eq!(retained("[memory]\nmax = \"64MiB\""), Ok((16 << 20, 16 << 20)));
+        assert_eq!(retained("[memory]\nmax = \"64GiB\""), Ok((256 << 20, 256 << 20)));
     }
 
     #[test]
@@ -613,7 +645,7 @@ mod tests {
             let key = SCHEMA[row];
             let open = match key.section {
                 "" => String::new(),
-                "listener" | "realm" => format!("[[{}]]\n", key.section),
+                "listener" | "realm" | "history" => format!("[[{}]]\n", key.section),
                 section => format!("[{section}]\n"),
             };
             let _ = parse(&format!("{open}{} = {value}", key.name));

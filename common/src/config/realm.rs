@@ -1,7 +1,7 @@
 //! `[[realm]]` and `[[realm.role]]`.
 
 use super::reader::{Section, Source};
-use super::{ConfigError, RealmConfig};
+use super::{ConfigError, RealmConfig, histories};
 use crate::features::FeatureSet;
 use crate::rules::{BOUNDS, Bounds, ROLE_BYTES_MAX, ROLES_MAX, RoleRules, Rules};
 use crate::snapshot::Anonymous;
@@ -12,10 +12,12 @@ pub(super) fn realms(
     source: &Source<'_>,
     default: Vec<RealmConfig>,
 ) -> Result<Vec<RealmConfig>, ConfigError> {
-    match source.sections("realm")? {
-        None => Ok(default),
-        Some(sections) => sections.iter().map(realm).collect(),
-    }
+    let mut realms = match source.sections("realm")? {
+        None => default,
+        Some(sections) => sections.iter().map(realm).collect::<Result<_, _>>()?,
+    };
+    histories::put(source, &mut realms)?;
+    Ok(realms)
 }
 
 fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
@@ -32,6 +34,7 @@ fn realm(section: &Section<'_>) -> Result<RealmConfig, ConfigError> {
         uri_strict: section.choice("uri", default.uri_strict.into())? == 1,
         anonymous: ANONYMOUS[section.choice("anonymous", anonymous)?],
         rules: rules(section)?,
+        histories: Vec::new(),
     })
 }
 

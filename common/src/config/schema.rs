@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::history::{HISTORY_BYTES, HISTORY_EVENTS_MAX};
 use crate::ids::SHARDS_MAX;
 use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
 use crate::rules::ROLE_BYTES_MAX;
@@ -275,6 +276,8 @@ pub const SCHEMA: &[Key] = &[
     key("limits", "retained_memory_max", Kind::Size { min: 1 << 20, max: 1 << 40 }),
     key("limits", "retained_event_max", Kind::Size { min: 64, max: 32 << 10 }),
     time("limits", "retained_ttl", 0, Duration::from_secs(365 * 24 * 60 * 60)),
+    key("limits", "history_memory_max", Kind::Size { min: 1 << 20, max: 1 << 40 }),
+    key("limits", "history_event_max", Kind::Size { min: 64, max: 128 << 10 }),
     time("timeouts", "login", 10, HOUR),
     time("timeouts", "ping_interval", 10, DAY),
     time("timeouts", "ping_timeout", 10, HOUR),
@@ -287,9 +290,6 @@ pub const SCHEMA: &[Key] = &[
     key("slow_receiver", "policy", Kind::Choice(&["drop_oldest", "close"])),
     key("slow_receiver", "queue_max", Kind::Size { min: 1 << 10, max: 1 << 30 }),
     key("slow_receiver", "reply_reserve", Kind::Size { min: 512, max: 1 << 30 }),
-    time("resume", "window", 0, DAY),
-    integer("resume", "sessions_max", 10_000_000),
-    key("resume", "buffer_max", Kind::Size { min: 1 << 10, max: 1 << 30 }),
     key("io", "ring_entries", Kind::Power { min: 64, max: 32_768 }),
     key("io", "receive_buffers", Kind::Power { min: 16, max: 32_768 }),
     key("io", "receive_buffer_size", Kind::Size { min: 1 << 10, max: 1 << 20 }),
@@ -317,6 +317,12 @@ pub const SCHEMA: &[Key] = &[
     narrower("realm.role", "invocations_pending_max", 1 << 20),
     narrower("realm.role", "uri_max", URI_BYTES_MAX as u64),
     key("realm.role", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
+    key("history", "realm", Kind::Uri),
+    key("history", "uri", Kind::Text { min: 0, max: URI_BYTES_MAX }),
+    key("history", "match", Kind::Choice(&["exact", "prefix", "wildcard"])),
+    integer("history", "events_max", HISTORY_EVENTS_MAX as u64),
+    key("history", "bytes_max", Kind::Size { min: HISTORY_BYTES.0, max: HISTORY_BYTES.1 }),
+    time("history", "age_max", 0, Duration::from_secs(365 * 24 * 60 * 60)),
     key("cluster", "discovery", Kind::Choice(&["none", "static", "dns", "multicast", "kubernetes"])),
     key("cluster", "env", Kind::Text { min: 1, max: CLUSTER_TEXT_BYTES_MAX }),
     key("cluster", "address", Kind::Address),
@@ -361,11 +367,11 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
     ("timeouts", false),
     ("http", false),
     ("slow_receiver", false),
-    ("resume", false),
     ("io", false),
     ("snapshot", false),
     ("realm", true),
     ("realm.role", true),
+    ("history", true),
     ("cluster", false),
     ("aae", false),
     ("relay", false),

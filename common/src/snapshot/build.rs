@@ -2,6 +2,7 @@
 
 use super::layout::*;
 use super::{Route, Source};
+use crate::history::History;
 use crate::ids::{Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::pattern::hash::UriHash;
@@ -83,6 +84,7 @@ fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], 
     let mut rules = Vec::new();
     let realms = realm_rows(source, &mut text, &mut rules);
     assert!(sorted.is_sorted_by(|a, b| key(a) < key(b)), "each route has its own key");
+    let histories = history_rows(source, &mut text);
     let mut lists = Lists::new(lists);
     let routes: Vec<_> = sorted.iter().map(|route| route_row(route, &mut text, &mut lists)).collect();
     let shares = share_rows(source, &sorted, &lists.members);
@@ -105,6 +107,7 @@ fn tables_of(source: &Source, sorted: Vec<RouteRef<'_>>, lists: &[Vec<NodeId>], 
         text: text.pool,
         rules,
         realms,
+        histories,
         routes,
         shares,
         groups: patterns.groups,
@@ -141,6 +144,29 @@ fn realm_rows(source: &Source, text: &mut Text, rules: &mut Vec<u8>) -> Vec<Real
         }
     };
     sorted.into_iter().map(&mut row).collect()
+}
+
+fn history_rows(source: &Source, text: &mut Text) -> Vec<HistoryRow> {
+    let mut rows: Vec<_> = source
+        .realms
+        .iter()
+        .flat_map(|realm| realm.histories.iter().map(|history| (realm.id.0, history)))
+        .collect();
+    rows.sort_by_key(|(realm, history)| (*realm, history.policy, &history.uri));
+    let row = |(realm, history): (u64, &History)| {
+        let (uri_at, uri_bytes) = text.add(&history.uri);
+        HistoryRow {
+            realm,
+            bytes_max: history.bytes_max,
+            age_max_ms: history.age_max_ms,
+            events_max: history.events_max,
+            uri_at,
+            uri_bytes,
+            policy: history.policy,
+            unused: [0; 5],
+        }
+    };
+    rows.into_iter().map(row).collect()
 }
 
 fn route_row(route: &RouteRef<'_>, text: &mut Text, lists: &mut Lists<'_>) -> RouteRow {

@@ -6,6 +6,7 @@
 
 use super::SnapshotError;
 use super::layout::*;
+use crate::history::HISTORIES_MAX;
 use crate::ids::{Match, NODES_MAX, RealmId, RouteKind};
 use crate::limits::{URI_BYTES_MAX, URI_COMPONENTS_MAX};
 use crate::rules::Rules;
@@ -53,6 +54,7 @@ fn require(holds: bool, what: &str) -> Proof {
 
 fn prove(tables: &ArchivedTables) -> Proof {
     realms(tables)?;
+    histories(tables)?;
     nodes(tables)?;
     routes(tables)?;
     shares(tables)?;
@@ -79,6 +81,22 @@ fn realms(tables: &ArchivedTables) -> Proof {
         Rules::unpack(rules).map_err(|error| format!("a realm's rules: {error}"))?;
     }
     require(tables.realms.is_sorted_by(|a, b| a.id < b.id), "realms are not sorted")
+}
+
+/// Proves that each is of a realm that is there, that no realm has too many, and that they are sorted.
+fn histories(tables: &ArchivedTables) -> Proof {
+    let mut last = None;
+    for row in tables.histories.iter() {
+        let uri = text(tables, row.uri_at.to_native(), row.uri_bytes.to_native())?;
+        let realm = row.realm.to_native();
+        let is_there = tables.realms.binary_search_by_key(&realm, |row| row.id.to_native()).is_ok();
+        require(is_there, "a history is of no realm")?;
+        let key = (realm, row.policy(), uri);
+        require(last.is_none_or(|last| last < key), "histories are not sorted")?;
+        last = Some(key);
+    }
+    let of_realm = tables.histories.chunk_by(|a, b| a.realm == b.realm);
+    require(of_realm.clone().all(|rows| rows.len() <= HISTORIES_MAX), "a realm has too many histories")
 }
 
 /// Proves that the lists share out all indexes of nodes, none is empty, and each ascends within the table of nodes.

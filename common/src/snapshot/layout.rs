@@ -42,6 +42,8 @@ pub(super) struct Tables {
     pub rules: Vec<u8>,
     /// By ascending id.
     pub realms: Vec<RealmRow>,
+    /// By ascending (realm, policy, URI).
+    pub histories: Vec<HistoryRow>,
     /// By ascending (realm, kind, policy, URI).
     pub routes: Vec<RouteRow>,
     /// By ascending (route, node).
@@ -70,6 +72,20 @@ pub(super) struct RealmRow {
     pub rules_at: u32,
     pub rules_bytes: u16,
     pub unused: [u8; 2],
+}
+
+/// A topic whose events are kept.
+#[derive(Archive, Serialize)]
+pub(super) struct HistoryRow {
+    /// The id of a realm that is there.
+    pub realm: u64,
+    pub bytes_max: u64,
+    pub age_max_ms: u64,
+    pub events_max: u32,
+    pub uri_at: u32,
+    pub uri_bytes: u16,
+    pub policy: Match,
+    pub unused: [u8; 5],
 }
 
 /// Flag of a [`RealmRow`].
@@ -147,6 +163,7 @@ pub(super) struct Node {
 }
 
 const _: () = assert!(size_of::<ArchivedRealmRow>() == 24);
+const _: () = assert!(size_of::<ArchivedHistoryRow>() == 40);
 const _: () = assert!(size_of::<ArchivedRouteRow>() == 40);
 const _: () = assert!(size_of::<ArchivedShareRow>() == 32);
 const _: () = assert!(size_of::<ArchivedSlot>() == 8);
@@ -199,11 +216,22 @@ impl ArchivedRouteRow {
 
     #[inline]
     pub(super) fn policy(&self) -> Match {
-        match self.policy {
-            Archived::<Match>::Exact => Match::Exact,
-            Archived::<Match>::Prefix => Match::Prefix,
-            Archived::<Match>::Wildcard => Match::Wildcard,
-        }
+        policy(self.policy)
+    }
+}
+
+impl ArchivedHistoryRow {
+    pub(super) fn policy(&self) -> Match {
+        policy(self.policy)
+    }
+}
+
+#[inline]
+fn policy(archived: Archived<Match>) -> Match {
+    match archived {
+        Archived::<Match>::Exact => Match::Exact,
+        Archived::<Match>::Prefix => Match::Prefix,
+        Archived::<Match>::Wildcard => Match::Wildcard,
     }
 }
 

@@ -6,6 +6,7 @@
 //! Invariants: equal sources and seeds give equal bytes; nothing is read from bytes that `check` has not accepted;
 //! look-ups allocate nothing, and cost what [`crate::pattern`] says, however many routes there are.
 
+use crate::history::History;
 use crate::ids::{BootEpoch, Match, NODES_MAX, NodeId, RealmId, RouteKind, ShardSet, SnapshotVersion};
 use crate::share::Share;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -45,6 +46,8 @@ pub struct Realm {
     pub anonymous: Anonymous,
     /// Packed [`crate::rules::Rules`].
     pub rules: Vec<u8>,
+    /// Topics whose events are kept; `History::check_all` has put them in order.
+    pub histories: Vec<History>,
 }
 
 impl Realm {
@@ -222,6 +225,20 @@ impl<B: Deref<Target = [u8]>> Snapshot<B> {
         let tables = self.tables();
         let at = tables.realms.binary_search_by_key(&id.0, |row| row.id.to_native()).ok()?;
         Some(realm_view(tables, &tables.realms[at]))
+    }
+
+    /// Topics of a realm whose events are kept, in order.
+    pub fn histories(&self, realm: RealmId) -> impl Iterator<Item = History> {
+        let tables = self.tables();
+        let rows = &tables.histories;
+        let first = rows.partition_point(|row| row.realm.to_native() < realm.0);
+        rows[first..].iter().take_while(move |row| row.realm.to_native() == realm.0).map(|row| History {
+            policy: row.policy(),
+            uri: tables.text(row.uri_at.to_native(), row.uri_bytes.to_native()).to_owned(),
+            events_max: row.events_max.to_native(),
+            bytes_max: row.bytes_max.to_native(),
+            age_max_ms: row.age_max_ms.to_native(),
+        })
     }
 
     /// Routes of every kind.

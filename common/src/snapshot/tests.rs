@@ -61,6 +61,7 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
                 uri_strict: false,
                 anonymous: Anonymous::Nobody,
                 rules: vec![],
+                histories: vec![],
             },
             Realm {
                 id: REALMS[0],
@@ -69,6 +70,7 @@ fn source_of(routes: &BTreeMap<Key, u128>) -> Source {
                 uri_strict: true,
                 anonymous: Anonymous::Anybody,
                 rules: rules().pack(),
+                histories: vec![History::of(Match::Wildcard, "a..c"), History::of(Match::Exact, "a.b")],
             },
         ],
         routes: routes.iter().map(route).collect(),
@@ -249,6 +251,12 @@ fn what_goes_in_comes_out() {
     assert_eq!((Rules::unpack(realms[0].rules), realms[1].rules), (Ok(rules()), &[][..]));
     assert_eq!(snapshot.realm(REALMS[1]), Some(realms[1]));
     assert_eq!(snapshot.realm(RealmId(2)), None);
+    let histories = |realm| snapshot.histories(realm).collect::<Vec<_>>();
+    assert_eq!(
+        histories(REALMS[0]),
+        [History::of(Match::Exact, "a.b"), History::of(Match::Wildcard, "a..c")]
+    );
+    assert_eq!((histories(REALMS[1]), histories(RealmId(2))), (vec![], vec![]));
     let found: Vec<_> = all_matches(&snapshot, REALMS[0], RouteKind::Topic, "a.b.c");
     let uris: Vec<_> = found.iter().map(|(_, uri, _)| uri.as_str()).collect();
     assert_eq!(uris, ["a.b.c", "a.b", "a", "a.b.", "a..c", "..c"]);
@@ -418,6 +426,9 @@ mod crafted {
             refusal(|tables| tables.realms[1].rules_at += 1_000),
             refusal(|tables| tables.realms[0].rules_bytes -= 1),
             refusal(|tables| tables.rules[RULES_BYTES] = 2),
+            refusal(|tables| tables.histories.swap(0, 1)),
+            refusal(|tables| tables.histories[0].realm = 2),
+            refusal(|tables| tables.histories[0].uri_at = u32::MAX),
             refusal(|tables| tables.routes.swap(0, 1)),
             refusal(|tables| tables.routes[0].uri_bytes = u16::MAX),
             refusal(|tables| tables.routes[0].uri_at = u32::MAX),

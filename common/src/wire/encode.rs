@@ -14,6 +14,8 @@ pub enum Field<'a> {
     UInt(u64),
     Str(&'a str),
     Value(&'a OwnedValue),
+    /// In the serializer that is written.
+    Encoded(&'a [u8]),
 }
 
 /// The entries of a dictionary to write.
@@ -143,6 +145,29 @@ pub fn id_dict_uri(
 ) {
     Parts { code, ids: &[request], dict: Some(DictPart::Fields(dict)), after: Some(uri), ..EMPTY }
         .write(serializer, out);
+}
+
+/// A list of dictionaries, for a payload.
+pub fn list_of_dicts(serializer: Serializer, out: &mut Vec<u8>, dicts: &[Vec<(&str, Field<'_>)>]) {
+    match serializer {
+        Serializer::Json => {
+            out.push(b'[');
+            for (index, dict) in dicts.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                json_fields(out, dict);
+            }
+            out.push(b']');
+        }
+        Serializer::MsgPack => binary_list::<MsgPack>(out, dicts),
+        Serializer::Cbor => binary_list::<Cbor>(out, dicts),
+    }
+}
+
+fn binary_list<F: Format>(out: &mut Vec<u8>, dicts: &[Vec<(&str, Field<'_>)>]) {
+    F::list(out, dicts.len());
+    dicts.iter().for_each(|dict| binary_fields::<F>(out, dict));
 }
 
 /// Any message, its parts transcoded to `serializer` where they are in another; for tests and tools.
@@ -350,6 +375,7 @@ fn binary_fields<F: Format>(out: &mut Vec<u8>, fields: Fields<'_>) {
             Field::UInt(value) => F::uint(out, *value),
             Field::Str(value) => F::str(out, value),
             Field::Value(value) => value.put::<F>(out),
+            Field::Encoded(bytes) => out.extend_from_slice(bytes),
         }
     }
 }
@@ -367,6 +393,7 @@ fn json_fields(out: &mut Vec<u8>, fields: Fields<'_>) {
             Field::UInt(value) => json_text::put_uint(out, *value),
             Field::Str(value) => json_text::put_str(out, value),
             Field::Value(value) => value.put_json(out),
+            Field::Encoded(bytes) => out.extend_from_slice(bytes),
         }
     }
     out.push(b'}');

@@ -14,6 +14,8 @@ mod pages;
 mod realms;
 pub(crate) mod rules;
 
+pub use realms::show_history;
+
 use crate::io::driver::Handle;
 use crate::io::udp::Cluster;
 use crate::store::Store;

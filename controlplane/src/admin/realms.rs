@@ -14,7 +14,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use common::config::RealmConfig;
-use common::ids::RealmId;
+use common::history::{History, HistoryError};
+use common::ids::{Match, RealmId};
 use common::rules::Rules;
 use common::snapshot::Anonymous;
 use serde::Deserialize;
@@ -29,6 +30,28 @@ struct Wanted {
     degree: Degree,
     uri: Rule,
     anonymous: Who,
+    history: Vec<WantedHistory>,
+}
+
+/// A topic whose events are kept; what is left out has its default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedHistory {
+    uri: String,
+    #[serde(rename = "match", default)]
+    policy: Policy,
+    events_max: Option<u32>,
+    bytes_max: Option<u64>,
+    age_max_ms: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum Policy {
+    #[default]
+    Exact,
+    Prefix,
+    Wildcard,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +78,7 @@ enum Who {
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { degree: Degree::Compatible, uri: Rule::Loose, anonymous: Who::Loopback }
+        Self { degree: Degree::Compatible, uri: Rule::Loose, anonymous: Who::Loopback, history: Vec::new() }
     }
 }
 
@@ -85,7 +108,10 @@ pub async fn put(
         Ok(read) => read,
         Err(response) => return response,
     };
-    let config = RealmConfig { rules, ..wanted.realm(name) };
+    let config = match wanted.realm(name) {
+        Ok(config) => RealmConfig { rules, ..config },
+        Err(error) => return fail(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
     let name = config.name.clone();
     let change = admin.handle.realm_put(config).await;
     in_force(&name, change).await
@@ -116,6 +142,7 @@ pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
             Anonymous::Loopback => "loopback",
             Anonymous::Anybody => "anybody",
         },
+        "history": realm.histories.iter().map(show_history).collect::<Vec<_>>(),
         "origin": entry.origin.name(),
         "sessions": sessions.unwrap_or(0),
     });
@@ -125,9 +152,39 @@ pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
     shown
 }
 
+/// A history as JSON, as it is put.
+pub fn show_history(history: &History) -> Value {
+    json!({
+        "uri": history.uri,
+        "match": history.policy.name(),
+        "events_max": history.events_max,
+        "bytes_max": history.bytes_max,
+        "age_max_ms": history.age_max_ms,
+    })
+}
+
+impl WantedHistory {
+    fn history(self) -> History {
+        let policy = match self.policy {
+            Policy::Exact => Match::Exact,
+            Policy::Prefix => Match::Prefix,
+            Policy::Wildcard => Match::Wildcard,
+        };
+        let default = History::of(policy, &self.uri);
+        History {
+            events_max: self.events_max.unwrap_or(default.events_max),
+            bytes_max: self.bytes_max.unwrap_or(default.bytes_max),
+            age_max_ms: self.age_max_ms.unwrap_or(default.age_max_ms),
+            ..default
+        }
+    }
+}
+
 impl Wanted {
-    fn realm(self, name: String) -> RealmConfig {
-        RealmConfig {
+    fn realm(self, name: String) -> Result<RealmConfig, HistoryError> {
+        let mut histories: Vec<_> = self.history.into_iter().map(WantedHistory::history).collect();
+        History::check_all(&mut histories)?;
+        Ok(RealmConfig {
             strict: matches!(self.degree, Degree::Strict),
             uri_strict: matches!(self.uri, Rule::Strict),
             anonymous: match self.anonymous {
@@ -135,8 +192,9 @@ impl Wanted {
                 Who::Loopback => Anonymous::Loopback,
                 Who::Anybody => Anonymous::Anybody,
             },
+            histories,
             ..RealmConfig::named(&name)
-        }
+        })
     }
 }
 
@@ -175,7 +233,9 @@ async fn in_force(name: &str, change: Option<Result<Change, ChangeError>>) -> Re
 
 fn refused(error: &RealmError) -> Response {
     let status = match error {
-        RealmError::Name { .. } | RealmError::Reserved { .. } => StatusCode::BAD_REQUEST,
+        RealmError::Name { .. } | RealmError::Reserved { .. } | RealmError::History(_) => {
+            StatusCode::BAD_REQUEST
+        }
         RealmError::Unknown { .. } => StatusCode::NOT_FOUND,
         RealmError::Configured { .. } | RealmError::Collision { .. } | RealmError::Full { .. } => {
             StatusCode::CONFLICT

@@ -4,6 +4,7 @@ use crate::data::Data;
 use crate::oracle;
 use crate::world::{World, ms};
 use common::config::RealmConfig;
+use common::history::History;
 use common::ids::{Match, RealmId, RouteKind};
 use common::share::Invoke;
 use common::snapshot::Anonymous;
@@ -63,6 +64,7 @@ impl World {
             strict: self.rng.bool(),
             uri_strict: self.rng.bool(),
             anonymous: if self.rng.bool() { Anonymous::Anybody } else { Anonymous::Nobody },
+            histories: (0..self.rng.u32(..3)).map(|n| History::of(Match::Exact, &format!("a{n}"))).collect(),
             ..RealmConfig::named(&name)
         };
         let Some(process) = &mut self.sites[at].process else { return Ok(()) };

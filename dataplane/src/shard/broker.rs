@@ -124,6 +124,8 @@ impl Shard {
         let publication = self.global_id();
         let resolved = self.cache.get(at);
         let (shards, nodes, subscription) = (resolved.shards, resolved.nodes, resolved.subscription);
+        let stamped = if resolved.stamps { self.stamp(extra) } else { Vec::new() };
+        let extra = if stamped.is_empty() { extra } else { &stamped };
         let except = if options.exclude_me { slot } else { u32::MAX };
         let published = Published { topic, publication, extra, from, payload, encoded: None };
         self.deliver_at(at, &published, except);
@@ -142,14 +144,21 @@ impl Shard {
     /// Delivers to the subscribers here that the cache's entry `at` names.
     #[inline]
     pub(super) fn deliver_at(&mut self, at: usize, published: &Published<'_>, except: u32) {
-        let topics = std::mem::take(&mut self.cache.get(at).topics);
-        if topics.is_empty() {
+        let resolved = self.cache.get(at);
+        if resolved.topics.is_empty() {
             return;
         }
+        let (topics, keeps) = (std::mem::take(&mut resolved.topics), resolved.keeps);
         if published.extra.is_empty() {
             self.deliver(&topics, published, None, except);
         } else if let Some(extra) = Extra::parse(published.extra) {
+            if let Some(stamp) = extra.stamp {
+                self.follow_stamp(stamp);
+            }
             self.deliver(&topics, published, Some(&extra), except);
+        }
+        if keeps {
+            self.keep(&topics, published);
         }
         self.cache.get(at).topics = topics;
     }
@@ -290,7 +299,7 @@ impl Shard {
         }
     }
 
-    fn new_topic(&mut self, realm: u32, policy: Match, uri: &str) -> u32 {
+    pub(super) fn new_topic(&mut self, realm: u32, policy: Match, uri: &str) -> u32 {
         let realm_id = self.realms[realm as usize].id;
         let id = route_id(realm_id, RouteKind::Topic, policy, uri);
         let spread = Spread { missing: self.others(), token: self.token(), waiting: Vec::new() };
@@ -298,7 +307,17 @@ impl Shard {
         let state = &self.realms[realm as usize];
         let is_first = !is_known_elsewhere(state, &self.folded, self.me, (RouteKind::Topic, policy, uri));
         let (uri_kept, created_ms, subscribers) = (uri.into(), self.unix_ms(), Vec::new());
-        let topic = Topic { id, realm, policy, uri: uri_kept, created_ms, is_first, subscribers, spread };
+        let topic = Topic {
+            id,
+            realm,
+            policy,
+            uri: uri_kept,
+            created_ms,
+            is_first,
+            kept: false,
+            subscribers,
+            spread,
+        };
         let index = self.topics.insert(topic) as u32;
         self.ids.insert(RouteKind::Topic, id, index as usize);
         let state = &mut self.realms[realm as usize];
@@ -386,7 +405,7 @@ impl Shard {
     pub(super) fn take_out_subscriber(&mut self, topic: u32, place: u32) -> (u32, bool) {
         let state = &mut self.topics[topic as usize];
         let slot = state.subscribers.swap_remove(place as usize);
-        let last = state.subscribers.is_empty();
+        let last = state.subscribers.is_empty() && !state.kept;
         self.subscriptions -= 1;
         let id = state.id;
         if let Some(moved) = state.subscribers.get(place as usize).copied()
@@ -401,7 +420,7 @@ impl Shard {
 
     pub(super) fn drop_topic_if_unused(&mut self, topic: u32) {
         let state = &self.topics[topic as usize];
-        if !state.subscribers.is_empty() || !state.spread.waiting.is_empty() {
+        if state.kept || !state.subscribers.is_empty() || !state.spread.waiting.is_empty() {
             return;
         }
         let state = self.topics.remove(topic as usize);

@@ -115,6 +115,8 @@ mod tests {
         let mut cache = Cache::new(RandomState::default());
         let resolved = || Resolved {
             topics: vec![1],
+            keeps: false,
+            stamps: false,
             shards: ShardSet::EMPTY,
             nodes: NodeSet::EMPTY,
             subscription: 0,

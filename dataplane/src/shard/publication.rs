@@ -3,7 +3,7 @@
 //! It is packed once where the PUBLISH came in, and read where there are receivers, on whatever shard and node. A plain
 //! publication has no bytes of it.
 //! ```text
-//! flags u16 │ publisher │ passthru │ exclude, eligible │ exclude_authid ...
+//! flags u16 │ stamp u64 │ publisher │ passthru │ exclude, eligible │ exclude_authid ...
 //! publisher, passthru = length u16 │ packed     text = length u16 │ UTF-8
 //! list of sessions = count u16 │ u64 ...     list of texts = count u16 │ text ...     both ascending
 //! ```
@@ -84,10 +84,15 @@ const DISCLOSE: u16 = 1;
 const PASSTHRU: u16 = 1 << 1;
 /// Of the first list; the others follow.
 const LIST: u16 = 1 << 2;
-const FLAGS: u16 = (1 << 8) - 1;
+/// Some history keeps the publication, and this is when it was made.
+const STAMP: u16 = 1 << 8;
+const FLAGS: u16 = (1 << 9) - 1;
+const STAMP_BYTES: usize = 8;
 
-const _: () =
-    assert!(2 + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX <= EXTRA_BYTES_MAX);
+const _: () = assert!(
+    2 + STAMP_BYTES + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX
+        <= EXTRA_BYTES_MAX
+);
 
 /// Keys that name a publisher (WAMP, advanced profile, "Publisher Identification").
 const PUBLISHER: [&str; 3] = ["publisher", "publisher_authid", "publisher_authrole"];
@@ -157,6 +162,13 @@ pub(super) fn pack_without_roles(roles: &[String]) -> Vec<u8> {
     out
 }
 
+/// What was packed, with the time of the publication.
+pub(super) fn with_stamp(packed: &[u8], stamp: u64) -> Vec<u8> {
+    let (flags, rest) = packed.split_first_chunk::<2>().unwrap_or((&[0; 2], &[]));
+    let flags = u16::from_le_bytes(*flags) | STAMP;
+    [&flags.to_le_bytes()[..], &stamp.to_le_bytes(), rest].concat()
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
     out.extend_from_slice(bytes);
@@ -213,6 +225,8 @@ fn put_texts(out: &mut Vec<u8>, texts: &[String]) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Extra<'a> {
     pub publisher: Option<Disclosed<'a>>,
+    /// When it was made, if some history keeps it; see `history`.
+    pub stamp: Option<u64>,
     /// Attributes of payload passthru mode, packed.
     pub ppt: &'a [u8],
     sessions: [Option<Sessions<'a>>; SESSION_LISTS],
@@ -241,6 +255,9 @@ impl<'a> Extra<'a> {
             return None;
         }
         let mut extra = Self::default();
+        if flags & STAMP != 0 {
+            extra.stamp = Some(u64::from_le_bytes(take(from)?));
+        }
         if flags & DISCLOSE != 0 {
             extra.publisher = Some(Disclosed::unpack(take_bytes(from)?)?);
         }
@@ -366,6 +383,19 @@ mod tests {
         assert!(packed(r#"{"disclose_me": false}"#, true).unwrap().is_empty());
         assert!(packed(r#"{"disclose_me": 1}"#, true).is_err());
         assert!(packed(r#"{"disclose_me": 1}"#, false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_stamp_changes_nothing_else() {
+        for options in ["{}", r#"{"disclose_me": true, "eligible": [7]}"#] {
+            let bytes = packed(options, true).unwrap();
+            let stamped = with_stamp(&bytes, 5 << 16);
+            let (plain, extra) = (Extra::parse(&bytes).unwrap(), Extra::parse(&stamped).unwrap());
+            assert_eq!((plain.stamp, extra.stamp), (None, Some(5 << 16)));
+            assert_eq!(plain.admits(7, "a", "b"), extra.admits(7, "a", "b"));
+            assert_eq!(plain.is_restricted(), extra.is_restricted());
+            assert_eq!(plain.publisher, extra.publisher);
+        }
     }
 
     #[test]

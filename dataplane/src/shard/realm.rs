@@ -4,6 +4,7 @@ use super::members::Members;
 use super::overlay::Overlay;
 use super::rules::RealmRules;
 use crate::mesh::Owner;
+use common::history::History;
 use common::ids::{Match, RealmId, RouteKind, ShardSet};
 use common::link::Claim;
 use common::pattern::PatternMap;
@@ -18,6 +19,7 @@ pub(super) struct Settings {
     pub strict: bool,
     pub uri_rule: UriRule,
     pub anonymous: Anonymous,
+    pub histories: Vec<History>,
 }
 
 /// A realm's state in this shard.
@@ -31,6 +33,8 @@ pub(super) struct Realm {
     pub version: u64,
     /// Topics this shard's sessions are subscribed to, as indexes of the shard's topic table.
     pub topics: PatternMap<u32>,
+    /// Those of them whose history this shard keeps; see `history`.
+    pub kept: Vec<u32>,
     /// Procedures whose calls come to this shard.
     pub procedures: PatternMap<Local>,
     pub overlay: Overlay,
@@ -47,6 +51,7 @@ impl Realm {
             rules: RealmRules::default(),
             version: 1,
             topics: PatternMap::default(),
+            kept: Vec::new(),
             procedures: PatternMap::default(),
             overlay: Overlay::default(),
             home: PatternMap::default(),
@@ -102,6 +107,8 @@ pub(super) struct Topic {
     pub created_ms: u64,
     /// Nobody elsewhere was known to have it when it began here.
     pub is_first: bool,
+    /// This shard keeps its history, and so holds it without subscribers.
+    pub kept: bool,
     /// Slots of the subscribed connections.
     pub subscribers: Vec<u32>,
     pub spread: Spread,

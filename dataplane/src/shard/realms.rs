@@ -5,6 +5,7 @@ use super::endings::{Ending, Whom};
 use super::overlay::Sweep;
 use super::realm::Settings;
 use crate::feed::{FeedUp, SharedSnapshot};
+use common::history::History;
 use common::ids::SnapshotVersion;
 use common::metrics::Counter;
 use common::snapshot::{Delta, RealmView};
@@ -68,7 +69,7 @@ impl Shard {
         let snapshot = taking.snapshot.clone();
         let mut left = SLICE_REALMS_MAX;
         for realm in snapshot.realms_from(taking.opened).take(left) {
-            self.open_realm(&realm);
+            self.open_realm(&realm, snapshot.histories(realm.id).collect());
             taking.opened += 1;
             left -= 1;
         }
@@ -115,7 +116,7 @@ impl Shard {
             self.go_on_taking();
         }
         for realm in &delta.realms_put {
-            self.open_realm(&realm.view());
+            self.open_realm(&realm.view(), realm.histories.clone());
         }
         for id in &delta.realms_removed {
             if let Some(index) = self.realm_index.get(id).copied() {
@@ -132,19 +133,22 @@ impl Shard {
         self.feed_up.push_back(FeedUp::Taken { shard: self.me, version });
     }
 
-    fn open_realm(&mut self, realm: &RealmView<'_>) {
+    fn open_realm(&mut self, realm: &RealmView<'_>, histories: Vec<History>) {
         let RealmView { id, name, strict, uri_strict, anonymous, rules } = *realm;
         let index = self.realm_of(id) as usize;
         let uri_rule = if uri_strict { UriRule::Strict } else { UriRule::Loose };
         let realm = &mut self.realms[index];
         let same = |old: &Settings| {
-            *old.name == *name && (old.strict, old.uri_rule, old.anonymous) == (strict, uri_rule, anonymous)
+            *old.name == *name
+                && (old.strict, old.uri_rule, old.anonymous) == (strict, uri_rule, anonymous)
+                && old.histories == histories
         };
         if !realm.settings.as_ref().is_some_and(same) {
-            realm.settings = Some(Settings { name: name.into(), strict, uri_rule, anonymous });
+            realm.settings = Some(Settings { name: name.into(), strict, uri_rule, anonymous, histories });
             realm.version += 1;
+            self.keep_histories(index as u32);
         }
-        realm.rules.set(rules, anonymous);
+        self.realms[index].rules.set(rules, anonymous);
     }
 
     /// The realm is removed: its sessions are said GOODBYE, nobody joins any more.
@@ -153,7 +157,8 @@ impl Shard {
         let realm = &mut self.realms[index as usize];
         realm.settings = None;
         realm.version += 1;
-        if realm.sessions == 0 {
+        self.keep_histories(index);
+        if self.realms[index as usize].sessions == 0 {
             return;
         }
         let ending = Ending {

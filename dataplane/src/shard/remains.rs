@@ -13,8 +13,8 @@ impl Shard {
             ("sessions of realms", of_realms(|realm| realm.sessions as usize)),
             ("sessions that are to end", self.endings.len()),
             ("subscriptions", self.subscriptions as usize),
-            ("topics", self.topics.len()),
-            ("topics of realms", of_realms(|realm| realm.topics.len())),
+            ("topics", self.topics.len() - self.histories.len()),
+            ("topics of realms", of_realms(|realm| realm.topics.len() - realm.kept.len())),
             ("procedures", self.procedures.len()),
             ("procedures of realms", of_realms(|realm| realm.procedures.len())),
             ("registrations given", of_realms(|realm| realm.home.len())),
@@ -30,7 +30,6 @@ impl Shard {
             ("bytes of incomplete messages", self.partial_bytes),
         ];
         all.extend(self.relay.remains());
-        all.extend(self.resumption.remains());
         all.retain(|(_, count)| *count > 0);
         all
     }

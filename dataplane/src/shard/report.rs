@@ -9,17 +9,15 @@ impl Shard {
     pub(super) fn report(&mut self) {
         self.relay_report();
         let backlog: usize = self.mesh_out.iter().map(|batch| batch.bytes_len()).sum();
-        let [detached, kept, carried] = self.resumption.gauges();
         let overlay: usize = self.realms.iter().map(|realm| realm.overlay.len()).sum();
         for (gauge, value) in [
-            (Gauge::Connections, (self.conns_len - self.resumption.seated) as u64),
+            (Gauge::Connections, self.conns_len as u64),
             (Gauge::Sessions, u64::from(self.sessions)),
-            (Gauge::SessionsDetached, detached as u64),
-            (Gauge::DetachedBytes, kept as u64),
-            (Gauge::SessionsCarried, carried as u64),
             (Gauge::Subscriptions, self.subscriptions),
             (Gauge::RetainedTopics, self.retained.len() as u64),
             (Gauge::RetainedBytes, self.retained.bytes() as u64),
+            (Gauge::HistoryEvents, self.histories.events() as u64),
+            (Gauge::HistoryBytes, self.histories.bytes() as u64),
             (Gauge::Registrations, self.procedures.len() as u64),
             (Gauge::CallsPending, self.calls),
             (Gauge::SharedCalls, self.shared.len() as u64),

@@ -15,6 +15,7 @@ use crate::feed::SharedSnapshot;
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId, ShardSet, route_id};
 use common::share::Share;
 use common::snapshot::RouteView;
+use common::uri::matches;
 
 /// The routes of the snapshot in use, when they are those of this process, and which nodes live.
 #[derive(Debug, Default)]
@@ -196,6 +197,10 @@ impl Callee {
 pub(super) struct Resolved {
     /// Local topics (broker) that match.
     pub topics: Vec<u32>,
+    /// This shard keeps the history of one of them.
+    pub keeps: bool,
+    /// Some shard of some node keeps the event: it is to be stamped.
+    pub stamps: bool,
     /// Other shards that want the event.
     pub shards: ShardSet,
     /// Other nodes that want the event, live ones only.
@@ -232,8 +237,13 @@ pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &s
     });
     let nodes = nodes.intersection(folded.live);
     let exact = || route_id(realm.id, RouteKind::Topic, Match::Exact, uri);
+    let keeps = topics.iter().any(|topic| realm.kept.contains(topic));
+    let mut histories = realm.settings.iter().flat_map(|settings| &settings.histories);
+    let stamps = histories.any(|history| matches(&history.uri, history.policy, uri));
     Resolved {
         topics,
+        keeps,
+        stamps,
         shards: shards.without(me),
         nodes,
         subscription: if nodes.is_empty() { 0 } else { exact() },
@@ -302,6 +312,8 @@ pub(super) fn resolve_procedure<'a>(
     }
     Resolved {
         topics: Vec::new(),
+        keeps: false,
+        stamps: false,
         shards: ShardSet::EMPTY,
         nodes: NodeSet::EMPTY,
         subscription: 0,

@@ -134,7 +134,7 @@ impl Shard {
     }
 
     /// Follows a change of the rules.
-    pub(super) fn renew_rules(&mut self, slot: u32) {
+    fn renew_rules(&mut self, slot: u32) {
         let session = self.session(slot);
         let (realm, held, role) = (session.realm, session.rules_at, session.identity.authrole.clone());
         if held == self.realms[realm as usize].rules.version {
@@ -273,13 +273,6 @@ impl Session {
         self.rules_at = version;
         self.unruled_at = if rules.looks { 0 } else { version };
         self.rules = rules;
-        self.set_waiting(self.waits);
-    }
-
-    /// While it waits for its client it takes no invocations.
-    pub fn set_waiting(&mut self, waits: bool) {
-        self.waits = waits;
-        self.invocations_max = if waits { 0 } else { self.rules.bounds.get(Bound::InvocationsPending) };
     }
 }
 
@@ -321,6 +314,7 @@ fn api_of(uri: &str) -> Option<Feature> {
     match uri.strip_prefix("wamp.")?.split_once('.')? {
         ("session", "add_testament" | "flush_testaments") => Some(Feature::TestamentMetaApi),
         ("session", _) => Some(Feature::SessionMetaApi),
+        ("subscription", "get_events") => Some(Feature::EventHistory),
         ("registration", _) => Some(Feature::RegistrationMetaApi),
         ("subscription", _) => Some(Feature::SubscriptionMetaApi),
         _ => None,

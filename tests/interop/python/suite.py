@@ -5,10 +5,11 @@
 
 import asyncio
 import inspect
+import random
 import sys
 
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.types import PublishOptions, RegisterOptions, SubscribeOptions
+from autobahn.wamp.types import CallOptions, PublishOptions, RegisterOptions, SubscribeOptions
 
 import peers
 
@@ -341,6 +342,29 @@ async def case_testaments_are_published_in_order(case):
     await other.leave()
     assert (await inbox.take())[:2] == (["detached"], {})
     assert (await inbox.take())[:2] == (["destroyed"], {"by": "other"})
+
+
+async def case_events_of_the_past_are_told(case):
+    """tests/interop/run.sh has the node keep the events below interop.history."""
+    publisher, reader = await case.join(), await case.join()
+    topic = f"interop.history.{random.randrange(2**53)}"
+    published = []
+    for n in range(3):
+        published.append((await publisher.publish(topic, n, options=ACKNOWLEDGE, name=f"n{n}")).id)
+    subscription = await reader.call("wamp.subscription.lookup", "interop.history", {"match": "prefix"})
+
+    async def get(**filters):
+        options = CallOptions(details=True)
+        result = await reader.call("wamp.subscription.get_events", subscription, topic=topic, options=options, **filters)
+        return list(result.results or [])
+
+    events = await get()
+    assert [event["publication"] for event in events] == published, events
+    assert [event["args"] for event in events] == [[0], [1], [2]], events
+    assert events[0]["kwargs"] == {"name": "n0"} and events[0]["details"] == {"topic": topic}, events
+    assert [event["args"][0] for event in await get(reverse=True, limit=2)] == [2, 1]
+    assert [event["args"][0] for event in await get(after_publication=published[0])] == [1, 2]
+    assert [event["args"][0] for event in await get(until_time=events[0]["timestamp"], limit=1)] == [0]
 
 
 async def main(url, serializer):

@@ -6,7 +6,7 @@ mod wires;
 
 use common::features::FeatureSet;
 use common::ids::{RealmId, RouteKind, SnapshotVersion};
-use common::metrics::Gauge;
+use common::metrics::{Counter, Gauge};
 use common::rules::{ANONYMOUS, Bounds, RoleRules, Rules};
 use common::share::Share;
 use common::snapshot::{Anonymous, Realm, Source};
@@ -30,10 +30,6 @@ pub struct Link {
     pub shard: usize,
     conn: ConnId,
     pub open: bool,
-    /// It is closed, and its slot is kept.
-    pub parked: bool,
-    /// The node sends no more.
-    pub shut: bool,
     pub paused: bool,
     /// The peer reads nothing: sends do not complete.
     pub stuck: bool,
@@ -124,8 +120,6 @@ impl Rig {
             shard,
             conn,
             open: true,
-            parked: false,
-            shut: false,
             paused: false,
             stuck: false,
             sending: None,
@@ -162,17 +156,6 @@ impl Rig {
             self.act(node, shard);
             assert!(!self.links[at].open, "what the peer closed is closed");
         }
-    }
-
-    /// All peers close.
-    pub fn close_all(&mut self) {
-        (0..self.links.len()).for_each(|at| self.close(at));
-    }
-
-    /// The peer closes, if the node has not, after the node has said that it sends no more.
-    pub fn close_lingering(&mut self, at: usize) {
-        assert!(!self.links[at].open || self.links[at].shut, "the node hangs up");
-        self.close(at);
     }
 
     /// The control planes say something to every shard.
@@ -216,7 +199,6 @@ impl Rig {
             let (Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::Park(conn)
             | Output::ResumeReads(conn)) = output
             else {
                 panic!("an attempt to connect is between nodes");
@@ -224,8 +206,7 @@ impl Rig {
             let of_conn = |link: &Link| self.places[link.shard] == (node, shard) && link.conn == conn;
             let at = self.links.iter().rposition(of_conn).expect("outputs name connections that were opened");
             let link = &mut self.links[at];
-            let frees = link.parked && matches!(output, Output::Close(_));
-            assert!(link.open || frees, "nothing is wanted of a closed connection: {output:?}");
+            assert!(link.open, "nothing is wanted of a closed connection: {output:?}");
             match output {
                 Output::Send(_) => {
                     assert!(link.sending.is_none(), "one send at a time");
@@ -233,18 +214,13 @@ impl Rig {
                     assert!(!buf.segments.is_empty(), "a send has something to send");
                     link.sending = Some(buf);
                 }
-                Output::Park(_) => {
-                    (link.open, link.parked) = (false, true);
-                    link.sending = None;
-                }
                 Output::Close(_) => {
-                    (link.open, link.parked) = (false, false);
+                    link.open = false;
                     link.sending = None;
                     self.nodes[node].release(shard, conn);
                 }
                 Output::ResumeReads(_) => link.paused = false,
-                Output::ShutdownWrite(_) => link.shut = true,
-                Output::Connect { .. } => {}
+                Output::ShutdownWrite(_) | Output::Connect { .. } => {}
             }
         }
     }
@@ -396,6 +372,19 @@ impl Rig {
             && self.wires.is_quiet()
     }
 
+    /// What the time of day is, on all nodes.
+    pub fn set_clocks(&mut self, unix: Duration) {
+        for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {
+            shard.set_clock(self.now, unix);
+        }
+    }
+
+    pub fn counter(&mut self, shard: usize, counter: Counter) -> u64 {
+        let (node, shard) = self.places[shard];
+        (0..self.nodes[node].shards.len()).for_each(|shard| self.hear(node, shard));
+        self.nodes[node].metrics(self.now)[shard].get(counter)
+    }
+
     pub fn gauge(&mut self, shard: usize, gauge: Gauge) -> u64 {
         let (node, shard) = self.places[shard];
         (0..self.nodes[node].shards.len()).for_each(|shard| self.hear(node, shard));
@@ -412,7 +401,9 @@ impl Rig {
 
     /// With every client gone, the shards hold nothing of them.
     pub fn check_empty(&mut self) {
-        self.close_all();
+        for at in 0..self.links.len() {
+            self.close(at);
+        }
         self.run();
         if self.nodes.len() > 1 {
             self.rest();
@@ -440,6 +431,7 @@ pub fn realm(name: &str) -> Realm {
         uri_strict: false,
         anonymous: Anonymous::Anybody,
         rules: open().pack(),
+        histories: vec![],
     }
 }
 

@@ -10,7 +10,7 @@ use common::share::Share;
 use common::snapshot::{Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
 use dataplane::mesh::Batch;
-use dataplane::shard::{ConnId, RelayConfig, ResumeConfig, Shard, ShardConfig};
+use dataplane::shard::{ConnId, RelayConfig, Shard, ShardConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -325,7 +325,6 @@ pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfi
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
-        resume: ResumeConfig::new(&defaults.resume, shards, entropy),
         relay: Some(RelayConfig {
             terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
             connections: 1,

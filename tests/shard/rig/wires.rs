@@ -93,7 +93,6 @@ impl Wires {
             Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
-            | Output::Park(conn)
             | Output::ResumeReads(conn) => conn,
         };
         let place = Place { node, shard, conn };

@@ -221,6 +221,7 @@ fn snapshot_bytes(version: u64, epoch: BootEpoch) -> Vec<u8> {
         uri_strict: false,
         anonymous: Anonymous::Loopback,
         rules: vec![],
+        histories: vec![],
     };
     let source =
         Source { version: SnapshotVersion(version), epoch, realms: vec![realm], ..Source::default() };

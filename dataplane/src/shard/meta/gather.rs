@@ -26,6 +26,8 @@ const GUEST_ASK_TIME: Duration = Duration::from_secs(1);
 const ENDING_TIME: Duration = Duration::from_secs(28);
 /// Questions under way in one shard.
 const ASKS_MAX: usize = 256;
+/// Those of them that are about events: their parts are long.
+const ASKS_EVENTS_MAX: usize = 32;
 
 const _: () = assert!(GUEST_ASK_TIME.as_millis() < ASK_TIME.as_millis());
 
@@ -76,7 +78,11 @@ impl Asks {
 impl Shard {
     /// Asks everybody. The token by which the question may be given up; none: it was answered.
     pub(super) fn ask(&mut self, asker: Asker, realm: u32, query: Query) -> Option<u64> {
-        if self.asks.open.len() >= ASKS_MAX {
+        let about_events = |asked: &&Asked| asked.query.op.is_about_events();
+        if self.asks.open.len() >= ASKS_MAX
+            || query.op.is_about_events()
+                && self.asks.open.values().filter(about_events).count() >= ASKS_EVENTS_MAX
+        {
             self.metrics.count(Counter::LimitReached);
             self.told(asker, &query, None);
             return None;
@@ -199,7 +205,7 @@ impl Shard {
     fn add_part(&mut self, token: u64, part: Option<Part>) {
         let Some(asked) = self.asks.open.get_mut(&token) else { return };
         asked.part.partial |= part.is_none();
-        asked.part.add(part.unwrap_or_default(), asked.query.limit);
+        asked.part.add(part.unwrap_or_default(), &asked.query);
         let settled = asked.query.op.has_one_answer() && asked.part.count > 0;
         if settled || asked.shards.is_empty() && asked.nodes.is_empty() {
             self.end_question(token);

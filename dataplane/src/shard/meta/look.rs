@@ -20,7 +20,7 @@ const DETAILS_BYTES_MAX: usize = 8 << 10;
 /// A session's details (WAMP, advanced profile, "Session Meta API").
 pub(super) fn session_details(conn: &Conn, session: &Session) -> OwnedValue {
     let identity = &session.identity;
-    let transport = match (conn.transport_kind(), conn.shown_framing()) {
+    let transport = match (conn.transport_kind(), conn.framing) {
         (Some(kind), _) => kind.name(),
         (None, Framing::RawSocket) => "rawsocket",
         (None, _) => "websocket",
@@ -111,6 +111,7 @@ impl Shard {
             }
             Op::ListPeers | Op::CountPeers => self.peers_of(realm, query),
             Op::RemovePeer => self.remove_peer(realm, query),
+            Op::FindEvents | Op::GetEvents => self.look_for_events(realm, query),
         }
     }
 
@@ -204,7 +205,7 @@ impl Shard {
         match kind {
             RouteKind::Topic => {
                 let topic = self.topics.get(at as usize)?;
-                let is_held = topic.realm == realm && !topic.subscribers.is_empty();
+                let is_held = topic.realm == realm && (topic.kept || !topic.subscribers.is_empty());
                 is_held.then_some((topic.policy, topic.id))
             }
             RouteKind::Procedure => {
@@ -248,7 +249,7 @@ impl Shard {
         part
     }
 
-    fn topic_of(&self, realm: u32, id: u64) -> Option<u32> {
+    pub(super) fn topic_of(&self, realm: u32, id: u64) -> Option<u32> {
         self.ids.of(RouteKind::Topic, id).find(|at| self.listed(realm, RouteKind::Topic, *at).is_some())
     }
 
@@ -257,7 +258,7 @@ impl Shard {
         here.filter(|at| self.listed(realm, RouteKind::Procedure, *at).is_some()).collect()
     }
 
-    fn topic_info(&self, at: u32) -> RouteInfo {
+    pub(super) fn topic_info(&self, at: u32) -> RouteInfo {
         let topic = &self.topics[at as usize];
         let (policy, uri, created_ms) = (topic.policy, topic.uri.to_string(), topic.created_ms);
         RouteInfo { policy, uri, created_ms, invoke: String::new() }

@@ -5,11 +5,11 @@
 //! CALL wamp.… ─▶ procedures ─▶ gather ─▶ look (here, other shards, other nodes) ─▶ RESULT
 //! join, subscribe, register and their ends ─▶ events ─▶ as any other publication
 //! ```
-//! A question is answered by those who hold what it is about, so there is no table of all sessions that could be stale. The
-//! history of events has its place in `procedures::Shard::serve`.
+//! A question is answered by those who hold what it is about, so there is no table of all sessions that could be stale.
 
 mod events;
 mod gather;
+mod history;
 mod ids;
 mod look;
 mod procedures;

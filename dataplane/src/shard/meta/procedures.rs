@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    fn read(from: Serializer, payload: Payload<'_>) -> Result<Self, Refused> {
+    pub fn read(from: Serializer, payload: Payload<'_>) -> Result<Self, Refused> {
         if payload.bytes_len() > ARGUMENTS_BYTES_MAX {
             let text = format!("the router takes arguments of at most {ARGUMENTS_BYTES_MAX} bytes");
             return refuse(wamp::PAYLOAD_SIZE_EXCEEDED, text);
@@ -71,7 +71,7 @@ impl Arguments {
             .filter(|v| !v.is_null())
     }
 
-    fn id(&self, at: usize, what: &str) -> Result<u64, Refused> {
+    pub fn id(&self, at: usize, what: &str) -> Result<u64, Refused> {
         match self.at(at).and_then(OwnedValue::as_whole) {
             Some(id) => Ok(id),
             None => refuse(wamp::INVALID_ARGUMENT, format!("argument {at} must be the id of a {what}")),
@@ -270,7 +270,8 @@ fn result(query: &Query, realm: RealmId, part: &Part) -> Result<Option<OwnedValu
         Op::ListPeers => ids(0),
         Op::CountPeers => part.count.into(),
         Op::RemovePeer if part.ids[0].is_empty() => return no_session(),
-        Op::RemovePeer => return Ok(None),
+        // Those about events have their own answer.
+        Op::RemovePeer | Op::FindEvents | Op::GetEvents => return Ok(None),
     }))
 }
 
@@ -326,6 +327,9 @@ impl Shard {
             "wamp.session.flush_testaments" => {
                 return self.flush_testaments(slot, &given).map(Served::Answered);
             }
+            "wamp.subscription.get_events" => {
+                return self.events_question(slot, &given).map(|query| Served::Asks(Box::new(query)));
+            }
             _ => {}
         }
         match question(procedure, me, self.realms[realm as usize].id, &given)? {
@@ -337,12 +341,15 @@ impl Shard {
     /// Everybody has answered, or the time is over. No part: too many questions are under way.
     pub(super) fn answer_query(&mut self, caller: Caller, query: &Query, part: Option<Part>) {
         let Some(session) = self.session_of(caller.owner) else { return };
-        let realm = session.realm;
-        let realm = self.realms[realm as usize].id;
+        let index = session.realm;
+        let realm = self.realms[index as usize].id;
         let Some(part) = part else {
             let text = "too many questions to the router are under way";
             return self.answer_error(caller, wamp::UNAVAILABLE, text);
         };
+        if query.op.is_about_events() {
+            return self.events_told(caller, index, query, &part);
+        }
         match result(query, realm, &part) {
             Ok(value) => self.answer_value(caller, value.as_ref(), &part),
             Err((uri, text)) => self.answer_error(caller, uri, &text),

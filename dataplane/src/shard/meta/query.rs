@@ -3,14 +3,16 @@
 //! Both travel as one MessagePack list. What another node sends is checked in every element before it is used, and holds no
 //! more than [`IDS_MAX`] ids.
 
+use super::history::{EVENTS_BYTES_MAX, EVENTS_MAX, is_reverse, merge};
+use crate::shard::history::Event;
 use common::ids::{Match, RouteKind, is_wamp_id};
 use common::limits::URI_BYTES_MAX;
 use common::wire::{OwnedValue, Serializer};
 
 /// Most ids in one answer; longer lists are asked for page by page.
 pub(in crate::shard) const IDS_MAX: usize = 10_000;
-/// Longest question and part of an answer, packed: three lists of ids of nine bytes, and the rest.
-pub(in crate::shard) const PACKED_BYTES_MAX: usize = 3 * 9 * IDS_MAX + (128 << 10);
+/// Longest question and part of an answer, packed: three lists of ids of nine bytes, events, and the rest.
+pub(in crate::shard) const PACKED_BYTES_MAX: usize = 3 * 9 * IDS_MAX + (128 << 10) + 2 * EVENTS_BYTES_MAX;
 /// Routes in one part of an answer.
 const ROUTES_MAX: usize = 256;
 /// Roles and other texts in one question.
@@ -43,10 +45,14 @@ pub(in crate::shard) enum Op {
     CountPeers = 12,
     /// Takes the route from `session`, for the reason in `texts`.
     RemovePeer = 13,
+    /// Where the publications that `details` name are in a history.
+    FindEvents = 14,
+    /// The events of a history, as `details` say.
+    GetEvents = 15,
 }
 
 impl Op {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::CountSessions,
         Self::ListSessions,
         Self::GetSession,
@@ -61,7 +67,13 @@ impl Op {
         Self::ListPeers,
         Self::CountPeers,
         Self::RemovePeer,
+        Self::FindEvents,
+        Self::GetEvents,
     ];
+
+    pub const fn is_about_events(self) -> bool {
+        matches!(self, Self::FindEvents | Self::GetEvents)
+    }
 
     /// At most one shard has something to say.
     pub const fn has_one_answer(self) -> bool {
@@ -173,6 +185,8 @@ pub(in crate::shard) struct Part {
     pub partial: bool,
     pub routes: Vec<RouteInfo>,
     pub details: Option<OwnedValue>,
+    /// Of a history, in the order that was asked for.
+    pub events: Vec<Event>,
 }
 
 impl Part {
@@ -193,6 +207,7 @@ impl Part {
             self.partial.into(),
             OwnedValue::List(self.routes.iter().map(route).collect()),
             self.details.clone().unwrap_or(OwnedValue::Null),
+            OwnedValue::List(self.events.iter().map(Event::pack).collect()),
         ])
         .to_bytes(Serializer::MsgPack)
     }
@@ -200,7 +215,7 @@ impl Part {
     /// None: another node has sent what no node packs.
     pub fn unpack(bytes: &[u8]) -> Option<Self> {
         let whole = unpack(bytes)?;
-        let [count, ids, more, partial, routes, details] = whole.as_list()? else { return None };
+        let [count, ids, more, partial, routes, details, events] = whole.as_list()? else { return None };
         let [exact, prefix, wildcard] = ids.as_list()? else { return None };
         let ids = |list: &OwnedValue| -> Option<Vec<u64>> {
             let list = list.as_list().filter(|list| list.len() <= IDS_MAX)?;
@@ -222,6 +237,7 @@ impl Part {
             })
         };
         let routes = routes.as_list().filter(|routes| routes.len() <= ROUTES_MAX)?;
+        let events = events.as_list().filter(|events| events.len() <= EVENTS_MAX)?;
         Some(Self {
             count: count.as_u64()?,
             ids: [ids(exact)?, ids(prefix)?, ids(wildcard)?],
@@ -229,18 +245,23 @@ impl Part {
             partial: partial.as_bool()?,
             routes: routes.iter().map(route).collect::<Option<_>>()?,
             details: Some(details.clone()).filter(|details| !details.is_null()),
+            events: events.iter().map(Event::unpack).collect::<Option<_>>()?,
         })
     }
 
     /// Takes another part in. The ids stay the smallest `limit` of all, so that the next page begins where this one ends.
-    pub fn add(&mut self, other: Self, limit: usize) {
+    pub fn add(&mut self, other: Self, query: &Query) {
+        if query.op.is_about_events() {
+            let more = [self.more, other.more];
+            self.more = merge(&mut self.events, other.events, more, query.limit, is_reverse(query));
+        }
         self.count = self.count.saturating_add(other.count);
         self.more |= other.more;
         self.partial |= other.partial;
         for (mine, theirs) in self.ids.iter_mut().zip(other.ids) {
             mine.extend(theirs);
         }
-        self.bound(limit);
+        self.bound(query.limit);
         for route in other.routes {
             self.add_route(route);
         }
@@ -288,6 +309,7 @@ mod tests {
             partial: true,
             routes: vec![route(Match::Prefix, "a.", 17)],
             details: Some(OwnedValue::dict([("session", 5_u64)])),
+            events: vec![crate::shard::history::test_events::event(3, 4, "a.b")],
         }
     }
 
@@ -335,7 +357,7 @@ mod tests {
             routes: vec![route(Match::Exact, "a", 20), route(Match::Exact, "a", 10)],
             ..Part::default()
         };
-        whole.add(other, 3);
+        whole.add(other, &Query { limit: 3, ..Query::new(Op::ListRoutes) });
         assert_eq!((whole.count, &whole.ids), (2, &[vec![2, 4, 6], vec![], vec![1]]));
         assert!(whole.more, "9 was left out");
         assert_eq!(whole.routes, [route(Match::Exact, "a", 10)]);
