@@ -293,40 +293,11 @@ fn queue_event(
     slot: u32,
     conn: &mut Conn,
 ) -> Queued {
-    if conn.dropped > 0 || conn.holding {
-        return queue_event_specially(queues, scratch, event, slot, conn);
+    if (conn.dropped > 0 || conn.holding)
+        && let Some(queued) = queue_event_specially(queues, scratch, event, slot, conn)
+    {
+        return queued;
     }
-    queue_event_now(queues, scratch, event, slot, conn)
-}
-
-/// As `queue_event`, to a session that has lost events or has some held back.
-#[cold]
-fn queue_event_specially(
-    queues: &mut Queues<'_>,
-    scratch: &mut Scratch,
-    event: &Event<'_>,
-    slot: u32,
-    conn: &mut Conn,
-) -> Queued {
-    let (ids, trusting, to) = ((event.subscription, event.publication), conn.trusting, conn.serializer);
-    let encoded = || scratch.event(event, trusting, to).map(<[u8]>::to_vec);
-    if conn.holding && hold_back(queues, conn, ids, event.now, encoded) {
-        return Queued::Full;
-    }
-    if conn.dropped > 0 {
-        return queue_event_after_loss(queues, scratch, event, slot, conn);
-    }
-    queue_event_now(queues, scratch, event, slot, conn)
-}
-
-#[inline]
-fn queue_event_now(
-    queues: &mut Queues<'_>,
-    scratch: &mut Scratch,
-    event: &Event<'_>,
-    slot: u32,
-    conn: &mut Conn,
-) -> Queued {
     let trusting = conn.trusting;
     if let Some(message) = event.encoded
         && conn.serializer == event.from
@@ -352,9 +323,25 @@ fn queue_event_now(
     queues.push_shared(slot, conn, frame, bytes)
 }
 
+/// As `queue_event`, to a session that has lost events or has some held back. None: it gets this one as any other session.
+#[cold]
+fn queue_event_specially(
+    queues: &mut Queues<'_>,
+    scratch: &mut Scratch,
+    event: &Event<'_>,
+    slot: u32,
+    conn: &mut Conn,
+) -> Option<Queued> {
+    let (ids, trusting, to) = ((event.subscription, event.publication), conn.trusting, conn.serializer);
+    let encoded = || scratch.event(event, trusting, to).map(<[u8]>::to_vec);
+    if conn.holding && hold_back(queues, conn, ids, event.now, encoded) {
+        return Some(Queued::Full);
+    }
+    (conn.dropped > 0).then(|| queue_event_after_loss(queues, scratch, event, slot, conn))
+}
+
 /// As `queue_event`, to a session that has lost events and is not yet told: this event says how many
 /// (`Details._dropped`).
-#[cold]
 fn queue_event_after_loss(
     queues: &mut Queues<'_>,
     scratch: &mut Scratch,
