@@ -4,44 +4,20 @@ mod support;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use support::{Node, Setup, eventually, http};
-
-const KEY: &str = "6b1f0c6c0f3d0a8f2b7f6a5e4d3c2b1a00112233445566778899aabbccddeeff";
-
-fn key_file(folder: &Path) -> PathBuf {
-    let path = folder.join("keys");
-    std::fs::write(&path, format!("{KEY}\n")).expect("the key file");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("its mode");
-    path
-}
-
-/// Ports nobody else has just now, for UDP and TCP.
-fn free_ports(count: usize) -> Vec<u16> {
-    let mut held = vec![];
-    while held.len() < count {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let address = socket.local_addr().expect("its address");
-        if let Ok(listener) = TcpListener::bind(address) {
-            held.push((socket, listener, address.port()));
-        }
-    }
-    held.into_iter().map(|(.., port)| port).collect()
-}
+use std::path::Path;
+use support::cluster::{free_ports, get, key_file};
+use support::{Node, Setup, eventually};
 
 fn setup(keys: &Path, env: &str, port: u16, seed: u16) -> Setup {
     Setup::tables(&format!(
         "[cluster]\ndiscovery = \"static\"\nenv = {env:?}\nkey_file = {keys:?}\naddress = \"127.0.0.1:{port}\"\n\
-         seeds = [\"127.0.0.1:{seed}\"]\n"
+         seeds = [\"127.0.0.1:{seed}\"]\n[relay]\naddress = \"127.0.0.1:0\"\n"
     ))
 }
 
 fn cluster(node: &Node) -> Value {
-    let answer = http::get(node.admin().expect("the admin address"), "/cluster").expect("/cluster");
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    serde_json::from_str(&answer.body).expect("/cluster is JSON")
+    get(node, "/cluster")
 }
 
 /// State by membership port, the node itself included.

@@ -69,28 +69,20 @@ impl Writes {
     /// On each of `nodes`: nothing acknowledged is lost.
     pub fn check_added(&self, cluster: &Cluster, nodes: &[usize]) {
         for &node in nodes {
-            let found = names(cluster, node);
-            let lost: Vec<_> = self.added.difference(&found).collect();
-            assert!(
-                lost.is_empty(),
-                "node {node} lost {} acknowledged realms: {:?}",
-                lost.len(),
-                head(&lost)
-            );
+            self.check_found(node, &names(cluster, node));
         }
+    }
+
+    fn check_found(&self, node: usize, found: &BTreeSet<String>) {
+        let lost: Vec<_> = self.added.difference(found).collect();
+        assert!(lost.is_empty(), "node {node} lost {} acknowledged realms: {:?}", lost.len(), head(&lost));
     }
 
     /// On each of `nodes`: nothing acknowledged is lost, nothing removed is back, and nothing is there that nobody wrote.
     pub fn check(&self, cluster: &Cluster, nodes: &[usize]) {
         for &node in nodes {
             let found = names(cluster, node);
-            let lost: Vec<_> = self.added.difference(&found).collect();
-            assert!(
-                lost.is_empty(),
-                "node {node} lost {} acknowledged realms: {:?}",
-                lost.len(),
-                head(&lost)
-            );
+            self.check_found(node, &found);
             let back: Vec<_> = self.removed.intersection(&found).collect();
             assert!(back.is_empty(), "node {node} has {} removed realms: {:?}", back.len(), head(&back));
             let phantom: Vec<_> = found

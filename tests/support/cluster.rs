@@ -70,7 +70,8 @@ pub fn get(node: &Node, path: &str) -> Value {
     serde_json::from_str(&answer.body).expect("JSON")
 }
 
-fn key_file(folder: &Path) -> PathBuf {
+/// A new key file of a cluster in a folder.
+pub fn key_file(folder: &Path) -> PathBuf {
     let path = folder.join("keys");
     std::fs::write(&path, format!("{KEY}\n")).expect("the key file");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("its mode");
@@ -78,7 +79,7 @@ fn key_file(folder: &Path) -> PathBuf {
 }
 
 /// Ports nobody else has just now, UDP and TCP.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     let mut held = vec![];
     while held.len() < count {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
