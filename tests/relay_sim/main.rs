@@ -10,6 +10,8 @@
 mod client;
 #[path = "../shard/rig/node.rs"]
 mod node;
+#[path = "../shard/rig/shards.rs"]
+mod shards;
 #[path = "../shard/rig/wires.rs"]
 mod wires;
 mod world;

@@ -2,10 +2,10 @@
 
 use crate::client::{Client, Mark, Request};
 use crate::node::{self, Node};
+use crate::shards::conn_of;
 use crate::wires::{Wire, Wires};
 use common::config::{SlowPolicy, SlowReceiver};
 use common::ids::{Match, RealmId, SnapshotVersion};
-use common::link::Peer;
 use common::metrics::Counter;
 use common::snapshot::{Anonymous, Realm, Source};
 use common::transport::Framing;
@@ -97,7 +97,7 @@ impl World {
             next_name: 0,
             hash: DefaultHasher::new(),
         };
-        world.tell_peers();
+        Node::tell_peers(&mut world.nodes);
         world
     }
 
@@ -107,14 +107,6 @@ impl World {
 
     pub fn digest(&self) -> u64 {
         self.hash.finish()
-    }
-
-    fn tell_peers(&mut self) {
-        for at in 0..self.nodes.len() {
-            let others = |node: &&Node| node.alive && node.id != self.nodes[at].id;
-            let peers: Vec<Peer> = self.nodes.iter().filter(others).map(Node::peer).collect();
-            self.nodes[at].tell(&FeedDown::Peers(peers.into()));
-        }
     }
 
     /// One random thing happens.
@@ -244,13 +236,7 @@ impl World {
             if self.wires.act(&mut self.nodes, (node, shard), output) {
                 continue;
             }
-            let (Output::Send(conn)
-            | Output::ShutdownWrite(conn)
-            | Output::Close(conn)
-            | Output::ResumeReads(conn)) = output
-            else {
-                panic!("an attempt to connect is between nodes");
-            };
+            let conn = conn_of(&output);
             let of_conn = |seat: &&mut Seat| (seat.node, seat.shard, seat.conn) == (node, shard, conn);
             let seat =
                 self.seats.iter_mut().find(of_conn).expect("outputs name connections that were opened");
@@ -354,7 +340,7 @@ impl World {
             seat.client.gone = true;
         }
         self.wires.kill(node, |coming| self.rng.usize(0..=coming));
-        self.tell_peers();
+        Node::tell_peers(&mut self.nodes);
         let id = self.nodes[node].id;
         self.nodes.iter_mut().for_each(|node| node.tell_gone(id));
     }

@@ -90,6 +90,15 @@ impl World {
         answer.unwrap_or_else(|| panic!("{got:?}"))[2].as_u64().expect("SUBSCRIBED")
     }
 
+    /// Subscribes to so many topics `under.t1`, `under.t2` ... at once, with the first requests of a session.
+    pub fn subscribe_many(&mut self, who: usize, under: &str, count: u64) {
+        let of = |n| json!([32, n, {}, format!("{under}.t{n}")]).to_string();
+        let subscribes: Vec<String> = (1..=count).map(of).collect();
+        let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
+        self.rig.receive(self.links[who], &frames(&subscribes));
+        self.rig.run();
+    }
+
     pub fn register(&mut self, who: usize, procedure: &str, options: Value) -> u64 {
         self.asks(who, json!([64, null, options, procedure]));
         let got = self.hears(who);

@@ -3,7 +3,7 @@
 
 use super::places::{PLACES, Place, REALMS};
 use super::rig::Rig;
-use super::{connect, frames, messages};
+use super::{connect, event, frames, messages, session};
 use common::ids::{Match, RealmId, RouteKind, route_id};
 
 /// Announces everything.
@@ -73,18 +73,6 @@ impl Pair {
     fn end(mut self) {
         self.rig.check_empty();
     }
-}
-
-/// The id in the WELCOME among these messages.
-fn session(messages: &[String]) -> u64 {
-    let welcome = messages.iter().find_map(|message| message.strip_prefix("[2,")).expect("a WELCOME");
-    welcome.split(',').next().and_then(|id| id.parse().ok()).expect("a session id")
-}
-
-/// An EVENT from its details on.
-fn event(message: &str) -> &str {
-    let rest = message.strip_prefix("[36,").unwrap_or_else(|| panic!("an EVENT: {message}"));
-    rest.splitn(3, ',').nth(2).and_then(|rest| rest.strip_suffix(']')).expect("ids and details")
 }
 
 /// Every place in both degrees of strictness.

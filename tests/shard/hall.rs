@@ -1,11 +1,10 @@
 //! A caller and callees that may share a registration, on shards of one node or of two.
 
+use super::places::{self, PLACES, Place, REALMS};
 use super::rig::Rig;
 use super::{connect, frames, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
-use dataplane::shard::ShardConfig;
 use serde_json::Value;
-use std::time::Duration;
 
 /// Announces everything.
 pub const ABLE: &str = r#"{"caller":{"features":{"progressive_call_invocations":true}},
@@ -23,40 +22,34 @@ pub struct Hall {
     pub registration: u64,
     /// Requests of the caller, and of each callee.
     pub requests: Vec<u64>,
-    pub realm: &'static str,
+    pub realm: String,
 }
 
-/// Where the parts of a history are.
+/// Where the parts of a history are: the caller is the first of the place.
 #[derive(Clone, Copy, Debug)]
-pub struct Places {
-    /// Shards of each node.
-    pub nodes: &'static [usize],
-    pub home: u64,
-    pub caller: usize,
+pub struct Seats<'a> {
+    pub place: Place,
     pub callees: [usize; 3],
-    pub realm: &'static str,
+    /// The procedure's home shard in each node.
+    pub home: u64,
+    pub realm: &'a str,
 }
 
 impl Hall {
-    pub fn new(places: Places, roles: &str) -> Self {
-        let change = |config: &mut ShardConfig| config.timeouts.ping_interval = Duration::from_secs(86_400);
-        let mut rig = if places.nodes.len() > 1 {
-            Rig::cluster(places.nodes, change)
-        } else {
-            Rig::new(places.nodes[0], change)
-        };
-        let hello = |roles: &str| format!("[1,\"{}\",{{\"roles\":{roles}}}]", places.realm);
+    pub fn new(seats: Seats<'_>, roles: &str) -> Self {
+        let mut rig = seats.place.rig(|_| {});
+        let hello = |roles: &str| format!("[1,\"{}\",{{\"roles\":{roles}}}]", seats.realm);
         let callees: Vec<usize> =
-            places.callees.iter().map(|shard| connect(&mut rig, *shard, &[&hello(roles)])).collect();
-        let caller = connect(&mut rig, places.caller, &[&hello(ABLE)]);
+            seats.callees.iter().map(|shard| connect(&mut rig, *shard, &[&hello(roles)])).collect();
+        let caller = connect(&mut rig, seats.place.first, &[&hello(ABLE)]);
         rig.run();
         for at in callees.iter().chain([&caller]) {
             messages(&mut rig, *at);
         }
-        let id = |uri: &str| route_id(RealmId::of(places.realm), RouteKind::Procedure, Match::Exact, uri);
+        let id = |uri: &str| route_id(RealmId::of(seats.realm), RouteKind::Procedure, Match::Exact, uri);
         let mut uris = (0..).map(|n| format!("com.example.p{n}"));
-        let uri = uris.find(|uri| id(uri) % 2 == places.home).expect("every shard is some procedure's home");
-        let (registration, realm) = (id(&uri), places.realm);
+        let uri = uris.find(|uri| id(uri) % 2 == seats.home).expect("every shard is some procedure's home");
+        let (registration, realm) = (id(&uri), seats.realm.to_owned());
         Self { rig, uri, caller, callees, registration, requests: vec![0; 4], realm }
     }
 
@@ -150,49 +143,33 @@ impl Hall {
     }
 }
 
-/// One node, and two with all callees on the other one; the home shard is one of two on each node.
-fn places() -> impl Iterator<Item = Places> {
-    let one = [[0, 0, 0], [1, 1, 1], [0, 1, 0]].map(|callees| (&[2][..], callees));
-    let two = [[2, 2, 2], [3, 2, 3]].map(|callees| (&[2, 2][..], callees));
-    let sets = one.into_iter().chain(two);
-    sets.flat_map(|(nodes, callees)| {
-        let corners = [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter();
-        corners.flat_map(move |(home, caller)| {
-            ["realm1", "strict"].map(|realm| Places { nodes, home, caller, callees, realm })
-        })
-    })
-}
-
-/// Every place in both degrees of strictness. One where the history fails is named.
+/// All callees at the second peer's shard, and one of them at its neighbour.
 pub fn everywhere(roles: &str, history: impl Fn(&mut Hall)) {
-    for places in places() {
-        run(places, roles, &history);
-    }
-}
-
-pub fn run(places: Places, roles: &str, history: impl Fn(&mut Hall)) {
-    let named = Named(places);
-    let mut hall = Hall::new(places, roles);
-    history(&mut hall);
-    hall.rig.check_empty();
-    std::mem::forget(named);
+    places::everywhere(|place, realm| {
+        let (second, neighbour) = (place.second, place.second ^ 1);
+        for callees in [[second; 3], [second, neighbour, second]] {
+            for home in [0, 1] {
+                run(Seats { place: *place, callees, home, realm }, roles, &history);
+            }
+        }
+    });
 }
 
 /// The caller on the first of two nodes, callees 0 and 2 on the second one and callee 1 on the first.
 pub fn apart(roles: &str, history: impl Fn(&mut Hall)) {
     for home in [0, 1] {
         for callees in [[2, 0, 3], [3, 1, 3]] {
-            for realm in ["realm1", "strict"] {
-                run(Places { nodes: &[2, 2], home, caller: 0, callees, realm }, roles, &history);
+            for realm in REALMS {
+                run(Seats { place: PLACES[3], callees, home, realm }, roles, &history);
             }
         }
     }
 }
 
-struct Named(Places);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        eprintln!("the history fails at {:?}", self.0);
-    }
+fn run(seats: Seats<'_>, roles: &str, history: impl Fn(&mut Hall)) {
+    places::named(&seats, || {
+        let mut hall = Hall::new(seats, roles);
+        history(&mut hall);
+        hall.rig.check_empty();
+    });
 }

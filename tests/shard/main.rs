@@ -60,6 +60,18 @@ fn messages(rig: &mut Rig, at: usize) -> Vec<String> {
     messages
 }
 
+/// The id in the WELCOME among these messages.
+fn session(messages: &[String]) -> u64 {
+    let welcome = messages.iter().find_map(|message| message.strip_prefix("[2,")).expect("a WELCOME");
+    welcome.split(',').next().and_then(|id| id.parse().ok()).expect("a session id")
+}
+
+/// An EVENT from its details on.
+fn event(message: &str) -> &str {
+    let rest = message.strip_prefix("[36,").unwrap_or_else(|| panic!("an EVENT: {message}"));
+    rest.splitn(3, ',').nth(2).and_then(|rest| rest.strip_suffix(']')).expect("ids and details")
+}
+
 #[test]
 fn what_one_session_asked_is_not_given_to_the_next_on_its_connection() {
     let other = HELLO.replace("realm1", "strict");

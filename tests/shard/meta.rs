@@ -468,11 +468,7 @@ fn a_session_with_many_subscriptions_leaves_slice_by_slice() {
         let mut world = World::new(place, realm);
         let (one, two) = (world.join(false), world.join(true));
         world.subscribe(one, "wamp.subscription.on_delete", "exact");
-        let subscribes: Vec<String> =
-            (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
-        let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
-        world.rig.receive(world.links[two], &frames(&subscribes));
-        world.rig.run();
+        world.subscribe_many(two, "many", 1_000);
         world.says(two, &json!([6, {}, "wamp.close.close_realm"]));
         assert!(world.events(one).len() < 1_000, "a slice of them");
         // What has left gets nothing more, though it is not yet out of all tables.
@@ -595,11 +591,7 @@ fn many_sessions_that_end_at_once_share_the_turns() {
     let one = world.join(false);
     let others: Vec<usize> = (0..10).map(|_| world.join(true)).collect();
     for who in &others {
-        let of = |n| json!([32, n, {}, format!("many.w{who}.t{n}")]).to_string();
-        let subscribes: Vec<String> = (1..=150).map(of).collect();
-        let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
-        world.rig.receive(world.links[*who], &frames(&subscribes));
-        world.rig.run();
+        world.subscribe_many(*who, &format!("many.w{who}"), 150);
     }
     assert_eq!(world.ask(one, "wamp.session.kill_all", json!([])), json!([10]));
     let left = |world: &mut World| {
@@ -619,11 +611,7 @@ fn many_sessions_that_end_at_once_share_the_turns() {
 fn the_next_session_on_a_connection_has_nothing_of_the_one_before() {
     let mut world = World::new(&super::places::PLACES[1], "realm1");
     let (one, two) = (world.join(false), world.join(true));
-    let subscribes: Vec<String> =
-        (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
-    let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
-    world.rig.receive(world.links[two], &frames(&subscribes));
-    world.rig.run();
+    world.subscribe_many(two, "many", 1_000);
     let again = [r#"[6,{},"wamp.close.close_realm"]"#, super::HELLO];
     world.rig.receive(world.links[two], &frames(&again));
     world.rig.run();
@@ -637,11 +625,7 @@ fn the_next_session_on_a_connection_has_nothing_of_the_one_before() {
 fn a_closed_connection_with_many_subscriptions_keeps_its_slot_until_they_are_gone() {
     let mut world = World::new(&super::places::PLACES[1], "realm1");
     let (one, two) = (world.join(false), world.join(true));
-    let subscribes: Vec<String> =
-        (1..=1_000).map(|n| json!([32, n, {}, format!("many.t{n}")]).to_string()).collect();
-    let subscribes: Vec<&str> = subscribes.iter().map(String::as_str).collect();
-    world.rig.receive(world.links[two], &frames(&subscribes));
-    world.rig.run();
+    world.subscribe_many(two, "many", 1_000);
     // The connection breaks while something is sent.
     world.rig.links[world.links[two]].stuck = true;
     let id = route_id(RealmId::of("realm1"), RouteKind::Topic, Match::Exact, "many.t1");

@@ -2,6 +2,7 @@
 
 use crate::rig::Rig;
 use dataplane::shard::ShardConfig;
+use std::fmt;
 use std::time::Duration;
 
 /// The shards of two peers, in one node or in two.
@@ -30,6 +31,11 @@ pub const PLACES: [Place; 6] = [
 pub const REALMS: [&str; 2] = ["realm1", "strict"];
 
 impl Place {
+    /// The same nodes with the first peer at another shard.
+    pub const fn with_first(self, first: usize) -> Self {
+        Self { first, ..self }
+    }
+
     /// How many shards there are.
     pub fn shards(&self) -> usize {
         self.nodes.iter().sum()
@@ -54,18 +60,20 @@ impl Place {
 pub fn everywhere(history: impl Fn(&Place, &str)) {
     for place in &PLACES {
         for realm in REALMS {
-            let named = Named(place, realm);
-            history(place, realm);
-            std::mem::forget(named);
+            named(&(realm, place), || history(place, realm));
         }
     }
 }
 
-/// Says where a history failed.
-struct Named<'a>(&'a Place, &'a str);
-
-impl Drop for Named<'_> {
-    fn drop(&mut self) {
-        eprintln!("the history fails in {} at {:?}", self.1, self.0);
+/// Runs a history, and says where it was if it fails.
+pub fn named(place: &impl fmt::Debug, history: impl FnOnce()) {
+    struct Named<'a>(&'a dyn fmt::Debug);
+    impl Drop for Named<'_> {
+        fn drop(&mut self) {
+            eprintln!("the history fails at {:?}", self.0);
+        }
     }
+    let named = Named(place);
+    history();
+    std::mem::forget(named);
 }

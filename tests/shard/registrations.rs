@@ -3,7 +3,8 @@
 //! shard, on different ones, and on different nodes.
 
 use super::frames;
-use super::hall::{ABLE, Hall, PLAIN, Places, apart, everywhere};
+use super::hall::{ABLE, Hall, PLAIN, Seats, apart, everywhere};
+use super::places::{PLACES, REALMS};
 use common::ids::{Match, RealmId};
 use dataplane::feed::FeedDown;
 use serde_json::Value;
@@ -87,8 +88,8 @@ fn the_first_callee_fixes_the_policy() {
 
 #[test]
 fn a_policy_nobody_knows_is_refused() {
-    let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 1, 0], realm: "realm1" };
-    let mut hall = Hall::new(places, PLAIN);
+    let seats = Seats { place: PLACES[0], callees: [0, 1, 0], home: 0, realm: "realm1" };
+    let mut hall = Hall::new(seats, PLAIN);
     let answer = hall.register(0, r#"{"invoke":"loudest"}"#);
     assert_eq!((&answer[0], &answer[2]), (&3.into(), &"wamp.error.protocol_violation".into()));
     hall.rig.check_empty();
@@ -386,7 +387,7 @@ fn a_caller_that_leaves_gives_its_shared_calls_up() {
 fn callees_that_lose_to_another_node_are_all_told() {
     everywhere(ABLE, |hall| {
         hall.register_all(r#"{"invoke":"first"}"#);
-        let realm = RealmId::of(hall.realm);
+        let realm = RealmId::of(&hall.realm);
         hall.rig.feed(&FeedDown::Revoke { realm, policy: Match::Exact, uri: hall.uri.as_str().into() });
         for callee in 0..3 {
             assert_eq!(hall.callee_hears(callee)[0][2]["registration"], hall.registration);
@@ -414,9 +415,9 @@ fn callees_that_want_it_are_told_how_much_a_call_is_trusted() {
 #[test]
 fn calls_that_come_before_the_first_callee_is_known_wait_for_it() {
     for invoke in ["single", "roundrobin"] {
-        for realm in ["realm1", "strict"] {
-            let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 0, 1], realm };
-            let mut hall = Hall::new(places, ABLE);
+        for realm in REALMS {
+            let seats = Seats { place: PLACES[0], callees: [0, 0, 1], home: 0, realm };
+            let mut hall = Hall::new(seats, ABLE);
             let register = format!(r#"[64,1,{{"invoke":"{invoke}"}},"{}"]"#, hall.uri);
             hall.rig.receive(hall.callees[0], &frames(&[&register]));
             let call = |n: u32, more: &str| format!("[48,{n},{{{more}}},\"{}\",[{n}]]", hall.uri);
@@ -444,8 +445,8 @@ fn calls_that_come_before_the_first_callee_is_known_wait_for_it() {
 #[test]
 fn calls_that_wait_for_a_callee_are_bounded_in_bytes() {
     for invoke in ["single", "roundrobin"] {
-        let places = Places { nodes: &[2], home: 0, caller: 0, callees: [0, 0, 1], realm: "realm1" };
-        let mut hall = Hall::new(places, ABLE);
+        let seats = Seats { place: PLACES[0], callees: [0, 0, 1], home: 0, realm: "realm1" };
+        let mut hall = Hall::new(seats, ABLE);
         let register = format!(r#"[64,1,{{"invoke":"{invoke}"}},"{}"]"#, hall.uri);
         hall.rig.receive(hall.callees[0], &frames(&[&register]));
         let text = "x".repeat(1_000_000);
@@ -505,9 +506,8 @@ fn a_key_has_the_same_callee_for_callers_of_all_nodes() {
     for (invoke, call) in options {
         for home in [0, 1] {
             let served = [0, 1, 2, 3].map(|caller| {
-                let nodes = &[2, 2];
-                let places = Places { nodes, home, caller, callees: [2, 0, 3], realm: "realm1" };
-                let mut hall = Hall::new(places, PLAIN);
+                let place = PLACES[3].with_first(caller);
+                let mut hall = Hall::new(Seats { place, callees: [2, 0, 3], home, realm: "realm1" }, PLAIN);
                 hall.register_all(&format!(r#"{{"invoke":"{invoke}"}}"#));
                 let served = (0..24).map(|key| hall.serve(&format!("{{{call}{key}}}")));
                 let served: Vec<usize> = served.collect();
@@ -600,10 +600,9 @@ fn a_callee_can_take_the_place_of_those_of_other_nodes() {
 
 #[test]
 fn calls_are_lost_with_the_node_of_their_callee_and_later_ones_go_elsewhere() {
-    for realm in ["realm1", "strict"] {
+    for realm in REALMS {
         for home in [0, 1] {
-            let places = Places { nodes: &[2, 2], home, caller: 0, callees: [2, 0, 3], realm };
-            let mut hall = Hall::new(places, ABLE);
+            let mut hall = Hall::new(Seats { place: PLACES[3], callees: [2, 0, 3], home, realm }, ABLE);
             hall.register_all(r#"{"invoke":"first"}"#);
             let request = hall.call("{}");
             assert_eq!(hall.invoked().expect("somebody is called").0, 0);

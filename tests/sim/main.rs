@@ -9,6 +9,8 @@
 
 mod client;
 mod control;
+#[path = "../shard/rig/shards.rs"]
+mod shards;
 mod world;
 
 use world::World;

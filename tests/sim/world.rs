@@ -2,22 +2,20 @@
 
 use crate::client::{Client, Mark, Request};
 use crate::control::Control;
-use common::config::{Config, Limits, Listener, SlowPolicy, SlowReceiver, Transport};
-use common::ids::{BootEpoch, Match, ShardId, ShardSet};
+use crate::shards::{self, Mesh, conn_of};
+use common::config::{SlowPolicy, SlowReceiver};
+use common::ids::{BootEpoch, Match};
 use common::metrics::Gauge;
 use common::transport::Framing;
 use common::uri;
 use common::wire::Serializer;
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
-use dataplane::mesh::Batch;
 use dataplane::shard::{ConnId, Flow, Output, SendBuf, Shard, ShardConfig};
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-/// Batches one shard-to-shard queue holds here.
-const MESH_ENTRIES: usize = 2;
 const URIS: [&str; 6] = ["a", "a.b", "a.b.c", "a.x.c", "b.b", "b.b.c"];
 const PATTERNS: [(&str, &str); 8] = [
     ("exact", "a"),
@@ -58,7 +56,7 @@ pub struct World {
     now: Instant,
     step: u64,
     shards: Vec<Shard>,
-    queues: Vec<Vec<VecDeque<Box<Batch>>>>,
+    mesh: Mesh,
     peers: Vec<Peer>,
     next_slot: u32,
     next_name: u64,
@@ -80,7 +78,7 @@ impl World {
             now,
             step: 0,
             shards,
-            queues: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
+            mesh: Mesh::new(count),
             peers: Vec::new(),
             next_slot: 0,
             next_name: 0,
@@ -218,13 +216,7 @@ impl World {
 
     fn drain_outputs(&mut self, shard: usize) {
         while let Some(output) = self.shards[shard].poll() {
-            let (Output::Send(conn)
-            | Output::ShutdownWrite(conn)
-            | Output::Close(conn)
-            | Output::ResumeReads(conn)) = output
-            else {
-                panic!("a node by itself connects to nobody");
-            };
+            let conn = conn_of(&output);
             let found = self.peers.iter_mut().find(|peer| peer.shard == shard && peer.conn == conn);
             let peer = found.expect("outputs name connections the driver opened");
             assert!(peer.open, "nothing is wanted of a closed connection");
@@ -275,21 +267,7 @@ impl World {
     }
 
     fn turn(&mut self, shard: usize) {
-        for from in 0..self.shards.len() {
-            if let Some(batch) = self.queues[from][shard].pop_front() {
-                self.shards[shard].mesh_in(self.now, ShardId(from as u8), batch);
-            }
-        }
-        let mut full = ShardSet::EMPTY;
-        for to in self.shards[shard].mesh_ready().iter() {
-            if self.queues[shard][to.index()].len() < MESH_ENTRIES {
-                let batch = self.shards[shard].take_batch(to);
-                self.queues[shard][to.index()].push_back(batch);
-            } else {
-                full = full.with(to);
-            }
-        }
-        self.shards[shard].mesh_full(self.now, full);
+        self.mesh.turn(&mut self.shards, self.now, shard);
         while let Some(up) = self.shards[shard].take_feed() {
             self.control.take(up);
         }
@@ -369,10 +347,7 @@ impl World {
                     && peer.client.invocations.is_empty()
                 || peer.client.gone && peer.sending.is_none()
         };
-        self.peers.iter().all(quiet)
-            && self.queues.iter().flatten().all(VecDeque::is_empty)
-            && self.shards.iter().all(|shard| shard.mesh_ready().is_empty())
-            && !self.control.is_resyncing()
+        self.peers.iter().all(quiet) && self.mesh.is_quiet(&self.shards) && !self.control.is_resyncing()
     }
 
     /// Nothing that had to arrive is missing.
@@ -471,34 +446,9 @@ impl World {
 }
 
 fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConfig {
-    let defaults = Config::default();
-    let listener = |transport, path: &str| Listener {
-        transport,
-        address: "127.0.0.1:0".parse().expect("an address"),
-        path: path.to_owned(),
-        connections_max: 10_000,
-        message_max: 1 << 20,
-        backlog: 16,
-        ..Listener::of(Transport::RawSocket)
-    };
-    ShardConfig {
-        shard: ShardId(shard as u8),
-        shards,
-        cpu: shard as u32,
-        epoch,
-        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
-        limits: Limits { ..defaults.limits },
-        timeouts: defaults.timeouts,
-        slow_receiver: SlowReceiver {
-            policy: SlowPolicy::DropOldest,
-            queue_max: 64 << 20,
-            reply_reserve: 1 << 20,
-        },
-        relay: None,
-        http: None,
-        memory_max: 1 << 30,
-        seed: seed * 1_000 + shard as u64,
-    }
+    let slow_receiver =
+        SlowReceiver { policy: SlowPolicy::DropOldest, queue_max: 64 << 20, reply_reserve: 1 << 20 };
+    ShardConfig { slow_receiver, ..shards::config(shard, shards, epoch, seed) }
 }
 
 /// Requests that stay open are named in failures.

@@ -2,6 +2,7 @@
 //! time. The control plane is reduced to telling nodes of each other.
 
 pub mod node;
+mod shards;
 mod wires;
 
 use common::features::FeatureSet;
@@ -13,6 +14,7 @@ use common::snapshot::{Anonymous, Realm, Source};
 use dataplane::feed::FeedDown;
 use dataplane::shard::{ConnId, Flow, Output, SendBuf, ShardConfig};
 use node::{Change, Key, Node};
+use shards::conn_of;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -83,18 +85,10 @@ impl Rig {
             holders: BTreeMap::new(),
         };
         if rig.nodes.len() > 1 {
-            rig.tell_peers();
+            Node::tell_peers(&mut rig.nodes);
             rig.run();
         }
         rig
-    }
-
-    fn tell_peers(&mut self) {
-        for at in 0..self.nodes.len() {
-            let others = |node: &&Node| node.alive && node.id != self.nodes[at].id;
-            let peers = FeedDown::Peers(self.nodes.iter().filter(others).map(Node::peer).collect());
-            self.nodes[at].tell(&peers);
-        }
     }
 
     /// The version a shard last said it uses, if it said so since it was last asked.
@@ -196,13 +190,7 @@ impl Rig {
             if self.wires.act(&mut self.nodes, (node, shard), output) {
                 continue;
             }
-            let (Output::Send(conn)
-            | Output::ShutdownWrite(conn)
-            | Output::Close(conn)
-            | Output::ResumeReads(conn)) = output
-            else {
-                panic!("an attempt to connect is between nodes");
-            };
+            let conn = conn_of(&output);
             let of_conn = |link: &Link| self.places[link.shard] == (node, shard) && link.conn == conn;
             let at = self.links.iter().rposition(of_conn).expect("outputs name connections that were opened");
             let link = &mut self.links[at];
@@ -320,7 +308,7 @@ impl Rig {
         }
         self.wires.kill(dead, |_| 0);
         self.run();
-        self.tell_peers();
+        Node::tell_peers(&mut self.nodes);
         self.holders.values_mut().for_each(|holders| holders.retain(|(node, _)| *node != dead));
         let id = self.nodes[dead].id;
         self.nodes.iter_mut().for_each(|node| node.tell_gone(id));

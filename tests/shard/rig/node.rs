@@ -1,7 +1,7 @@
 //! One node: its shards, the queues between them, and a control plane reduced to passing on what other nodes want.
 
-use common::config::{Config, Listener, Transport};
-use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
+use super::shards::{self, Mesh};
+use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, SnapshotVersion};
 use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RetainedTopic, RouteChange};
 use common::metrics::{Gauge, Metrics};
@@ -9,15 +9,11 @@ use common::noise::{Entropy, Purpose, Terms};
 use common::share::Share;
 use common::snapshot::{Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
-use dataplane::mesh::Batch;
 use dataplane::shard::{ConnId, RelayConfig, Shard, ShardConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Batches one shard-to-shard queue holds here.
-const MESH_ENTRIES: usize = 2;
 
 /// What is zero when no client is there.
 const EMPTY: [Gauge; 12] = [
@@ -45,7 +41,7 @@ pub struct Node {
     pub address: SocketAddr,
     pub alive: bool,
     pub shards: Vec<Shard>,
-    queues: Vec<Vec<VecDeque<Box<Batch>>>>,
+    mesh: Mesh,
     claims: Vec<Claimed>,
     /// How many shards want a route.
     wanted: BTreeMap<Key, usize>,
@@ -89,7 +85,7 @@ impl Node {
             address: SocketAddr::from(([127, 0, 0, 1], 9_000 + index as u16)),
             alive: true,
             shards: configs.into_iter().map(make).collect(),
-            queues: (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect(),
+            mesh: Mesh::new(shards),
             claims: (0..shards).map(|_| Claimed::default()).collect(),
             wanted: BTreeMap::new(),
             feeds: (0..shards).map(|_| VecDeque::new()).collect(),
@@ -119,6 +115,15 @@ impl Node {
 
     pub fn peer(&self) -> Peer {
         Peer { node: self.id, epoch: self.epoch, relay: self.address.to_string() }
+    }
+
+    /// Tells each node which others there are.
+    pub fn tell_peers(nodes: &mut [Self]) {
+        for at in 0..nodes.len() {
+            let others = |node: &&Self| node.alive && node.id != nodes[at].id;
+            let peers = FeedDown::Peers(nodes.iter().filter(others).map(Self::peer).collect());
+            nodes[at].tell(&peers);
+        }
     }
 
     pub fn tell(&mut self, down: &FeedDown) {
@@ -156,21 +161,7 @@ impl Node {
 
     /// A turn of one shard: batches in, batches out, claims. Returns what the node began or ceased to want.
     pub fn turn(&mut self, now: Instant, shard: usize) -> Vec<Change> {
-        for from in 0..self.shards.len() {
-            if let Some(batch) = self.queues[from][shard].pop_front() {
-                self.shards[shard].mesh_in(now, ShardId(from as u8), batch);
-            }
-        }
-        let mut full = ShardSet::EMPTY;
-        for to in self.shards[shard].mesh_ready().iter() {
-            if self.queues[shard][to.index()].len() < MESH_ENTRIES {
-                let batch = self.shards[shard].take_batch(to);
-                self.queues[shard][to.index()].push_back(batch);
-            } else {
-                full = full.with(to);
-            }
-        }
-        self.shards[shard].mesh_full(now, full);
+        self.mesh.turn(&mut self.shards, now, shard);
         self.hear(shard)
     }
 
@@ -235,9 +226,7 @@ impl Node {
     }
 
     pub fn is_quiet(&self) -> bool {
-        self.queues.iter().flatten().all(VecDeque::is_empty)
-            && self.shards.iter().all(|shard| shard.mesh_ready().is_empty())
-            && self.feeds.iter().all(VecDeque::is_empty)
+        self.mesh.is_quiet(&self.shards) && self.feeds.iter().all(VecDeque::is_empty)
     }
 
     /// What each shard has counted. A node that lives is quiet.
@@ -299,41 +288,21 @@ pub fn epoch(seed: u64, node: usize) -> BootEpoch {
     BootEpoch(seed * 100 + node as u64 + 1)
 }
 
-/// The configuration of a shard in a cluster: RawSocket and WebSocket, the defaults otherwise.
+/// The configuration of a shard in a cluster.
 pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfig {
-    let defaults = Config::default();
-    let listener = |transport, path: &str| Listener {
-        transport,
-        address: "127.0.0.1:0".parse().expect("an address"),
-        path: path.to_owned(),
-        connections_max: 10_000,
-        message_max: 1 << 20,
-        backlog: 16,
-        ..Listener::of(Transport::RawSocket)
-    };
     let mut entropy = [0; 32];
     entropy[..8].copy_from_slice(&seed.to_le_bytes());
     entropy[8] = node as u8;
     entropy[9] = shard as u8;
     let keys = ClusterKeys::parse(&"5a".repeat(32)).expect("a key");
-    ShardConfig {
-        shard: ShardId(shard as u8),
-        shards,
-        cpu: shard as u32,
-        epoch: epoch(seed, node),
-        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
-        limits: defaults.limits,
-        timeouts: defaults.timeouts,
-        slow_receiver: defaults.slow_receiver,
-        relay: Some(RelayConfig {
-            terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
-            connections: 1,
-            queue_max: 64 << 20,
-            tls: None,
-            entropy: Entropy::new(entropy),
-        }),
-        http: None,
-        memory_max: 1 << 30,
-        seed: seed * 1_000 + node as u64 * 100 + shard as u64,
-    }
+    let mut config = shards::config(shard, shards, epoch(seed, node), seed);
+    config.seed += node as u64 * 100;
+    config.relay = Some(RelayConfig {
+        terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
+        connections: 1,
+        queue_max: 64 << 20,
+        tls: None,
+        entropy: Entropy::new(entropy),
+    });
+    config
 }

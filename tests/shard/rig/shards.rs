@@ -1,0 +1,83 @@
+//! The shards of one node: their configuration, and the queues between them.
+
+use common::config::{Config, Listener, Transport};
+use common::ids::{BootEpoch, ShardId, ShardSet};
+use dataplane::mesh::Batch;
+use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Batches one shard-to-shard queue holds here.
+const MESH_ENTRIES: usize = 2;
+
+/// Queues from each shard to each other.
+pub struct Mesh(Vec<Vec<VecDeque<Box<Batch>>>>);
+
+impl Mesh {
+    pub fn new(shards: usize) -> Self {
+        Self((0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect())
+    }
+
+    /// A turn of one shard: at most one batch of each other one, and what it has for them.
+    pub fn turn(&mut self, shards: &mut [Shard], now: Instant, at: usize) {
+        for (from, queues) in self.0.iter_mut().enumerate() {
+            if let Some(batch) = queues[at].pop_front() {
+                shards[at].mesh_in(now, ShardId(from as u8), batch);
+            }
+        }
+        let mut full = ShardSet::EMPTY;
+        for to in shards[at].mesh_ready().iter() {
+            let queue = &mut self.0[at][to.index()];
+            if queue.len() < MESH_ENTRIES {
+                queue.push_back(shards[at].take_batch(to));
+            } else {
+                full = full.with(to);
+            }
+        }
+        shards[at].mesh_full(now, full);
+    }
+
+    pub fn is_quiet(&self, shards: &[Shard]) -> bool {
+        self.0.iter().flatten().all(VecDeque::is_empty)
+            && shards.iter().all(|shard| shard.mesh_ready().is_empty())
+    }
+}
+
+/// The client's connection that an output is for.
+pub fn conn_of(output: &Output) -> ConnId {
+    match *output {
+        Output::Send(conn)
+        | Output::ShutdownWrite(conn)
+        | Output::Close(conn)
+        | Output::ResumeReads(conn) => conn,
+        Output::Connect { .. } => panic!("an attempt to connect is between nodes"),
+    }
+}
+
+/// The configuration of a shard of a node by itself: RawSocket and WebSocket, the defaults otherwise.
+pub fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConfig {
+    let defaults = Config::default();
+    let listener = |transport, path: &str| Listener {
+        transport,
+        address: "127.0.0.1:0".parse().expect("an address"),
+        path: path.to_owned(),
+        connections_max: 10_000,
+        message_max: 1 << 20,
+        backlog: 16,
+        ..Listener::of(Transport::RawSocket)
+    };
+    ShardConfig {
+        shard: ShardId(shard as u8),
+        shards,
+        cpu: shard as u32,
+        epoch,
+        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
+        limits: defaults.limits,
+        timeouts: defaults.timeouts,
+        slow_receiver: defaults.slow_receiver,
+        relay: None,
+        http: None,
+        memory_max: 1 << 30,
+        seed: seed * 1_000 + shard as u64,
+    }
+}
