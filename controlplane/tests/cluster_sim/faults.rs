@@ -242,6 +242,14 @@ impl World {
         (site.backup, site.disk_lost) = (site.disk.copy(), true);
         let disks: Vec<&Memory> = self.sites.iter().map(|site| &site.disk).collect();
         self.tally.lost_with_disks += self.oracle.disk_lost(at, &disks);
+        // What only that disk held, its data plane goes on giving out until the topic retains another event: a known limit.
+        let held: Vec<_> = disks.iter().map(|disk| oracle::retained(disk)).collect();
+        let is_held =
+            |topic: &String, bytes: &Vec<u8>| held.iter().any(|held| held.get(topic) == Some(bytes));
+        self.sites[at]
+            .data
+            .retained
+            .retain(|topic, (bytes, unconfirmed)| *unconfirmed || is_held(topic, bytes));
         if wiped {
             self.tally.wiped += 1;
             // Another node: clients of the old one are gone.
