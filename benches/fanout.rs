@@ -12,7 +12,7 @@ use common::wire::message::code;
 use common::wire::{OwnedValue, Payload, Serializer};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +41,7 @@ impl Bench {
             limits: defaults.limits.clone(),
             timeouts: defaults.timeouts.clone(),
             slow_receiver: defaults.slow_receiver.clone(),
+            resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
             relay: None,
             http: None,
             memory_max: defaults.memory.max,

@@ -16,7 +16,7 @@ use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{OwnedValue, Payload, Serializer};
 use dataplane::feed::{FeedDown, FeedUp};
-use dataplane::shard::{ConnId, Output, RelayConfig, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, RelayConfig, ResumeConfig, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -191,6 +191,7 @@ fn shard(at: usize, now: Instant) -> Shard {
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
+        resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
         relay: Some(RelayConfig {
             terms: Terms { keys, env: "bench".into(), purpose: Purpose::Relay },
             connections: 1,

@@ -11,7 +11,7 @@ use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{OwnedValue, Payload, Serializer};
 use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -261,6 +261,7 @@ fn config(shard: usize) -> ShardConfig {
         limits,
         timeouts: defaults.timeouts.clone(),
         slow_receiver: defaults.slow_receiver.clone(),
+        resume: ResumeConfig::new(&defaults.resume, SHARDS, [1; 32]),
         relay: None,
         http: None,
         memory_max: defaults.memory.max,

@@ -15,7 +15,7 @@ use controlplane::fold::Fold;
 use controlplane::node::{LinkId, Node, NodeConfig, Output};
 use controlplane::publish::Policy;
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
-use dataplane::shard::{Shard, ShardConfig};
+use dataplane::shard::{ResumeConfig, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -234,6 +234,7 @@ fn shard_config() -> ShardConfig {
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
+        resume: ResumeConfig::new(&defaults.resume, 2, [1; 32]),
         relay: None,
         http: None,
         memory_max: 1 << 30,

@@ -13,7 +13,7 @@ use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{OwnedValue, Payload, Serializer};
 use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
 use rustix::time::{ClockId, clock_gettime};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -92,6 +92,7 @@ fn shard(now: Instant) -> Shard {
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
+        resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
         relay: None,
         http: None,
         memory_max: defaults.memory.max,

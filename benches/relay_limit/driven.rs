@@ -33,6 +33,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> Result<(), Box<dyn Error>> {
         features: Features::probe()?,
         epoch: BootEpoch(1),
         seeds: vec![1],
+        secrets: vec![[1; 32]],
         relays: vec![],
         https: vec![],
         link_waker: Arc::new(|| {}),

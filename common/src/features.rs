@@ -29,11 +29,13 @@ pub enum Feature {
     TestamentMetaApi = 22,
     /// The procedures of the meta APIs that change other sessions. It is a part of those APIs and not announced by itself.
     MetaApiControl = 23,
-    EventHistory = 24,
+    /// Sessions that outlive their connections. WELCOME says of each session whether it is one.
+    SessionResumption = 24,
+    EventHistory = 25,
 }
 
 /// Every feature and its name, by ascending name.
-pub const FEATURES: [(Feature, &str); 25] = [
+pub const FEATURES: [(Feature, &str); 26] = [
     (Feature::CallCanceling, "call_canceling"),
     (Feature::CallReroute, "call_reroute"),
     (Feature::CallTimeout, "call_timeout"),
@@ -53,6 +55,7 @@ pub const FEATURES: [(Feature, &str); 25] = [
     (Feature::RegistrationMetaApi, "registration_meta_api"),
     (Feature::RegistrationRevocation, "registration_revocation"),
     (Feature::SessionMetaApi, "session_meta_api"),
+    (Feature::SessionResumption, "session_resumption"),
     (Feature::ShardedRegistration, "sharded_registration"),
     (Feature::SharedRegistration, "shared_registration"),
     (Feature::SubscriberBlackwhiteListing, "subscriber_blackwhite_listing"),

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod noise;
 pub mod pattern;
 pub mod relay;
+pub mod resume;
 pub mod rules;
 pub mod share;
 pub mod snapshot;

@@ -37,6 +37,10 @@ table! {
     MessagesSent "signalbox_messages_sent_total" "" "WAMP messages queued to clients.";
     BytesReceived "signalbox_received_bytes_total" "" "Bytes received from clients.";
     BytesSent "signalbox_sent_bytes_total" "" "Bytes handed to the kernel for clients.";
+    SessionsDetached "signalbox_sessions_detached_total" "" "Times a session lost its connection and began to wait for its client.";
+    SessionsResumed "signalbox_sessions_resumed_total" "" "Times a client came back to its session.";
+    ResumptionsRefused "signalbox_resumptions_refused_total" "" "Clients that asked for a session they did not get, and got a new one.";
+    SessionsExpired "signalbox_sessions_expired_total" "" "Sessions that ended because their clients did not come back in time.";
     Publishes "signalbox_publishes_total" "" "PUBLISH messages routed.";
     Events "signalbox_events_total" "" "EVENT messages queued to subscribers.";
     Calls "signalbox_calls_total" "" "CALL messages accepted.";
@@ -47,6 +51,7 @@ table! {
     DroppedSlow "signalbox_events_dropped_total" "reason=\"slow_receiver\"" "Events not delivered, by reason.";
     DroppedTooLarge "signalbox_events_dropped_total" "reason=\"too_large_for_receiver\"" "Events not delivered, by reason.";
     DroppedTranscode "signalbox_events_dropped_total" "reason=\"not_representable\"" "Events not delivered, by reason.";
+    DroppedDetached "signalbox_events_dropped_total" "reason=\"detached\"" "Events not delivered, by reason.";
     DroppedRelayFull "signalbox_events_dropped_total" "reason=\"relay_queue_full\"" "Events not delivered, by reason.";
     DroppedRelayDown "signalbox_events_dropped_total" "reason=\"relay_not_connected\"" "Events not delivered, by reason.";
     DroppedRelayLost "signalbox_events_dropped_total" "reason=\"relay_lost\"" "Events not delivered, by reason.";
@@ -107,6 +112,9 @@ table! {
     Gauge, GAUGES:
     Connections "signalbox_connections" "" "Open connections.";
     Sessions "signalbox_sessions" "" "Established sessions.";
+    SessionsDetached "signalbox_sessions_detached" "" "Sessions that wait for their clients.";
+    DetachedBytes "signalbox_sessions_detached_bytes" "" "Bytes kept for them.";
+    SessionsCarried "signalbox_sessions_carried" "" "Connections that carry a session of another slot, shard or node.";
     Subscriptions "signalbox_subscriptions" "" "Subscriptions held by sessions.";
     Registrations "signalbox_registrations" "" "Registrations held by sessions.";
 RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";

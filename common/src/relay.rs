@@ -44,6 +44,10 @@ pub enum Kind {
     Ask = 10,
     /// The answer of the receiving node to a question of the same id.
     Tell = 11,
+    /// From a connection, by its id at the sender, to the session of the receiving node that it carries.
+    ToSeat = 12,
+    /// Back to the connection.
+    ToPort = 13,
 }
 
 /// The fixed part of a frame.
@@ -537,7 +541,7 @@ mod tests {
             Frame::check(&bad[LENGTH_BYTES..]).err()
         };
         assert_eq!(change(4, &[0]), Some(FrameError::Header));
-        assert_eq!(change(4, &[12]), Some(FrameError::Header), "a kind to come");
+        assert_eq!(change(4, &[14]), Some(FrameError::Header), "a kind to come");
         assert_eq!(change(4, &[4]), Some(FrameError::Uri), "a result has none");
         assert_eq!(change(5, &[3]), Some(FrameError::Header));
         assert_eq!(change(6, &[0x21]), Some(FrameError::Header));

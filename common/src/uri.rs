@@ -177,6 +177,7 @@ pub mod wamp {
     pub const PROCEDURE_ALREADY_EXISTS: &str = "wamp.error.procedure_already_exists";
     pub const NO_SUCH_REGISTRATION: &str = "wamp.error.no_such_registration";
     pub const NO_SUCH_SESSION: &str = "wamp.error.no_such_session";
+    pub const SESSION_UNATTACHED: &str = "wamp.error.session_unattached";
     pub const NO_SUCH_SUBSCRIPTION: &str = "wamp.error.no_such_subscription";
     /// Not in the specification; Crossbar.io's.
     pub const HISTORY_UNAVAILABLE: &str = "wamp.error.history_unavailable";

@@ -152,6 +152,7 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     let epoch = BootEpoch(random(1).map_err(system("random numbers"))?[0]);
     let relays = relays(&config, placement.shards.len())?;
     let https = https(&config, placement.shards.len())?;
+    let secrets = placement.shards.iter().map(|_| secret()).collect::<Result<_, _>>()?;
     let plan = Plan {
         config: config.clone(),
         relays,
@@ -160,6 +161,7 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
         features,
         epoch,
         seeds,
+        secrets,
         link_waker: link_waker(&wake),
     };
     let running = crate::io::spawn_shards(plan)?;
@@ -177,6 +179,16 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
         })
         .map_err(system("the link thread"))?;
     thread.join().expect("a panic aborts the process").map_err(system("the link"))
+}
+
+/// Random bytes that nobody else knows.
+fn secret() -> Result<[u8; 32], BootError> {
+    let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
+    let mut secret = [0; 32];
+    for (bytes, number) in secret.chunks_exact_mut(8).zip(random) {
+        bytes.copy_from_slice(&number.to_ne_bytes());
+    }
+    Ok(secret)
 }
 
 /// What each shard needs to speak with those of other nodes; empty when the node is by itself.
@@ -212,12 +224,7 @@ fn https(config: &Config, shards: usize) -> Result<Vec<HttpConfig>, BootError> {
 }
 
 fn entropy() -> Result<Entropy, BootError> {
-    let random = random(4).map_err(|source| BootError::System { what: "random numbers", source })?;
-    let mut seed = [0; 32];
-    for (bytes, number) in seed.chunks_exact_mut(8).zip(random) {
-        bytes.copy_from_slice(&number.to_ne_bytes());
-    }
-    Ok(Entropy::new(seed))
+    Ok(Entropy::new(secret()?))
 }
 
 fn read_tls(config: &Config) -> Result<Option<TlsConfig>, BootError> {

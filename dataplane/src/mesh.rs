@@ -3,7 +3,7 @@
 //! What a shard sends another in one turn is one [`Batch`]: typed items, and one arena that holds the text and payload
 //! bytes they point into. Batches of one pair of shards arrive whole and in order; nothing is dropped.
 
-use crate::shard::{Ask, CancelMode, Tell};
+use crate::shard::{Ask, CancelMode, Tell, ToPort, ToSeat};
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, ShardId};
 use common::share::Invoke;
 use common::transport::http::Kind;
@@ -231,6 +231,18 @@ pub(crate) enum Item {
     Tell {
         token: u64,
         part: Span,
+    },
+    /// To a session of the receiver from the connection that carries it, or asks for it, by the sender's number of its port.
+    ToSeat {
+        port: u64,
+        op: ToSeat,
+        bytes: Span,
+    },
+    /// Back to the connection.
+    ToPort {
+        port: u64,
+        op: ToPort,
+        bytes: Span,
     },
     Publish {
         realm: RealmId,

@@ -188,6 +188,7 @@ fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (
         features: Features::probe().expect("io_uring"),
         epoch,
         seeds: (0..shards as u64).map(|shard| 100 * index as u64 + shard).collect(),
+        secrets: (0..shards as u8).map(|shard| [10 * index as u8 + shard; 32]).collect(),
         link_waker: Arc::new(|| {}),
         config,
     };

@@ -10,6 +10,7 @@ mod meta;
 mod nodes;
 mod places;
 mod registrations;
+mod resumption;
 mod retained;
 mod rig;
 mod rules;

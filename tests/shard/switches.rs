@@ -3,7 +3,7 @@
 
 use super::clients::World;
 use super::places::{PLACES, Place, REALMS, everywhere};
-use super::rig;
+use super::rig::{self, Rig};
 use common::features::{FEATURES, Feature, FeatureSet};
 use common::ids::SnapshotVersion;
 use common::rules::{ANONYMOUS, BOUNDS, Bound, Bounds, RoleRules, Rules};
@@ -25,7 +25,7 @@ fn able() -> Value {
     })
 }
 
-fn off(features: &[Feature]) -> FeatureSet {
+pub fn off(features: &[Feature]) -> FeatureSet {
     features.iter().fold(FeatureSet::EMPTY, |all, feature| all.with(*feature))
 }
 
@@ -36,15 +36,20 @@ fn rules(realm: FeatureSet, bounds: Bounds, anonymous: FeatureSet, narrower: Bou
 }
 
 /// Rules of the realm, and the same as those of the role: both ways are to be the same for a session.
-fn both(features: FeatureSet, bounds: Bounds) -> [Rules; 2] {
+pub fn both(features: FeatureSet, bounds: Bounds) -> [Rules; 2] {
     let (none, open) = (FeatureSet::EMPTY, Bounds::NONE);
     [rules(features, bounds, none, open), rules(none, open, features, bounds)]
 }
 
 /// Puts rules in force for the realm, as the change of this number.
 fn put(world: &mut World, change: u64, rules: &Rules) {
-    let realm = common::snapshot::Realm { rules: rules.pack(), ..rig::realm(&world.realm) };
-    world.rig.feed(&FeedDown::Delta(std::sync::Arc::new(Delta {
+    let realm = world.realm.clone();
+    put_on(&mut world.rig, &realm, change, rules);
+}
+
+pub fn put_on(rig: &mut Rig, realm: &str, change: u64, rules: &Rules) {
+    let realm = common::snapshot::Realm { rules: rules.pack(), ..rig::realm(realm) };
+    rig.feed(&FeedDown::Delta(std::sync::Arc::new(Delta {
         version: SnapshotVersion(change + 1),
         follows: SnapshotVersion(change),
         realms_put: vec![realm],
@@ -135,14 +140,16 @@ fn uses() -> Vec<(Feature, Value, &'static str)> {
     ]
 }
 
-/// What no request asks for: it is what the router does with a receiver. Their tests follow.
-const OF_RECEIVERS: [Feature; 6] = [
+/// What no request asks for: it is what the router does with a receiver, or with a session. Their tests follow; that of resumption
+/// is with the others of it.
+const OF_RECEIVERS: [Feature; 7] = [
     Feature::CallCanceling,
     Feature::CallReroute,
     Feature::CallTrustlevels,
     Feature::PublicationTrustlevels,
     Feature::RegistrationRevocation,
     Feature::SubscriptionRevocation,
+    Feature::SessionResumption,
 ];
 
 #[test]
@@ -180,8 +187,9 @@ fn what_is_off_is_not_announced_and_everything_else_is() {
     };
     let all = announced(&both(FeatureSet::EMPTY, Bounds::NONE)[0]);
     let names: BTreeSet<String> = FEATURES.iter().map(|(_, name)| (*name).to_owned()).collect();
-    let control = Feature::MetaApiControl.name();
-    assert_eq!(&all | &BTreeSet::from([control.to_owned()]), names, "what is announced can be switched off");
+    let unannounced =
+        [Feature::MetaApiControl, Feature::SessionResumption].map(|feature| feature.name().to_owned());
+    assert_eq!(&all | &BTreeSet::from(unannounced), names, "what is announced can be switched off");
     for (feature, name) in FEATURES {
         for rules in both(off(&[feature]), Bounds::NONE) {
             let mut expected = all.clone();

@@ -233,6 +233,7 @@ impl World {
                     peer.client.gone = true;
                 }
                 Output::ResumeReads(_) => peer.paused = false,
+                Output::Park(_) => panic!("no client asks for a session that waits"),
                 Output::Connect { .. } => {}
             }
         }

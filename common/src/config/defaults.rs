@@ -2,7 +2,7 @@
 
 use super::{
     Aae, Admin, Cluster, Compression, Config, Control, Cores, Discovery, Http, Io, Limits, Listener, Log,
-    Memory, RealmConfig, Relay, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
+    Memory, RealmConfig, Relay, Resume, SlowPolicy, SlowReceiver, SnapshotConfig, Timeouts, Transport,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, URI_BYTES_MAX};
 use crate::rules::Rules;
@@ -57,6 +57,7 @@ impl Default for Config {
                 queue_max: 4 << 20,
                 reply_reserve: 1 << 20,
             },
+            resume: Resume::default(),
             io: Io {
                 ring_entries: 4_096,
                 receive_buffers: 256,

@@ -15,10 +15,12 @@ mod listener;
 mod parse;
 mod reader;
 mod realm;
+mod resume;
 mod schema;
 mod value;
 
 pub use listener::admits;
+pub use resume::Resume;
 pub use schema::{Key, Kind, SCHEMA};
 
 use crate::history::History;
@@ -45,6 +47,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub http: Http,
     pub slow_receiver: SlowReceiver,
+    pub resume: Resume,
     pub io: Io,
     pub snapshot: SnapshotConfig,
     /// `[[realm]]`; none written means `realm1`, anonymous from loopback, compatible.

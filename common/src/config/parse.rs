@@ -31,6 +31,7 @@ pub(super) fn config(text: &str, file: &Path) -> Result<Config, ConfigError> {
         timeouts: timeouts(&source, default.timeouts)?,
         http: http(&source, default.http)?,
         slow_receiver: slow_receiver(&source, default.slow_receiver)?,
+        resume: super::resume::read(&source, default.resume)?,
         io: io(&source, default.io)?,
         snapshot: snapshot(&source, default.snapshot)?,
         realms: realm::realms(&source, default.realms)?,

@@ -1,7 +1,7 @@
 //! The connections of a shard as the driver sees them: a descriptor, the operations under way, and what they hold.
 //!
-//! Invariants: a slot is free, or holds an open descriptor; it becomes free only when no operation of its connection
-//! is with the kernel, and then its generation changes; at most one send is under way.
+//! Invariants: a slot is free, or holds an open descriptor, or is parked; it becomes free only when no operation of its
+//! connection is with the kernel, and then its generation changes; at most one send is under way.
 
 use crate::io::ring::{SEND_BYTES_MAX, SEND_PIECES_MAX};
 use crate::io::token::{GENERATIONS, Op, Token};
@@ -21,6 +21,8 @@ pub struct Conn {
     pub ended: bool,
     /// The shard has forgotten the connection.
     pub closing: bool,
+    /// The slot is not to be used again, although the descriptor is closed: [`crate::shard::Output::Park`].
+    pub parked: bool,
     pub sending: Option<Sending>,
     /// The send under way speaks only of trouble ([`crate::io::ring::Manner::Quiet`]).
     pub quiet: bool,
@@ -76,6 +78,7 @@ impl Conn {
             paused: false,
             ended: false,
             closing: false,
+            parked: false,
             sending: None,
             quiet: false,
             held: None,
@@ -191,16 +194,35 @@ impl Conns {
         (id, self.get(id).expect("a slot is not reused while an operation is under way"))
     }
 
-    /// Frees the slot and gives the descriptor back to be closed.
+    /// Frees the slot, unless it is parked, and gives the descriptor back to be closed.
     pub fn remove(&mut self, id: ConnId) -> OwnedFd {
         let conn = self.get(id).expect("removed once");
         assert!(conn.ops == 0, "no operation is under way");
         conn.sending = None;
         conn.held = None;
-        conn.generation = (conn.generation + 1) % GENERATIONS;
         let fd = conn.fd.take().expect("the slot is in use");
-        self.free.push(id.slot);
+        if !conn.parked {
+            self.free(id.slot);
+        }
         fd
+    }
+
+    /// A parked slot may be used again, once its descriptor is closed. False: it is not parked.
+    pub fn unpark(&mut self, id: ConnId) -> bool {
+        let at = id.slot.checked_sub(self.first).map_or(usize::MAX, |at| at as usize);
+        let conn = self.slots.get_mut(at).filter(|conn| conn.generation == id.generation);
+        let Some(conn) = conn.filter(|conn| conn.parked) else { return false };
+        conn.parked = false;
+        if conn.fd.is_none() {
+            self.free(id.slot);
+        }
+        true
+    }
+
+    fn free(&mut self, slot: u32) {
+        let conn = self.at(slot);
+        conn.generation = (conn.generation + 1) % GENERATIONS;
+        self.free.push(slot);
     }
 
     #[cfg(test)]
@@ -255,6 +277,27 @@ mod tests {
         assert!(conns.get(ConnId { slot: 0, generation: 0 }).is_none());
         conns.remove(first);
         assert_eq!(conns.insert(any_fd()).slot, 7);
+    }
+
+    #[test]
+    fn a_parked_slot_is_not_used_again_until_it_is_closed() {
+        let mut conns = Conns::default();
+        let first = conns.insert(any_fd());
+        conns.get(first).expect("it is there").parked = true;
+        drop(conns.remove(first));
+        assert!(conns.get(first).is_none(), "its descriptor is closed");
+        let other = conns.insert(any_fd());
+        assert_ne!(other.slot, first.slot);
+        assert!(conns.unpark(first) && !conns.unpark(first) && !conns.unpark(other));
+        let again = conns.insert(any_fd());
+        assert_eq!(again.slot, first.slot);
+        assert_ne!(again.generation, first.generation);
+
+        // The descriptor may outlast the parking, while the kernel has operations on it.
+        conns.get(again).expect("it is there").parked = true;
+        assert!(conns.unpark(again));
+        drop(conns.remove(again));
+        assert_eq!(conns.insert(any_fd()).slot, again.slot);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 /// Methods as documented at [`Shard`]. What the driver promises beyond that: `closed` is called at most once for a
 /// connection; a connection whose send failed gets `sent` with `ok` false and then, unless it was called before,
-/// `closed`; after [`Output::Close`] nothing is called for it. `sent` may come as late as the next event, so
+/// `closed`; after [`Output::Close`] and [`Output::Park`] nothing is called for it. `sent` may come as late as the next event, so
 /// `take_send` should give all there is.
 pub trait Machine {
     /// What shards send each other.

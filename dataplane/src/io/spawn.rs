@@ -11,7 +11,7 @@ use crate::io::probe::Features;
 use crate::io::ring::{BUFFER_GROUP, Ring};
 use crate::io::turn::{Accepting, Feed, Turn};
 use crate::io::wake::{LinkWaker, ShardWaker};
-use crate::shard::{HttpConfig, RelayConfig, Shard, ShardConfig};
+use crate::shard::{HttpConfig, RelayConfig, ResumeConfig, Shard, ShardConfig};
 use common::config::{Config, Io, Listener, Transport};
 use common::ids::{BootEpoch, SHARDS_MAX, ShardId};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -43,6 +43,8 @@ pub struct Plan {
     pub epoch: BootEpoch,
     /// One random number a shard.
     pub seeds: Vec<u64>,
+    /// One a shard, from which tokens follow.
+    pub secrets: Vec<[u8; 32]>,
     /// In a cluster: one a shard.
     pub relays: Vec<RelayConfig>,
     /// Where HTTP clients are served: one a shard.
@@ -138,7 +140,7 @@ pub fn spawn_machines<M: Machine + 'static>(
     make: impl Fn(ShardConfig, Instant) -> M + Clone + Send + 'static,
 ) -> Result<Running, SpawnError> {
     let shards = plan.cores.len();
-    if shards == 0 || shards > SHARDS_MAX || plan.seeds.len() != shards {
+    if shards == 0 || shards > SHARDS_MAX || plan.seeds.len() != shards || plan.secrets.len() != shards {
         return Err(SpawnError::Cores { cores: shards, seeds: plan.seeds.len() });
     }
     let mut listeners = plan.config.listeners.clone();
@@ -231,6 +233,7 @@ fn shard_config(plan: &Plan, index: usize) -> ShardConfig {
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
+        resume: ResumeConfig::new(&config.resume, shards, plan.secrets[index]),
         relay: plan.relays.get(index).cloned(),
         http: plan.https.get(index).cloned(),
         memory_max: config.memory.max / shards as u64,

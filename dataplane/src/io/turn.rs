@@ -230,6 +230,7 @@ impl<M: Machine> Turn<M> {
                     }
                 }
                 Output::Close(id) => self.close(id)?,
+                Output::Park(id) => self.park(id)?,
                 Output::ResumeReads(id) => self.resume(id)?,
                 Output::Connect { dial, address } => self.connect(dial, address)?,
             }

@@ -27,7 +27,7 @@ impl Shard {
             Err(bad) => return self.bad_option(slot, &bad),
         };
         let Some(call) = self.session(slot).calls.get(&request).copied() else {
-            if strict && request > watermark {
+            if strict && request > watermark && !self.session(slot).gap {
                 let text = format!("CANCEL for request {request}, which is no CALL of this session");
                 self.violation(slot, &text);
             }

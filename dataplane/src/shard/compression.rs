@@ -172,7 +172,9 @@ impl Shard {
     pub(super) fn compressed(&mut self, slot: u32, framing: Framing, payload: &[u8]) {
         let listener = usize::from(self.at(slot).listener);
         let message_bytes_max = match self.at(slot).phase {
-            Phase::Open | Phase::Leaving => self.config.listeners[listener].message_max as usize,
+            Phase::Open | Phase::Carrying | Phase::Leaving => {
+                self.config.listeners[listener].message_max as usize
+            }
             _ => LOGIN_MESSAGE_BYTES_MAX,
         };
         let mut message = std::mem::take(&mut self.scratch.codecs.inflated);

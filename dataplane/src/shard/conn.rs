@@ -16,9 +16,11 @@ use super::http::Http;
 use super::identity::Identity;
 use super::meta::Testaments;
 use super::replay::Held;
+use super::resume::Away;
 use super::rules::SessionRules;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
+use common::resume::ResumeToken;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,8 +29,12 @@ pub(super) enum Phase {
     Opening,
     /// Framing is set up; HELLO is expected.
     Login,
+    /// The holder of the session that HELLO names is asked.
+    Resuming,
     /// A session is established.
     Open,
+    /// What comes is for a session of another slot, shard or node.
+    Carrying,
     /// No session: messages go back as they came.
     Echo,
     /// No session: requests come in that transports in other slots answer.
@@ -91,6 +97,17 @@ pub(super) struct Conn {
     pub leaving: Option<Box<Session>>,
     /// The connection is to be forgotten once that is over.
     pub gone: bool,
+    /// The session is not on this connection, or no longer.
+    pub away: Option<Box<Away>>,
+    /// Its port, when it carries a session or asks for one; else 0.
+    pub port: u64,
+}
+
+impl Phase {
+    /// There has been no session yet, or there is none any more.
+    pub const fn is_login(self) -> bool {
+        matches!(self, Self::Opening | Self::Login | Self::Resuming)
+    }
 }
 
 /// A WAMP session.
@@ -118,6 +135,8 @@ pub(super) struct Session {
     pub calls: IdMap<Call>,
     /// Invocations this session has to answer.
     pub invocations: IdMap<Invocation>,
+    /// How many they may be: none while it waits for its client.
+    pub invocations_max: u32,
     /// Calls in parts that ended before their last part came.
     pub unfinished: Vec<u64>,
     /// What its client announced, and what of that is not switched off.
@@ -141,6 +160,12 @@ pub(super) struct Session {
     pub get_retained: Vec<u64>,
     /// Events held back until retained ones have come.
     pub held_events: Held,
+    /// With what its client gets it back; none: it ends with its connection.
+    pub token: Option<ResumeToken>,
+    /// It waits for its client.
+    pub waits: bool,
+    /// The next request may leave out ids: those of requests that were lost with a connection.
+    pub gap: bool,
 }
 
 /// A call that waits for an answer.
@@ -248,6 +273,7 @@ impl Session {
             registrations: HashMap::with_hasher(hasher.clone()),
             calls: HashMap::with_hasher(hasher.clone()),
             invocations: HashMap::with_hasher(hasher.clone()),
+            invocations_max: 0,
             unfinished: Vec::new(),
             announced,
             features: announced,
@@ -261,6 +287,9 @@ impl Session {
             held: Vec::new(),
             get_retained: Vec::new(),
             held_events: Held::new(hasher),
+            token: None,
+            waits: false,
+            gap: false,
         };
         session.obey(rules, version);
         session
@@ -298,6 +327,8 @@ impl Conn {
             session: None,
             leaving: None,
             gone: false,
+            away: None,
+            port: 0,
         }
     }
 

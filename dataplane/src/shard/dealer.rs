@@ -11,6 +11,7 @@ use super::flow::{Class, Queued};
 use super::identity::{self, Disclosed};
 use super::options::{BadOption, call_key, call_terms, passthru, unpacked};
 use super::routes::{Callee, Sharer, resolve_procedure};
+use super::shared::is_shared;
 use crate::mesh::{Caller, Item, Terms};
 use common::features::Feature;
 use common::ids::{ID_MAX, Match, RouteKind, ShardId};
@@ -337,11 +338,8 @@ impl Shard {
         let (slot, registration) = (procedure.callee, procedure.id);
         let plain = !procedure.detailed && calling.terms.is_plain() && calling.ppt.is_empty();
         let session = self.session(slot);
-        let pending_max = session.rules.bounds.get(Bound::InvocationsPending) as usize;
-        if session.invocations.len() >= pending_max {
-            self.metrics.count(Counter::LimitReached);
-            let text = format!("the callee has {pending_max} invocations to answer already");
-            self.answer_error(caller, wamp::UNAVAILABLE, &text);
+        if session.invocations.len() >= session.invocations_max as usize {
+            self.refuse_invocation(slot, caller);
             return None;
         }
         if !plain && !self.can_invoke(slot, calling) {
@@ -366,6 +364,20 @@ impl Shard {
             self.foreign.insert(caller, route);
         }
         Some(route)
+    }
+
+    /// The callee takes no more invocations. One that waits for its client takes none; when others share its registration, the
+    /// call goes to one of them.
+    #[cold]
+    fn refuse_invocation(&mut self, slot: u32, caller: Caller) {
+        if self.at(slot).is_detached() {
+            let uri = if is_shared(caller) { wamp::UNAVAILABLE } else { wamp::SESSION_UNATTACHED };
+            return self.answer_error(caller, uri, "the callee has lost its connection and may come back");
+        }
+        self.metrics.count(Counter::LimitReached);
+        let text =
+            format!("the callee has {} invocations to answer already", self.session(slot).invocations_max);
+        self.answer_error(caller, wamp::UNAVAILABLE, &text);
     }
 
     /// Keeps a call until a REGISTERED is sent, that of the callee or the group `route` names.

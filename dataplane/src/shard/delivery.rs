@@ -8,6 +8,7 @@ use super::conn::Conn;
 use super::flow::{Class, Queued, Queues};
 use super::publication::Extra;
 use super::replay::hold_back;
+use super::resume::Keeping;
 use super::{ConnId, Shard};
 use bytes::Bytes;
 use common::ids::Match;
@@ -231,6 +232,7 @@ impl Shard {
     ) {
         let details = extra.map(Extra::details).unwrap_or_default();
         let restricted = extra.filter(|extra| extra.is_restricted());
+        let kept_bytes_max = self.kept_bytes_max();
         let scratch = &mut self.scratch;
         scratch.next_payload();
         for index in topics {
@@ -255,6 +257,11 @@ impl Shard {
                 dirty: &mut self.dirty,
                 queued_bytes: &mut self.queued_bytes,
                 policy: &self.config.slow_receiver,
+                keeping: Keeping {
+                    kept_bytes: &mut self.resumption.kept_bytes,
+                    kept_bytes_max,
+                    buffer_max: self.config.resume.buffer_max,
+                },
             };
             let mut events = 0;
             for slot in &subscription.subscribers {
@@ -336,6 +343,15 @@ fn queue_event_specially(
     let encoded = || scratch.event(event, trusting, to).map(<[u8]>::to_vec);
     if conn.holding && hold_back(queues, conn, ids, event.now, encoded) {
         return Some(Queued::Full);
+    }
+    if conn.is_detached() {
+        return Some(match scratch.event(event, trusting, to) {
+            Some(message) => queues.keep(conn, message),
+            None => {
+                queues.metrics.count(Counter::DroppedTranscode);
+                Queued::Full
+            }
+        });
     }
     (conn.dropped > 0).then(|| queue_event_after_loss(queues, scratch, event, slot, conn))
 }

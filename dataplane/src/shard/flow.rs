@@ -3,6 +3,7 @@
 
 use super::conn::{Conn, Phase};
 use super::outbound::Pool;
+use super::resume::Keeping;
 use super::timers::{TICK, Tick, Timers};
 use super::{ConnId, Flow, Output, SPARE_BATCHES_MAX, Shard};
 use crate::mesh::{Batch, Item};
@@ -53,6 +54,7 @@ pub(super) struct Queues<'a> {
     pub dirty: &'a mut Vec<u32>,
     pub queued_bytes: &'a mut usize,
     pub policy: &'a SlowReceiver,
+    pub keeping: Keeping<'a>,
 }
 
 impl Queues<'_> {
@@ -163,6 +165,7 @@ impl Queues<'_> {
 
 impl Shard {
     pub(super) fn queues(&mut self) -> (&mut [Option<Box<Conn>>], Queues<'_>) {
+        let kept_bytes_max = self.kept_bytes_max();
         (
             &mut self.conns,
             Queues {
@@ -171,6 +174,11 @@ impl Shard {
                 dirty: &mut self.dirty,
                 queued_bytes: &mut self.queued_bytes,
                 policy: &self.config.slow_receiver,
+                keeping: Keeping {
+                    kept_bytes: &mut self.resumption.kept_bytes,
+                    kept_bytes_max,
+                    buffer_max: self.config.resume.buffer_max,
+                },
             },
         )
     }
@@ -225,12 +233,15 @@ impl Shard {
     /// Ends the session, if any, and closes the connection when what is queued has gone out.
     pub(super) fn hang_up(&mut self, slot: u32, close_code: u16) {
         self.end_session(slot);
+        self.leave_port(slot);
         let conn = self.at(slot);
         if matches!(conn.phase, Phase::Flushing | Phase::Lingering) {
             return;
         }
         conn.note_close(close_code);
-        if conn.phase == Phase::Opening || conn.phase == Phase::Login {
+        self.close_seat_with(slot, close_code);
+        let conn = self.at(slot);
+        if conn.phase.is_login() {
             self.logins -= 1;
             self.metrics.count(Counter::HandshakesFailed);
         }
@@ -253,17 +264,23 @@ impl Shard {
 
     /// Forgets a connection at once and has its socket closed.
     pub(super) fn forget(&mut self, slot: u32) {
+        self.leave_port(slot);
         self.end_session(slot);
+        self.leave_seat(slot);
         if self.at(slot).leaving.is_some() {
             return self.forget_later(slot);
         }
         let conn = self.conns[slot as usize].take().expect("the slot of a connection in hand is taken");
-        if matches!(conn.phase, Phase::Opening | Phase::Login) {
+        if conn.phase.is_login() {
             self.logins -= 1;
             self.metrics.count(Counter::HandshakesFailed);
         }
         self.conns_len -= 1;
-        self.by_listener[usize::from(conn.listener)] -= 1;
+        if conn.away.is_none() {
+            self.by_listener[usize::from(conn.listener)] -= 1;
+        } else {
+            self.resumption.seated -= 1;
+        }
         self.queued_bytes -= conn.held_bytes();
         self.partial_bytes -= conn.partial_bytes as usize;
         self.context_bytes -= conn.context_bytes();
@@ -305,7 +322,12 @@ impl Shard {
         let deadline = conn.deadline;
         match conn.phase {
             _ if deadline > tick => self.schedule(id.slot, deadline),
-            Phase::Open | Phase::Echo => self.look_at_idle(id),
+            Phase::Open if conn.away.is_some() => self.look_at_seat(id),
+            Phase::Open | Phase::Carrying | Phase::Echo => self.look_at_idle(id),
+            Phase::Resuming => {
+                self.at(id.slot).scheduled = Tick::MAX;
+                self.ask_timed_out(id.slot);
+            }
             Phase::Opening | Phase::Login => {
                 self.metrics.count(Counter::LoginTimeouts);
                 self.forget(id.slot);
@@ -326,7 +348,7 @@ impl Shard {
         let idle: Tick = tick - conn.last_heard;
         let next = if idle >= interval + timeout && conn.pinged {
             self.metrics.count(Counter::PingTimeouts);
-            return self.forget(id.slot);
+            return self.lose(id.slot);
         } else if idle >= interval && !conn.pinged {
             conn.pinged = true;
             self.push_control(id.slot, FrameKind::Ping, b"signalbox");
@@ -343,6 +365,7 @@ impl Shard {
     /// Ends an input: closes the connections whose queues overflowed while it was handled, and lets others be read
     /// again when there is room for what they send.
     pub(super) fn bury(&mut self) {
+        self.drop_broken_ports();
         while let Some(id) = self.doomed.pop() {
             let Some(conn) = self.conn_mut(id) else { continue };
             if matches!(conn.phase, Phase::Flushing | Phase::Lingering) {
@@ -416,10 +439,18 @@ impl Shard {
     /// Whether a connection may be read further, after an input of it was handled.
     pub(super) fn flow(&mut self, id: ConnId) -> Flow {
         let feeds_short = self.fed.0 & self.short_shards.0 != 0;
-        if self.memory() <= self.config.memory_max && !feeds_short && !self.is_backlogged(self.fed) {
+        let stalled = self.resumption.stalled;
+        if self.memory() <= self.config.memory_max
+            && !feeds_short
+            && !stalled
+            && !self.is_backlogged(self.fed)
+        {
             return Flow::Continue;
         }
         let Some(conn) = self.conn_mut(id) else { return self.relay_pause(id) };
+        if conn.away.is_some() {
+            return Flow::Continue;
+        }
         if !conn.paused {
             conn.paused = true;
             self.paused.push(id);
@@ -436,6 +467,9 @@ impl Shard {
     /// Resumes the paused connections once there is room again.
     pub(super) fn resume(&mut self) {
         self.tell_memory();
+        if self.owes_ports() && !self.is_pressed() {
+            self.pay_ports();
+        }
         if self.paused.is_empty() || !self.has_room_again() || !self.short_shards.is_empty() {
             return;
         }
@@ -443,7 +477,10 @@ impl Shard {
             return;
         }
         for id in std::mem::take(&mut self.paused) {
-            if let Some(conn) = self.conn_mut(id) {
+            let port = self.conn_mut(id).map_or(0, |conn| conn.port);
+            if port != 0 && self.is_stalled(port) {
+                self.paused.push(id);
+            } else if let Some(conn) = self.conn_mut(id) {
                 conn.paused = false;
                 match conn.transport_kind() {
                     None => self.outputs.push_back(Output::ResumeReads(id)),
@@ -453,6 +490,12 @@ impl Shard {
                 self.outputs.push_back(Output::ResumeReads(id));
             }
         }
+    }
+
+    /// What is let in now would find no room.
+    pub(super) fn is_pressed(&self) -> bool {
+        let is_short = self.memory() > self.config.memory_max || !self.short_shards.is_empty();
+        is_short || self.is_backlogged(self.mesh_blocked)
     }
 
     /// Enough of the queued bytes went out for more to be let in.
@@ -516,7 +559,9 @@ impl Shard {
                     self.drain_transport(slot);
                     self.set_deadline(slot, wait);
                 }
-                Phase::Opening | Phase::Login | Phase::Echo => self.hang_up(slot, 1001),
+                Phase::Opening | Phase::Login | Phase::Resuming | Phase::Carrying | Phase::Echo => {
+                    self.hang_up(slot, 1001);
+                }
                 Phase::Http => self.drain_peer(slot),
                 Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
             }
@@ -528,6 +573,11 @@ impl Shard {
     pub(super) fn leave(&mut self, slot: u32, reason: &str, message: &str) {
         self.end_session(slot);
         self.goodbye(slot, reason, message);
-        self.at(slot).phase = Phase::Leaving;
+        let conn = self.at(slot);
+        conn.phase = Phase::Leaving;
+        if conn.is_detached() {
+            // There is nobody to answer.
+            self.hang_up(slot, 1000);
+        }
     }
 }

@@ -103,7 +103,7 @@ impl Shard {
         self.forget_transport_later(slot);
         let conn = self.conns[slot as usize].as_mut().expect("the slot of a connection in hand is taken");
         self.queued_bytes -= conn.out.clear(&mut self.pool);
-        if matches!(conn.phase, Phase::Opening | Phase::Login) {
+        if conn.phase.is_login() {
             self.logins -= 1;
             self.metrics.count(Counter::HandshakesFailed);
         }

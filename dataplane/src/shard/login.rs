@@ -3,11 +3,13 @@
 use super::conn::{Phase, Session};
 use super::features::Features;
 use super::flow::Class;
+use super::identity::Identity;
 use super::origin::Origin;
 use super::realm::Settings;
+use super::resume::Wish;
 use super::{Shard, options};
 use common::config::{Listener, Transport};
-use common::features::FeatureSet;
+use common::features::{Feature, FeatureSet};
 use common::ids::{RealmId, is_wamp_id};
 use common::limits::{LOGIN_MESSAGE_BYTES_MAX, PROXY_BYTES_MAX, UPGRADE_BYTES_MAX};
 use common::link::Claim;
@@ -72,6 +74,16 @@ pub(super) fn roles(off: FeatureSet) -> OwnedValue {
             ]),
         ),
     ])
+}
+
+/// A HELLO that was let in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joining {
+    /// Index of the realm in this shard.
+    pub realm: u32,
+    pub features: Features,
+    /// Whether the session is to outlive its connection; none: HELLO does not say.
+    pub resumable: Option<bool>,
 }
 
 /// Why a HELLO was refused.
@@ -238,9 +250,43 @@ impl Shard {
             return self.refuse_login(slot, Refusal::new(wamp::SYSTEM_SHUTDOWN, "the node is shutting down"));
         }
         match self.admit(slot, realm, details) {
-            Ok(index) => self.welcome(slot, index, realm, Features::announced(details)),
+            Ok((realm, wish)) => {
+                let features = Features::announced(details);
+                let joining = Joining { realm, features, resumable: wish.said() };
+                self.resume_or_welcome(slot, joining, &wish);
+            }
             Err(refusal) => self.refuse_login(slot, refusal),
         }
+    }
+
+    /// The session HELLO asks for if it is there, else a new one.
+    fn resume_or_welcome(&mut self, slot: u32, joining: Joining, wish: &Wish) {
+        if let Some((session, token)) = wish.session {
+            // Clients are anonymous: all of them are the same.
+            let who = Identity::anonymous(session).with_call(session);
+            if self.can_resume(slot) && self.ask_for_session(slot, joining, (session, token), &who) {
+                return;
+            }
+            self.metrics.count(Counter::ResumptionsRefused);
+        }
+        self.welcome(slot, joining);
+    }
+
+    /// Sessions outlive connections like this one. A transport that is made of HTTP requests outlives connections by itself.
+    fn can_resume(&mut self, slot: u32) -> bool {
+        !self.config.resume.window.is_zero() && self.at(slot).transport_kind().is_none()
+    }
+
+    /// The session that was asked for is not to be had.
+    pub(super) fn welcome_instead(&mut self, slot: u32, joining: Joining) {
+        self.at(slot).phase = Phase::Login;
+        if self.draining {
+            return self.refuse_login(slot, Refusal::new(wamp::SYSTEM_SHUTDOWN, "the node is shutting down"));
+        }
+        if self.realms[joining.realm as usize].settings.is_none() {
+            return self.refuse_login(slot, Refusal::new(wamp::NO_SUCH_REALM, "the realm was removed"));
+        }
+        self.welcome(slot, joining);
     }
 
     fn refuse_login(&mut self, slot: u32, refusal: Refusal) {
@@ -248,7 +294,7 @@ impl Shard {
     }
 
     /// Decides a HELLO: the realm's index, or why not.
-    fn admit(&mut self, slot: u32, realm: &str, details: &Dict<'_>) -> Result<u32, Refusal> {
+    fn admit(&mut self, slot: u32, realm: &str, details: &Dict<'_>) -> Result<(u32, Wish), Refusal> {
         if !is_valid(realm, UriRule::Loose) {
             let text = format!("HELLO.Realm {:?} is not a valid URI", shorten(realm));
             return Err(Refusal::new(wamp::INVALID_URI, text));
@@ -266,16 +312,22 @@ impl Shard {
             details,
             self.conns[slot as usize].as_ref().is_some_and(|conn| conn.origin.is_local()),
         )?;
-        Ok(index)
+        let wish = Wish::read(details, settings.strict);
+        Ok((index, wish.map_err(|bad| Refusal::new(wamp::PROTOCOL_VIOLATION, bad.0))?))
     }
 
-    fn welcome(&mut self, slot: u32, realm: u32, name: &str, features: Features) {
+    fn welcome(&mut self, slot: u32, joining: Joining) {
+        let Joining { realm, features, resumable } = joining;
         let id = self.global_id();
         debug_assert!(is_wamp_id(id));
         let strict = self.realms[realm as usize].settings.as_ref().is_some_and(|settings| settings.strict);
         let (rules, version) = self.rules_of(realm, ANONYMOUS);
-        let mut session = Session::new(id, realm, strict, features, (rules.clone(), version), &self.hasher);
+        let is_off = rules.off.has(Feature::SessionResumption);
+        let mut session = Session::new(id, realm, strict, features, (rules, version), &self.hasher);
         session.born = self.token();
+        if resumable == Some(true) && !is_off && self.can_resume(slot) {
+            session.token = Some(self.new_token());
+        }
         let listener = usize::from(self.at(slot).listener);
         let message_max = self.config.listeners[listener].message_max as usize;
         let conn = self.at(slot);
@@ -290,25 +342,47 @@ impl Shard {
         self.metrics.count(Counter::SessionsOpened);
         let realm_id = self.realms[realm as usize].id;
         self.claims.push(Claim::Joined { session: id, realm: realm_id }, &mut self.metrics);
-        let identity = self.session(slot).identity.clone();
-        let details = [
+        self.push_welcome(slot, resumable.map(|_| false));
+        self.ids.join(id, slot);
+        self.joined(slot);
+    }
+
+    /// WELCOME. `resumed`: what it says of resumption; none: nothing.
+    pub(super) fn push_welcome(&mut self, slot: u32, resumed: Option<bool>) {
+        let session = self.session(slot);
+        let rules = session.rules.clone();
+        let (id, realm, identity, token) =
+            (session.id, session.realm, session.identity.clone(), session.token);
+        let token = token.map(|token| token.text());
+        let settings = self.realms[realm as usize].settings.as_ref();
+        let name = settings.map_or_else(Box::default, |settings| settings.name.clone());
+        let mut details = vec![
             ("roles", Field::Value(&rules.announced)),
-            ("realm", Field::Str(name)),
+            ("realm", Field::Str(&name)),
             ("authid", Field::Str(&identity.authid)),
             ("authrole", Field::Str(&identity.authrole)),
             ("authmethod", Field::Str(identity.authmethod)),
             ("authprovider", Field::Str(identity.authprovider)),
             ("agent", Field::Str(AGENT)),
         ];
+        if let Some(resumed) = resumed {
+            details.push(("resumed", Field::Bool(resumed)));
+            details.push(("resumable", Field::Bool(token.is_some())));
+            if let Some(token) = &token {
+                // As the specification writes it, and as clients read it.
+                details.extend(["resume-token", "resume_token"].map(|key| (key, Field::Str(token))));
+            }
+        }
         self.push(slot, Class::Reply, |serializer, out| {
             encode::id_dict(serializer, out, code::WELCOME, id, &details);
         });
-        self.ids.join(id, slot);
-        self.joined(slot);
     }
 
     /// After GOODBYE the connection may carry another session (WAMP, basic profile, "Session Closing").
     pub(super) fn await_reuse(&mut self, slot: u32) {
+        if self.at(slot).away.is_some() {
+            return self.hang_up(slot, 1000);
+        }
         self.message_bound(slot, LOGIN_MESSAGE_BYTES_MAX);
         self.at(slot).phase = Phase::Login;
         self.logins += 1;
@@ -316,7 +390,7 @@ impl Shard {
     }
 
     /// Sets the longest message accepted from now on; the framer may be in use.
-    fn message_bound(&mut self, slot: u32, message_max: usize) {
+    pub(super) fn message_bound(&mut self, slot: u32, message_max: usize) {
         match &mut self.at(slot).framer {
             Some(framer) => framer.set_message_bytes_max(message_max),
             None => self.new_bound = Some(message_max),

@@ -49,6 +49,7 @@ mod remains;
 mod remote;
 mod replay;
 mod report;
+mod resume;
 mod retained;
 mod routes;
 mod rules;
@@ -78,6 +79,8 @@ use outbound::Pool;
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
+pub use resume::ResumeConfig;
+pub(crate) use resume::{ToPort, ToSeat};
 use routes::Folded;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -105,6 +108,7 @@ pub struct ShardConfig {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub slow_receiver: SlowReceiver,
+    pub resume: ResumeConfig,
     /// None: the node is by itself.
     pub relay: Option<RelayConfig>,
     /// None: no listener serves HTTP clients.
@@ -168,6 +172,8 @@ pub enum Output {
     /// Close the socket; the shard has forgotten the connection. Operations under way are cancelled, a `SendBuf` still
     /// with the kernel is dropped when it comes back.
     Close(ConnId),
+    /// Close the socket, as with `Close`, but keep the slot: a session waits in it. `Close` follows when it may be used again.
+    Park(ConnId),
     ResumeReads(ConnId),
     /// Connect by TCP, then say [`Shard::connected`] or [`Shard::dial_failed`], after some seconds at the latest.
     Connect {
@@ -213,6 +219,7 @@ pub struct Shard {
     folded: Folded,
     nodes: Nodes,
     relay: Relay,
+    resumption: resume::Resumption,
     changes: remote::Changes,
     upkeep: realms::Upkeep,
     retained: retained::Retained,
@@ -302,6 +309,7 @@ impl Shard {
             folded: Folded::default(),
             nodes: Nodes::default(),
             relay: Relay::new(config.relay.clone(), &hasher),
+            resumption: resume::Resumption::new(&hasher),
             changes: remote::Changes::default(),
             upkeep: realms::Upkeep::default(),
             retained: retained::Retained::default(),
@@ -388,9 +396,12 @@ impl Shard {
         let phase = state.phase;
         self.metrics.add(Counter::BytesReceived, bytes.len() as u64);
         self.fed = ShardSet::EMPTY;
+        self.resumption.stalled = false;
         match phase {
             Phase::Opening => self.open(conn.slot, bytes),
-            Phase::Login | Phase::Open | Phase::Leaving => self.frames(conn.slot, bytes),
+            Phase::Login | Phase::Resuming | Phase::Open | Phase::Carrying | Phase::Leaving => {
+                self.frames(conn.slot, bytes);
+            }
             Phase::Echo => self.echo(conn.slot, bytes),
             Phase::Http => self.http(conn.slot, bytes),
             Phase::Flushing | Phase::Lingering => {}
@@ -404,7 +415,7 @@ impl Shard {
     pub fn closed(&mut self, now: Instant, conn: ConnId) {
         self.set_now(now);
         if self.conn_mut(conn).is_some() {
-            self.forget(conn.slot);
+            self.lose(conn.slot);
         } else {
             self.relay_closed(conn);
         }
@@ -416,6 +427,9 @@ impl Shard {
         let Some(Some(state)) = self.conns.get_mut(conn.slot as usize) else {
             return self.relay_take_send(conn);
         };
+        if state.away.is_some() {
+            return self.take_last(conn);
+        }
         let mut bytes = state.out.bytes();
         let buf = if state.is_packed() {
             let queued = std::mem::take(&mut bytes);
@@ -440,6 +454,9 @@ impl Shard {
         self.pool.recycle(buf);
         let tick = self.tick;
         let Some(state) = self.conn_mut(conn) else { return self.relay_sent(conn, ok) };
+        if state.away.is_some() {
+            return self.last_sent(conn, ok);
+        }
         state.sending = false;
         if state.paused && ok {
             // Nothing can be heard of a peer that is not read; that it takes what it is sent shows that it lives.
@@ -449,10 +466,10 @@ impl Shard {
         let sent = std::mem::take(&mut state.sending_bytes) as usize;
         if !ok {
             self.queued_bytes -= sent;
-            self.forget(conn.slot);
+            self.lose(conn.slot);
             return self.bury();
         }
-        let speaks_http = state.http.is_some();
+        let (speaks_http, carries) = (state.http.is_some(), state.phase == Phase::Carrying);
         if !state.out.is_empty() || state.phase == Phase::Flushing {
             self.mark_dirty(conn.slot);
         }
@@ -460,6 +477,9 @@ impl Shard {
         if speaks_http {
             self.sent_http(conn.slot);
             return self.bury();
+        }
+        if carries {
+            self.port_drained(conn.slot);
         }
         self.resume();
     }
@@ -522,6 +542,8 @@ impl Shard {
                 if conn.http.is_some() {
                     self.transport_ready(slot);
                     self.bury();
+                } else if conn.away.is_some() {
+                    self.carry_on(slot);
                 }
                 continue;
             }
@@ -540,8 +562,8 @@ impl Shard {
     pub fn deadline(&self) -> Option<Instant> {
         let waits = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
         let upkeep = waits.then_some(self.now);
-        let asks = self.asks.deadline();
-        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks]
+        let (asks, expired) = (self.asks.deadline(), self.resumption.deadline(self.now));
+        [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks, expired]
             .into_iter()
             .flatten()
             .min()
@@ -553,6 +575,7 @@ impl Shard {
         self.go_on_upkeep();
         self.go_on_leaving();
         self.go_on_ending();
+        self.go_on_expiring();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {

@@ -5,7 +5,7 @@
 
 use super::{Segment, SendBuf};
 use bytes::Bytes;
-use common::transport::{Framing, walk_own_frame};
+use common::transport::{Framing, batch, walk_own_frame, write_message};
 use common::wire::Serializer;
 
 /// Buffers of emptied queues, kept for the next connection that has something to send.
@@ -168,6 +168,68 @@ impl Outbound {
         buf
     }
 
+    /// Makes all whole messages frames of [`Framing::RawSocket`], which is no work when they are; what belongs to the transport
+    /// (handshake, pings) goes.
+    pub fn reframe(&mut self, pool: &mut Pool, framing: Framing, serializer: Serializer) {
+        if framing == Framing::RawSocket && self.unframed == 0 {
+            return;
+        }
+        let mut unframed = self.unframed;
+        let buf = self.take(pool);
+        for segment in &buf.segments {
+            let mut frames = &segment.as_slice()[std::mem::take(&mut unframed)..];
+            while let Some((frame_bytes, payload_at)) = walk_own_frame(framing, frames) {
+                let (frame, rest) = frames.split_at(frame_bytes);
+                frames = rest;
+                if !is_message(framing, frame) {
+                    continue;
+                }
+                let payload = &frame[payload_at..];
+                if framing.is_batched() {
+                    for message in batch::split(framing, serializer, payload).flatten() {
+                        self.append(pool, |out| write_message(Framing::RawSocket, serializer, message, out));
+                    }
+                } else {
+                    self.append(pool, |out| write_message(Framing::RawSocket, serializer, payload, out));
+                }
+            }
+        }
+        pool.recycle(buf);
+    }
+
+    /// Takes the first frames, of at most `bytes_max` bytes all together, but at least one.
+    pub fn take_front(&mut self, pool: &mut Pool, framing: Framing, bytes_max: usize) -> Vec<u8> {
+        let mut taken = pool.buffer();
+        let mut whole = 0;
+        let mut cut = 0;
+        for segment in &self.head {
+            let (bytes, all) = (segment.as_slice(), segment.as_slice().len());
+            let front = front(framing, bytes, bytes_max.saturating_sub(taken.len()), taken.is_empty());
+            taken.extend_from_slice(&bytes[..front]);
+            if front < all {
+                cut = front;
+                break;
+            }
+            whole += 1;
+        }
+        let reaches_tail = whole == self.head.len();
+        self.head.drain(..whole);
+        if reaches_tail {
+            let room = bytes_max.saturating_sub(taken.len());
+            let front = front(framing, &self.tail, room, taken.is_empty());
+            taken.extend(self.tail.drain(..front));
+        } else if cut > 0
+            && let Some(Segment::Owned(bytes)) = self.head.first_mut()
+        {
+            bytes.drain(..cut);
+        }
+        self.bytes -= taken.len();
+        if self.head.is_empty() {
+            self.head = Vec::new();
+        }
+        taken
+    }
+
     /// Drops everything; returns the bytes dropped.
     pub fn clear(&mut self, pool: &mut Pool) -> usize {
         self.head = Vec::new();
@@ -204,6 +266,20 @@ impl Outbound {
     }
 }
 
+/// Bytes of the whole frames at the front that have room, of one more if none has and `one` is to be taken.
+fn front(framing: Framing, bytes: &[u8], room: usize, one: bool) -> usize {
+    if bytes.len() <= room {
+        return bytes.len();
+    }
+    let mut end = 0;
+    while let Some((frame_bytes, _)) = walk_own_frame(framing, &bytes[end..])
+        && (end + frame_bytes <= room || one && end == 0)
+    {
+        end += frame_bytes;
+    }
+    end
+}
+
 /// Removes events from the front part of a buffer, whole frames from `start` on, until `excess` bytes are gone.
 fn drop_events(
     buffer: &mut Vec<u8>,
@@ -229,17 +305,20 @@ fn drop_events(
     dropped
 }
 
-/// Tells an EVENT from everything else by the first bytes of a frame we wrote ourselves.
-fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: usize) -> bool {
-    let is_message = match framing {
+fn is_message(framing: Framing, frame: &[u8]) -> bool {
+    match framing {
         Framing::RawSocket => frame[0] & 7 == 0,
         _ => matches!(frame[0] & 0x0f, 1 | 2),
-    };
+    }
+}
+
+/// Tells an EVENT from everything else by the first bytes of a frame we wrote ourselves.
+fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: usize) -> bool {
     let message = match framing.is_batched() && !serializer.is_text() {
         true => frame.get(payload_at + 4..).unwrap_or_default(),
         false => &frame[payload_at..],
     };
-    is_message
+    is_message(framing, frame)
         && match serializer {
             Serializer::Json => message.starts_with(b"[36,"),
             // A list of four to six elements, then 36: fixarray and fixint; a CBOR array and uint8 after 0x18.
@@ -255,7 +334,7 @@ fn is_event(framing: Framing, serializer: Serializer, frame: &[u8], payload_at: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::transport::{Frame, Framer, Role, batch, write_message};
+    use common::transport::{Frame, FrameKind, Framer, Role, write_header};
     use common::wire::{Payload, encode};
 
     fn frame(framing: Framing, serializer: Serializer, message: &[u8]) -> Vec<u8> {
@@ -395,6 +474,74 @@ mod tests {
             assert_eq!(bytes, expected);
             pool.recycle(sent);
             assert_eq!(pool.buffers.len(), 3, "all are used again");
+        }
+    }
+
+    #[test]
+    fn a_queue_is_framed_anew_without_what_belongs_to_the_transport() {
+        for framing in [Framing::RawSocket, Framing::WebSocket, Framing::Batched, Framing::BatchedCan] {
+            for serializer in Serializer::ALL {
+                let mut pool = Pool::default();
+                let mut queue = Outbound::default();
+                queue.append_unframed(&mut pool, b"answer");
+                let long = vec![b'x'; 70_000];
+                let messages: Vec<Vec<u8>> =
+                    (1..=3).map(|n| reply(serializer, n)).chain([long, event(serializer, 4)]).collect();
+                for (at, message) in messages.iter().enumerate() {
+                    let framed = frame(framing, serializer, message);
+                    if at == 1 {
+                        queue.append_shared(framed.into());
+                    } else {
+                        queue.append(&mut pool, |out| {
+                            out.extend_from_slice(&framed);
+                            write_header(framing, serializer, FrameKind::Ping, 2, out);
+                            out.extend_from_slice(b"hi");
+                        });
+                    }
+                }
+                queue.reframe(&mut pool, framing, serializer);
+                let wanted: Vec<u8> = messages
+                    .iter()
+                    .flat_map(|message| frame(Framing::RawSocket, serializer, message))
+                    .collect();
+                assert_eq!(queue.bytes(), wanted.len(), "{framing:?} {serializer:?}");
+                let sent = queue.take(&mut pool);
+                assert_eq!(
+                    sent.segments.iter().flat_map(Segment::as_slice).copied().collect::<Vec<_>>(),
+                    wanted
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn whole_frames_are_taken_from_the_front() {
+        let (framing, serializer) = (Framing::RawSocket, Serializer::MsgPack);
+        let frames: Vec<Vec<u8>> = (1..=9).map(|n| frame(framing, serializer, &[n; 100])).collect();
+        for bytes_max in [0, 1, 103, 104, 105, 400, 10_000] {
+            let mut pool = Pool::default();
+            let mut queue = Outbound::default();
+            for (at, frame) in frames.iter().enumerate() {
+                if at % 4 == 2 {
+                    queue.append_shared(frame.clone().into());
+                } else {
+                    queue.append(&mut pool, |out| out.extend_from_slice(frame));
+                }
+            }
+            let mut all = Vec::new();
+            while !queue.is_empty() {
+                let before = queue.bytes();
+                let taken = queue.take_front(&mut pool, framing, bytes_max);
+                assert_eq!(taken.len() % 104, 0, "frames are whole");
+                assert!(
+                    !taken.is_empty() && taken.len() <= bytes_max.max(104),
+                    "{bytes_max}: {}",
+                    taken.len()
+                );
+                assert_eq!(queue.bytes(), before - taken.len());
+                all.extend(taken);
+            }
+            assert_eq!(all, frames.concat(), "{bytes_max}");
         }
     }
 

@@ -6,6 +6,7 @@ use super::dealer::{Calling, Came};
 use super::delivery::Published;
 use super::overlay::Source;
 use super::realm::{Asker, Realm};
+use super::resume::Carrier;
 use super::retained::Asking;
 use crate::mesh::{Batch, Caller, Item, Owner, PayloadSpan, RouteSpan, Span, Terms};
 use common::ids::{RealmId, ShardId, ShardSet};
@@ -115,6 +116,10 @@ impl Shard {
             Item::Ask { realm, token, query } => {
                 self.asked_by_shard(from, realm, token, batch.bytes(query));
             }
+            Item::ToSeat { port, op, bytes } => {
+                self.seat_told(Carrier { shard: from, port }, op, batch.bytes(bytes));
+            }
+            Item::ToPort { port, op, bytes } => self.port_told(from, port, op, batch.bytes(bytes)),
             Item::Tell { token, part } => self.shard_told(from, token, batch.bytes(part)),
             Item::HttpAsk { .. } | Item::HttpTell { .. } => self.mesh_http(from, batch, item),
             Item::Memory { short } => {

@@ -30,6 +30,7 @@ impl Shard {
             ("bytes of incomplete messages", self.partial_bytes),
         ];
         all.extend(self.relay.remains());
+        all.extend(self.resumption.remains());
         all.retain(|(_, count)| *count > 0);
         all
     }

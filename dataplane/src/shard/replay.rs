@@ -63,6 +63,11 @@ impl Held {
         Self { holds: IdMap::with_hasher(hasher.clone()), bytes: 0 }
     }
 
+    /// Something is held back.
+    pub fn holds_any(&self) -> bool {
+        !self.holds.is_empty()
+    }
+
     fn get(&mut self, subscription: u64, token: u64) -> Option<&mut Hold> {
         self.holds.get_mut(&subscription).filter(|hold| hold.token == token)
     }
@@ -217,7 +222,8 @@ impl Shard {
         let hold = session.held_events.remove(subscription).unwrap_or_default();
         let holds = !session.held_events.holds.is_empty();
         let subscribed = session.subscriptions.contains_key(&subscription);
-        self.at(owner.slot).holding = holds;
+        let conn = self.at(owner.slot);
+        conn.holding = holds || conn.is_detached();
         if !subscribed {
             return;
         }

@@ -9,10 +9,14 @@ impl Shard {
     pub(super) fn report(&mut self) {
         self.relay_report();
         let backlog: usize = self.mesh_out.iter().map(|batch| batch.bytes_len()).sum();
+        let [detached, kept, carried] = self.resumption.gauges();
         let overlay: usize = self.realms.iter().map(|realm| realm.overlay.len()).sum();
         for (gauge, value) in [
-            (Gauge::Connections, self.conns_len as u64),
+            (Gauge::Connections, (self.conns_len - self.resumption.seated) as u64),
             (Gauge::Sessions, u64::from(self.sessions)),
+            (Gauge::SessionsDetached, detached as u64),
+            (Gauge::DetachedBytes, kept as u64),
+            (Gauge::SessionsCarried, carried as u64),
             (Gauge::Subscriptions, self.subscriptions),
             (Gauge::RetainedTopics, self.retained.len() as u64),
             (Gauge::RetainedBytes, self.retained.bytes() as u64),

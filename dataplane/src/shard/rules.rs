@@ -134,7 +134,7 @@ impl Shard {
     }
 
     /// Follows a change of the rules.
-    fn renew_rules(&mut self, slot: u32) {
+    pub(super) fn renew_rules(&mut self, slot: u32) {
         let session = self.session(slot);
         let (realm, held, role) = (session.realm, session.rules_at, session.identity.authrole.clone());
         if held == self.realms[realm as usize].rules.version {
@@ -273,6 +273,13 @@ impl Session {
         self.rules_at = version;
         self.unruled_at = if rules.looks { 0 } else { version };
         self.rules = rules;
+        self.set_waiting(self.waits);
+    }
+
+    /// While it waits for its client it takes no invocations.
+    pub fn set_waiting(&mut self, waits: bool) {
+        self.waits = waits;
+        self.invocations_max = if waits { 0 } else { self.rules.bounds.get(Bound::InvocationsPending) };
     }
 }
 

@@ -34,7 +34,7 @@ impl Shard {
                 }
                 Ok(Some(Frame::Pong(_))) => false,
                 Ok(Some(Frame::Close { code })) => {
-                    self.hang_up(slot, if code == 1005 { 1000 } else { code });
+                    self.close_came(slot, if code == 1005 { 1000 } else { code });
                     true
                 }
                 Ok(None) => break,
@@ -55,6 +55,9 @@ impl Shard {
 
     /// A stream that cannot go on: a session is told why, then the connection is closed with the transport's code.
     pub(super) fn bad_frame(&mut self, slot: u32, error: &FrameError) {
+        if self.at(slot).phase == Phase::Carrying {
+            return self.carry_broken(slot, error);
+        }
         if matches!(self.at(slot).phase, Phase::Open | Phase::Login) {
             self.metrics.count(Counter::ProtocolViolations);
             self.queue_abort(slot, wamp::PROTOCOL_VIOLATION, &error.to_string());
@@ -66,12 +69,16 @@ impl Shard {
     pub(super) fn message(&mut self, slot: u32, bytes: &[u8]) {
         let conn = self.at(slot);
         let (phase, serializer) = (conn.phase, conn.serializer);
+        if phase == Phase::Carrying {
+            return self.carry_message(slot, bytes);
+        }
         self.metrics.count(Counter::MessagesReceived);
         match decode(serializer, bytes) {
             Err(error) => self.bad_message(slot, phase, &error),
             Ok(message) => match phase {
                 Phase::Open => self.request(slot, &message),
                 Phase::Login => self.login_message(slot, &message),
+                Phase::Resuming => self.violation(slot, "a message before WELCOME"),
                 // Everything but GOODBYE is ignored once we said it.
                 Phase::Leaving if matches!(message, Message::Goodbye { .. }) => self.hang_up(slot, 1000),
                 _ => {}
@@ -181,8 +188,9 @@ impl Shard {
         if !session.strict {
             return true;
         }
+        let gap = std::mem::take(&mut session.gap);
         let expected = if session.last_request == common::ids::ID_MAX { 1 } else { session.last_request + 1 };
-        if request == expected {
+        if request == expected || gap && request > expected {
             session.last_request = request;
             return true;
         }
@@ -236,6 +244,7 @@ impl Shard {
         if !session.testaments.is_empty() {
             self.publish_testaments(slot);
         }
+        self.waits_no_more(slot);
         let conn = self.at(slot);
         let Some(mut session) = conn.session.take() else { return };
         conn.dropped = 0;

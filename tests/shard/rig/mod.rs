@@ -32,6 +32,10 @@ pub struct Link {
     pub shard: usize,
     conn: ConnId,
     pub open: bool,
+    /// It is closed, and its slot is kept.
+    pub parked: bool,
+    /// The node sends no more.
+    pub shut: bool,
     pub paused: bool,
     /// The peer reads nothing: sends do not complete.
     pub stuck: bool,
@@ -114,6 +118,8 @@ impl Rig {
             shard,
             conn,
             open: true,
+            parked: false,
+            shut: false,
             paused: false,
             stuck: false,
             sending: None,
@@ -150,6 +156,17 @@ impl Rig {
             self.act(node, shard);
             assert!(!self.links[at].open, "what the peer closed is closed");
         }
+    }
+
+    /// All peers close.
+    pub fn close_all(&mut self) {
+        (0..self.links.len()).for_each(|at| self.close(at));
+    }
+
+    /// The peer closes, if the node has not, after the node has said that it sends no more.
+    pub fn close_lingering(&mut self, at: usize) {
+        assert!(!self.links[at].open || self.links[at].shut, "the node hangs up");
+        self.close(at);
     }
 
     /// The control planes say something to every shard.
@@ -194,7 +211,8 @@ impl Rig {
             let of_conn = |link: &Link| self.places[link.shard] == (node, shard) && link.conn == conn;
             let at = self.links.iter().rposition(of_conn).expect("outputs name connections that were opened");
             let link = &mut self.links[at];
-            assert!(link.open, "nothing is wanted of a closed connection: {output:?}");
+            let frees = link.parked && matches!(output, Output::Close(_));
+            assert!(link.open || frees, "nothing is wanted of a closed connection: {output:?}");
             match output {
                 Output::Send(_) => {
                     assert!(link.sending.is_none(), "one send at a time");
@@ -202,13 +220,18 @@ impl Rig {
                     assert!(!buf.segments.is_empty(), "a send has something to send");
                     link.sending = Some(buf);
                 }
+                Output::Park(_) => {
+                    (link.open, link.parked) = (false, true);
+                    link.sending = None;
+                }
                 Output::Close(_) => {
-                    link.open = false;
+                    (link.open, link.parked) = (false, false);
                     link.sending = None;
                     self.nodes[node].release(shard, conn);
                 }
                 Output::ResumeReads(_) => link.paused = false,
-                Output::ShutdownWrite(_) | Output::Connect { .. } => {}
+                Output::ShutdownWrite(_) => link.shut = true,
+                Output::Connect { .. } => {}
             }
         }
     }
@@ -389,9 +412,7 @@ impl Rig {
 
     /// With every client gone, the shards hold nothing of them.
     pub fn check_empty(&mut self) {
-        for at in 0..self.links.len() {
-            self.close(at);
-        }
+        self.close_all();
         self.run();
         if self.nodes.len() > 1 {
             self.rest();

@@ -1,6 +1,7 @@
 //! One node: its shards, the queues between them, and a control plane reduced to passing on what other nodes want.
 
 use super::shards::{self, Mesh};
+use common::config::Config;
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, SnapshotVersion};
 use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RetainedTopic, RouteChange};
@@ -9,7 +10,7 @@ use common::noise::{Entropy, Purpose, Terms};
 use common::share::Share;
 use common::snapshot::{Snapshot, Source, build};
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
-use dataplane::shard::{ConnId, RelayConfig, Shard, ShardConfig};
+use dataplane::shard::{ConnId, RelayConfig, ResumeConfig, Shard, ShardConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -297,6 +298,7 @@ pub fn config(node: usize, shard: usize, shards: usize, seed: u64) -> ShardConfi
     let keys = ClusterKeys::parse(&"5a".repeat(32)).expect("a key");
     let mut config = shards::config(shard, shards, epoch(seed, node), seed);
     config.seed += node as u64 * 100;
+    config.resume = ResumeConfig::new(&Config::default().resume, shards, entropy);
     config.relay = Some(RelayConfig {
         terms: Terms { keys, env: "sim".into(), purpose: Purpose::Relay },
         connections: 1,

@@ -3,7 +3,7 @@
 use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, ShardId, ShardSet};
 use dataplane::mesh::Batch;
-use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -49,6 +49,7 @@ pub fn conn_of(output: &Output) -> ConnId {
         Output::Send(conn)
         | Output::ShutdownWrite(conn)
         | Output::Close(conn)
+        | Output::Park(conn)
         | Output::ResumeReads(conn) => conn,
         Output::Connect { .. } => panic!("an attempt to connect is between nodes"),
     }
@@ -75,6 +76,7 @@ pub fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> Shard
         limits: defaults.limits,
         timeouts: defaults.timeouts,
         slow_receiver: defaults.slow_receiver,
+        resume: ResumeConfig::new(&defaults.resume, shards, [shard as u8; 32]),
         relay: None,
         http: None,
         memory_max: 1 << 30,

@@ -93,6 +93,7 @@ impl Wires {
             Output::Send(conn)
             | Output::ShutdownWrite(conn)
             | Output::Close(conn)
+            | Output::Park(conn)
             | Output::ResumeReads(conn) => conn,
         };
         let place = Place { node, shard, conn };

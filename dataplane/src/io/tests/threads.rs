@@ -28,6 +28,7 @@ fn plan(config: Config, shards: usize, features: Features) -> Plan {
         features,
         epoch: BootEpoch(1),
         seeds,
+        secrets: vec![[7; 32]; shards],
         relays: vec![],
         https: vec![],
         link_waker: Arc::new(|| {}),

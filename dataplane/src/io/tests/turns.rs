@@ -11,7 +11,7 @@ use crate::io::ring::{BUFFER_GROUP, Completion, Ring};
 use crate::io::token::{Op, Token};
 use crate::io::turn::{Feed, Turn};
 use crate::io::wake::ShardWaker;
-use crate::shard::ShardConfig;
+use crate::shard::{ResumeConfig, ShardConfig};
 use common::config::Config;
 use common::ids::{ShardId, ShardSet};
 use common::metrics::Counter;
@@ -140,6 +140,7 @@ fn shard_config(config: &Config, shard: ShardId, shards: usize) -> ShardConfig {
         limits: config.limits.clone(),
         timeouts: config.timeouts.clone(),
         slow_receiver: config.slow_receiver.clone(),
+        resume: ResumeConfig::new(&config.resume, shards, [shard.0; 32]),
         relay: None,
         http: None,
         memory_max: config.memory.max,

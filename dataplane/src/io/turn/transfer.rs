@@ -226,7 +226,22 @@ impl<M: Machine> Turn<M> {
         self.release_if_done(id)
     }
 
+    /// Closes the socket of a connection and keeps its slot.
+    pub(super) fn park(&mut self, id: ConnId) -> io::Result<()> {
+        if let Some(conn) = self.conns.get(id) {
+            conn.parked = true;
+        }
+        self.shut(id)
+    }
+
     pub(super) fn close(&mut self, id: ConnId) -> io::Result<()> {
+        if self.conns.unpark(id) {
+            return Ok(());
+        }
+        self.shut(id)
+    }
+
+    fn shut(&mut self, id: ConnId) -> io::Result<()> {
         let Some(conn) = self.conns.get(id).filter(|conn| !conn.closing) else { return Ok(()) };
         conn.closing = true;
         conn.held = None;

@@ -20,7 +20,7 @@ const DETAILS_BYTES_MAX: usize = 8 << 10;
 /// A session's details (WAMP, advanced profile, "Session Meta API").
 pub(super) fn session_details(conn: &Conn, session: &Session) -> OwnedValue {
     let identity = &session.identity;
-    let transport = match (conn.transport_kind(), conn.framing) {
+    let transport = match (conn.transport_kind(), conn.shown_framing()) {
         (Some(kind), _) => kind.name(),
         (None, Framing::RawSocket) => "rawsocket",
         (None, _) => "websocket",

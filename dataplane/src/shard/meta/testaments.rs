@@ -1,7 +1,7 @@
 //! Testaments: what is published for a session when it has ended (WAMP, advanced profile, "Testament").
 //!
-//! A testament is kept as the PUBLISH it will be, in the serializer of its connection. Since sessions do not outlive
-//! their connection, both scopes are due at once, `detached` first.
+//! A testament is kept as the PUBLISH it will be, in the serializer of its connection. Those of scope `detached` are published,
+//! once, when the session loses its connection and waits for its client; when it ends, those that are left, `detached` first.
 
 use super::procedures::{Arguments, Refused, refuse};
 use crate::shard::Shard;
@@ -142,9 +142,19 @@ impl Shard {
     /// The session in a slot is about to end: publishes its testaments in its name.
     #[cold]
     pub(in crate::shard) fn publish_testaments(&mut self, slot: u32) {
-        let serializer = self.at(slot).serializer;
         let testaments = std::mem::take(&mut self.session(slot).testaments);
-        for publish in testaments.0.iter().flatten() {
+        self.publish_all(slot, testaments.0.iter().flatten());
+    }
+
+    /// The session in a slot is about to wait for its client.
+    pub(in crate::shard) fn publish_detached(&mut self, slot: u32) {
+        let testaments = std::mem::take(&mut self.session(slot).testaments.0[0]);
+        self.publish_all(slot, testaments.iter());
+    }
+
+    fn publish_all<'t>(&mut self, slot: u32, testaments: impl Iterator<Item = &'t Vec<u8>>) {
+        let serializer = self.at(slot).serializer;
+        for publish in testaments {
             // A publication that is refused may end the session by itself.
             if self.at(slot).session.is_none() {
                 return;

@@ -130,6 +130,8 @@ impl Shard {
             (Kind::PublishAck, Role::Lane(at)) => self.publish_acknowledged(at, frame.id),
             (Kind::Ask, Role::Guest) => self.guest_asks(slot, id, &frame)?,
             (Kind::Tell, Role::Lane(at)) => self.lane_told(at, &frame)?,
+            (Kind::ToSeat, Role::Guest) => self.guest_carries(slot, id, &frame)?,
+            (Kind::ToPort, Role::Lane(at)) => self.lane_carries(at, &frame)?,
             (Kind::Ping, _) => self.link_pong(slot, frame.id),
             (Kind::Pong, _) => self.link_ponged(slot, frame.id),
             (kind, _) => return Err(BadFrame::Direction(kind)),

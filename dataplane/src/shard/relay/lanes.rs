@@ -208,6 +208,7 @@ impl Shard {
         }
         self.acks_lost(node, at);
         self.asks_lost(node, at);
+        self.ports_lost(at);
     }
 
     /// The node is no longer to be sent to. `flush`: what is queued still goes out.
@@ -221,7 +222,8 @@ impl Shard {
         }
     }
 
-    /// Queues a frame of at most `bytes_max` bytes that `write` appends. `events`: how many events it is.
+    /// Queues a frame of at most `bytes_max` bytes that `write` appends; 0: a short one that is not refused by a node that does not
+    /// keep up. `events`: how many events it is.
     #[inline]
     pub(super) fn lane_send(
         &mut self,
@@ -278,7 +280,8 @@ impl Shard {
             None => return Passed::Down,
         };
         // Whatever its length, one frame fits into an empty queue.
-        if queued > 0 && queued + bytes_max > queue_max {
+        // One that may not be refused says that it has no bytes.
+        if queued + bytes_max > queue_max && queued > 0 && bytes_max > 0 {
             return Passed::Full;
         }
         self.relay.queued_bytes += append(out, &mut self.pool);

@@ -14,6 +14,7 @@
 mod acks;
 mod asks;
 mod calls;
+mod carry;
 mod events;
 mod frames;
 mod greeting;
@@ -225,6 +226,7 @@ impl Shard {
         link.heard = now;
         self.metrics.add(Counter::RelayBytesReceived, bytes.len() as u64);
         self.fed = common::ids::ShardSet::EMPTY;
+        self.resumption.stalled = false;
         if link.tls.is_some() {
             self.relay_unseal(conn.slot, bytes);
         } else {
@@ -338,6 +340,7 @@ impl Shard {
                 self.relay.strangers -= usize::from(!link.greeted);
                 let calls = std::mem::take(&mut link.calls);
                 self.guest_gone(slot, link.id, calls.into_open());
+                self.guest_ports_lost(link.id);
             }
             Role::Lane(at) => {
                 self.metrics.add(Counter::DroppedRelayLost, link.events_queued);

@@ -1,0 +1,95 @@
+//! What sessions that wait, and those that are carried, may hold.
+
+use super::super::places::{PLACES, everywhere};
+use super::{Client, TOPIC, World, numbers};
+use crate::frames;
+use common::metrics::Gauge;
+use serde_json::json;
+
+#[test]
+fn events_beyond_the_bound_are_dropped_and_the_client_is_told() {
+    everywhere(|place, realm| {
+        let mut world = World::with(place, realm, |config| config.resume.buffer_max = 2_000);
+        let mut stays = world.join_to_stay();
+        let mut other = world.join(true, &[]);
+        world.subscribe(&mut stays, TOPIC);
+        world.drop(&stays);
+        world.publish(&mut other, 0..200);
+        let kept = world.rig.gauge(place.first, Gauge::DetachedBytes);
+        assert!((1_000..=2_000).contains(&kept), "{kept} bytes are kept");
+        let missed = numbers(&world.back(&mut stays, true));
+        let first = missed[0];
+        assert_eq!(missed, (first..200).collect::<Vec<_>>(), "the newest, in order");
+        world.publish(&mut other, 200..202);
+        let heard = world.hears(&stays);
+        assert_eq!(numbers(&heard), [200, 201]);
+        assert_eq!((&heard[0][3]["_dropped"], heard[1][3].get("_dropped")), (&first.into(), None));
+        world.end();
+    });
+}
+
+#[test]
+fn all_that_wait_share_a_part_of_the_memory() {
+    let mut world = World::with(&PLACES[0], "realm1", |config| config.memory_max = 40_000);
+    let mut other = world.join(true, &[]);
+    let mut waiting: Vec<Client> = (0..4).map(|_| world.join_to_stay()).collect();
+    for stays in &mut waiting {
+        world.subscribe(stays, TOPIC);
+        world.drop(stays);
+    }
+    world.publish(&mut other, 0..1_000);
+    assert!(world.rig.gauge(0, Gauge::DetachedBytes) <= 10_000);
+    assert!(!world.rig.links[other.link].paused, "publishers are not held back for them");
+    for (published, stays) in (1_000..).zip(&mut waiting) {
+        let missed = numbers(&world.back(stays, true));
+        assert!(missed.is_sorted() && !missed.is_empty(), "{missed:?}");
+        world.publish(&mut other, published..published + 1);
+        let heard = world.hears(stays);
+        assert_eq!(heard[0][3]["_dropped"], published - missed.len() as u64);
+    }
+    world.end();
+}
+
+#[test]
+fn there_is_room_for_so_many_that_wait() {
+    let mut world = World::with(&PLACES[0], "realm1", |config| config.resume.sessions_max = 2);
+    let clients: Vec<Client> = (0..3).map(|_| world.join_to_stay()).collect();
+    clients.iter().for_each(|client| world.drop(client));
+    assert_eq!(world.waiting(), 2);
+    assert_eq!(world.rig.gauge(0, Gauge::Sessions), 2, "the third ended with its connection");
+    assert_eq!(world.rig.gauge(0, Gauge::Connections), 0, "they are no connections");
+    world.end();
+}
+
+#[test]
+fn a_client_that_reads_slowly_holds_up_nobody() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let mut stays = world.join_to_stay();
+        let mut other = world.join(true, &[]);
+        world.subscribe(&mut stays, TOPIC);
+        world.drop(&stays);
+        world.back(&mut stays, true);
+        world.rig.links[stays.link].stuck = true;
+        let text = "x".repeat(10_000);
+        for n in 0..100 {
+            world.asks(&mut other, json!([16, null, {}, TOPIC, [n, text]]));
+        }
+        let queued = world.rig.gauge(place.second, Gauge::QueuedBytes);
+        let bytes_max = if place.first == place.second { 2_000_000 } else { 300_000 };
+        assert!(queued < bytes_max, "{queued} bytes wait at the connection");
+        world.rig.links[stays.link].stuck = false;
+        world.rig.run();
+        assert_eq!(numbers(&world.hears(&stays)), (0..100).collect::<Vec<_>>());
+        // And a client that sends more than a window is handled in order.
+        world.subscribe(&mut other, "com.example.b");
+        for n in 0..100 {
+            stays.request += 1;
+            let publish = json!([16, stays.request, {}, "com.example.b", [n, text]]).to_string();
+            world.rig.receive(stays.link, &frames(&[&publish]));
+        }
+        world.rig.run();
+        assert_eq!(numbers(&world.hears(&other)), (0..100).collect::<Vec<_>>());
+        world.end();
+    });
+}
