@@ -128,6 +128,8 @@ start_node() {
 	[[listener]]
 	transport = "auto"
 	socket = "$socket_folder/socket"
+	[http]
+	accepted = "204"
 	[admin]
 	address = "127.0.0.1:0"
 	[[history]]
@@ -204,6 +206,9 @@ run_suites() {
         done
         # Its RawSocket has no other serializer.
         suite "js $RS_URL json" "${javascript[@]}" "$suites/js/suite.js" "$RS_URL" json
+        if [ -n "$HTTP_URL" ]; then
+            suite "js $HTTP_URL json" "${javascript[@]}" "$suites/js/suite.js" "${HTTP_URL}wamp/longpoll" json
+        fi
     fi
     if [ -n "$python" ] && [ ${#javascript[@]} -gt 0 ]; then
         suite mixed "$python" "$suites/python/mixed.py" "$WS_URL" "$RS_URL" "${javascript[@]}" "$suites/js/mixed.js"

@@ -51,6 +51,7 @@ impl Default for Config {
                 idle_timeout: Duration::from_secs(60),
                 ping_interval: Duration::from_secs(20),
                 keep_alive: Duration::from_secs(60),
+                accepts_without_content: false,
             },
             slow_receiver: SlowReceiver {
                 policy: SlowPolicy::DropOldest,

@@ -104,6 +104,11 @@ fn is_origin(text: &str) -> bool {
 }
 
 impl Listener {
+    /// This origin is named, and not only one of all.
+    pub fn names(&self, origin: &[u8]) -> bool {
+        self.origins.iter().any(|named| named.as_bytes().eq_ignore_ascii_case(origin))
+    }
+
     /// Pages of this origin may use it.
     pub fn admits(&self, origin: &[u8]) -> bool {
         admits(&self.origins, origin)
@@ -154,6 +159,8 @@ mod tests {
         assert!(Listener::of(Transport::WebSocket).admits(b"https://anywhere.example"));
         let listener =
             parse("origins = [\"https://App.example\", \"http://localhost:8080\"]").expect("right");
+        assert!(listener.names(b"https://app.example"));
+        assert!(!Listener::of(Transport::WebSocket).names(b"https://app.example"));
         assert!(listener.admits(b"https://app.example") && listener.admits(b"http://localhost:8080"));
         for other in [&b"http://app.example"[..], b"https://app.example:444", b"null", b"*", b""] {
             assert!(!listener.admits(other));

@@ -210,6 +210,8 @@ pub struct Http {
     pub ping_interval: Duration,
     /// How long a connection may stay without a request.
     pub keep_alive: Duration,
+    /// `accepted`: messages that were taken, and transports that were closed, are answered 204 instead of 202.
+    pub accepts_without_content: bool,
 }
 
 /// What is done with events for a receiver whose queue is full.

@@ -61,6 +61,7 @@ fn http(source: &Source<'_>, default: Http) -> Result<Http, ConfigError> {
         idle_timeout: section.time("idle_timeout", default.idle_timeout)?,
         ping_interval: section.time("ping_interval", default.ping_interval)?,
         keep_alive: section.time("keep_alive", default.keep_alive)?,
+        accepts_without_content: section.choice("accepted", 0)? == 1,
     })
 }
 

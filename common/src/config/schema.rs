@@ -287,6 +287,7 @@ pub const SCHEMA: &[Key] = &[
     time("http", "idle_timeout", 1_000, DAY),
     time("http", "ping_interval", 100, HOUR),
     time("http", "keep_alive", 100, HOUR),
+    key("http", "accepted", Kind::Choice(&["202", "204"])),
     key("slow_receiver", "policy", Kind::Choice(&["drop_oldest", "close"])),
     key("slow_receiver", "queue_max", Kind::Size { min: 1 << 10, max: 1 << 30 }),
     key("slow_receiver", "reply_reserve", Kind::Size { min: 512, max: 1 << 30 }),

@@ -60,6 +60,7 @@ impl Shard {
         }
         if matches!(self.at(slot).phase, Phase::Open | Phase::Login) {
             self.metrics.count(Counter::ProtocolViolations);
+            self.at(slot).note_violation();
             self.queue_abort(slot, wamp::PROTOCOL_VIOLATION, &error.to_string());
         }
         self.hang_up(slot, error.close_code());
@@ -207,6 +208,7 @@ impl Shard {
     /// ABORT `wamp.error.protocol_violation`, then close.
     pub(super) fn violation(&mut self, slot: u32, text: &str) {
         self.metrics.count(Counter::ProtocolViolations);
+        self.at(slot).note_violation();
         self.abort(slot, wamp::PROTOCOL_VIOLATION, text);
     }
 

@@ -8,6 +8,7 @@ const util = require('util');
 
 // Autobahn logs every closed connection; what matters is in the results.
 console.warn = console.log = () => {};
+require('./xhr.js');
 const autobahn = require('autobahn');
 
 const REALM = 'realm1';
@@ -32,13 +33,15 @@ const SERIALIZERS = {
   cbor: () => new autobahn.serializer.CBORSerializer(),
 };
 
-/** Opens a session over ws:// or rs:// (RawSocket of Autobahn|JS speaks JSON only, and no binary). */
+/** Opens a session over ws://, rs:// or, by long-poll, http://; what is no WebSocket speaks JSON only, and no binary. */
 function join(url, serializer, realm = REALM) {
   const { protocol, hostname, port } = new URL(url);
   const transport =
     protocol === 'rs:'
       ? { type: 'rawsocket', host: hostname, port: Number(port) }
-      : { type: 'websocket', url, serializers: [SERIALIZERS[serializer]()] };
+      : protocol === 'http:'
+        ? { type: 'longpoll', url }
+        : { type: 'websocket', url, serializers: [SERIALIZERS[serializer]()] };
   const connection = new autobahn.Connection({
     transports: [transport],
     realm,

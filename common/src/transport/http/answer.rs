@@ -11,16 +11,19 @@ pub struct Manner {
     pub is_1_1: bool,
     /// Pages of this origin, sent for one of which the request was, may read the answer.
     pub origin: Option<Box<str>>,
+    /// Also when it was sent with cookies of theirs, which are not looked at.
+    pub credentials: bool,
 }
 
 impl Manner {
     /// For answers to what is no request.
-    pub const CLOSING: Self = Self { keep_alive: false, is_1_1: true, origin: None };
+    pub const CLOSING: Self = Self { keep_alive: false, is_1_1: true, origin: None, credentials: false };
 
-    /// `is_admitted`: the origin, if there is one, is.
-    pub fn of(head: &Head, is_admitted: bool) -> Self {
+    /// `is_admitted`: the origin, if there is one, is; `is_named`: by its name.
+    pub fn of(head: &Head, is_admitted: bool, is_named: bool) -> Self {
         let origin = head.origin.clone().filter(|_| is_admitted);
-        Self { keep_alive: head.keep_alive, is_1_1: head.is_1_1, origin }
+        let credentials = origin.is_some() && is_named;
+        Self { keep_alive: head.keep_alive, is_1_1: head.is_1_1, origin, credentials }
     }
 }
 
@@ -82,6 +85,9 @@ fn begin(manner: &Manner, status: &str, out: &mut Vec<u8>) {
     );
     if let Some(origin) = &manner.origin {
         put!(out, "Access-Control-Allow-Origin: {origin}\r\n");
+        if manner.credentials {
+            out.extend_from_slice(b"Access-Control-Allow-Credentials: true\r\n");
+        }
     }
 }
 

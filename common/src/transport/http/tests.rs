@@ -239,12 +239,14 @@ fn the_first_protocol_that_is_spoken_is_opened() {
 
 #[test]
 fn answers_are_http() {
-    let manner = Manner { keep_alive: true, is_1_1: true, origin: Some("https://a".into()) };
+    let manner =
+        Manner { keep_alive: true, is_1_1: true, origin: Some("https://a".into()), credentials: true };
     let mut out = Vec::new();
     answer::write(&manner, "200 OK", "application/json", b"[1]", &mut out);
     let text = String::from_utf8(std::mem::take(&mut out)).expect("ASCII");
     assert!(text.starts_with("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n"), "{text}");
-    assert!(text.contains("\r\nAccess-Control-Allow-Origin: https://a\r\n"), "{text}");
+    let allowed = "\r\nAccess-Control-Allow-Origin: https://a\r\nAccess-Control-Allow-Credentials: true\r\n";
+    assert!(text.contains(allowed), "{text}");
     assert!(text.ends_with("\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n[1]"), "{text}");
     answer::write(&Manner::CLOSING, "204 No Content", "", b"", &mut out);
     let text = String::from_utf8(std::mem::take(&mut out)).expect("ASCII");
@@ -264,7 +266,7 @@ fn events_keep_line_breaks_between_the_tokens_of_json() {
     answer::event("wamp", b"[36,1,\r\n2,{}]", &mut out);
     assert_eq!(out, b"event: wamp\ndata: [36,1,\ndata: \ndata: 2,{}]\n\n");
     let mut stream = Vec::new();
-    let manner = Manner { keep_alive: true, is_1_1: true, origin: None };
+    let manner = Manner { keep_alive: true, is_1_1: true, origin: None, credentials: false };
     answer::stream(&manner, &[b'x'; 20], &mut stream);
     answer::stream(&manner, b"", &mut stream);
     answer::end_stream(&manner, &mut stream);

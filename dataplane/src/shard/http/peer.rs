@@ -18,6 +18,8 @@ use std::time::Duration;
 const HELD_BYTES_MAX: usize = 64 << 10;
 /// Longest body of a request that needs none.
 const EMPTY_BODY_BYTES_MAX: usize = 1 << 10;
+/// How much longer than a poll a connection waits for a transport.
+const ASKED_TIME: Duration = Duration::from_secs(30);
 /// How long a connection without a request in hand is kept while the node drains: a client may come back to receive the
 /// end of its session, and cannot connect anew.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
@@ -145,9 +147,11 @@ impl Shard {
     fn take_head(&mut self, slot: u32, head: &Head) -> Result<(), Problem> {
         let listener = usize::from(self.at(slot).listener);
         let listener = &self.config.listeners[listener];
-        let admits = head.origin.as_ref().is_none_or(|origin| listener.admits(origin.as_bytes()));
+        let origin = head.origin.as_ref().map(|origin| origin.as_bytes());
+        let admits = origin.is_none_or(|origin| listener.admits(origin));
+        let names = origin.is_some_and(|origin| listener.names(origin));
         let message_max = listener.message_max as usize;
-        let mut manner = Manner::of(head, admits);
+        let mut manner = Manner::of(head, admits, names);
         manner.keep_alive &= !self.draining;
         self.peer(slot).manner = manner;
         let target = match self.check_head(head, admits) {
@@ -224,7 +228,7 @@ impl Shard {
         peer.step = Step::Asked;
         peer.asked = Some((kind, id));
         // The transport answers in time; this one is for what nobody thought of.
-        self.set_deadline(slot, poll * 2);
+        self.set_deadline(slot, poll + ASKED_TIME);
         let from = self.asker(slot);
         self.ask_transport(from, (kind, id), ask, body);
     }
@@ -254,6 +258,7 @@ impl Shard {
             Some(conn) if conn.phase == Phase::Http => {}
             _ => return,
         }
+        let is_204 = self.is_204();
         let peer = self.peer(slot);
         if !matches!(peer.step, Step::Asked | Step::Stream) {
             return;
@@ -264,8 +269,8 @@ impl Shard {
             Tell::Accepted | Tell::Empty | Tell::Refused(_) | Tell::End => peer.asked = None,
         }
         match tell {
-            Tell::Accepted => self.answer_with(slot, "202 Accepted", "", &[]),
-            Tell::Empty => self.answer_with(slot, "204 No Content", "", &[]),
+            Tell::Accepted if !is_204 => self.answer_with(slot, "202 Accepted", "", &[]),
+            Tell::Accepted | Tell::Empty => self.answer_with(slot, "204 No Content", "", &[]),
             Tell::Refused(problem) => self.refuse_with(slot, problem, true),
             Tell::Messages(serializer) => self.answer_with(slot, "200 OK", media_type(serializer), bytes),
             Tell::Begin => {
@@ -318,6 +323,11 @@ impl Shard {
         } else {
             self.hang_up(slot, 1000);
         }
+    }
+
+    /// What was accepted is answered so.
+    fn is_204(&self) -> bool {
+        self.config.http.as_ref().is_some_and(|http| http.settings.accepts_without_content)
     }
 
     fn keep_alive(&self) -> Duration {

@@ -36,6 +36,8 @@ pub(in crate::shard) struct Transport {
     held: Option<Asker>,
     /// There was a session.
     joined: bool,
+    /// It was aborted for what the client sent.
+    violated: bool,
     close_code: u16,
 }
 
@@ -58,6 +60,13 @@ impl Conn {
         match self.http.as_deref_mut() {
             Some(Http::Transport(transport)) => Some(transport),
             _ => None,
+        }
+    }
+
+    /// The client broke the protocol, which the request in hand is to be told.
+    pub fn note_violation(&mut self) {
+        if let Some(transport) = self.transport() {
+            transport.violated = true;
         }
     }
 
@@ -104,6 +113,7 @@ impl Shard {
             poll_until: None,
             held: None,
             joined: false,
+            violated: false,
             close_code: EXPIRED,
         })));
         if self.conns.len() <= slot as usize {
@@ -140,7 +150,14 @@ impl Shard {
             Ask::Receive => self.asked_to_receive(from, id.slot),
             Ask::Close => {
                 conn.note_close(1000);
+                let polls = kind == Kind::LongPoll;
+                let waiting =
+                    conn.transport().filter(|_| polls).and_then(|transport| transport.waiting.take());
                 self.tell_peer(from, Tell::Accepted, &[]);
+                // It was the client's wish, so there is nothing to complain of.
+                if let Some(waiting) = waiting {
+                    self.tell_peer(waiting, Tell::Empty, &[]);
+                }
                 self.forget(id.slot);
             }
             Ask::Taken => self.taken_from(from, id.slot),
@@ -172,7 +189,7 @@ impl Shard {
         let is_open = conn.phase == Phase::Open;
         let Some(transport) = conn.transport() else { return };
         transport.joined |= is_open;
-        if transport.close_code != EXPIRED && !WANTED.contains(&transport.close_code) {
+        if transport.violated {
             return self.tell_peer(from, Tell::Refused(Problem::Violation), &[]);
         }
         if self.flow(id) == Flow::Continue {
@@ -276,7 +293,9 @@ impl Shard {
             conn.sending_bytes = queued as u32;
         }
         if transport.staged.is_empty() {
-            if phase == Phase::Flushing && queued == 0 {
+            // A client that polls has a moment to close it first; one with a stream sees the end of that.
+            let lingers = transport.kind == Kind::LongPoll && !self.draining;
+            if phase == Phase::Flushing && queued == 0 && !lingers {
                 self.forget(slot);
             }
             return;
@@ -324,13 +343,17 @@ impl Shard {
         let tick = self.tick;
         let conn = self.at(slot);
         let (phase, last_heard) = (conn.phase, conn.last_heard);
-        let is_awaited =
-            conn.transport().is_some_and(|transport| transport.waiting.or(transport.serving).is_some());
+        let queued = !conn.out.is_empty();
+        let (mut is_awaited, mut is_left) = (false, queued);
+        if let Some(transport) = conn.transport() {
+            is_awaited = transport.waiting.or(transport.serving).is_some();
+            is_left |= !transport.staged.is_empty();
+        }
         let next = match phase {
             Phase::Open if is_awaited => tick + idle,
             Phase::Open => last_heard + idle,
             // As long as somebody fetches what is left of a session.
-            Phase::Flushing => last_heard + flush,
+            Phase::Flushing if is_left => last_heard + flush,
             Phase::Leaving => {
                 self.hang_up(slot, 1000);
                 return true;
