@@ -32,10 +32,11 @@ pub enum Feature {
     /// Sessions that outlive their connections. WELCOME says of each session whether it is one.
     SessionResumption = 24,
     EventHistory = 25,
+    ShardedSubscription = 26,
 }
 
 /// Every feature and its name, by ascending name.
-pub const FEATURES: [(Feature, &str); 26] = [
+pub const FEATURES: [(Feature, &str); 27] = [
     (Feature::CallCanceling, "call_canceling"),
     (Feature::CallReroute, "call_reroute"),
     (Feature::CallTimeout, "call_timeout"),
@@ -57,6 +58,7 @@ pub const FEATURES: [(Feature, &str); 26] = [
     (Feature::SessionMetaApi, "session_meta_api"),
     (Feature::SessionResumption, "session_resumption"),
     (Feature::ShardedRegistration, "sharded_registration"),
+    (Feature::ShardedSubscription, "sharded_subscription"),
     (Feature::SharedRegistration, "shared_registration"),
     (Feature::SubscriberBlackwhiteListing, "subscriber_blackwhite_listing"),
     (Feature::SubscriptionMetaApi, "subscription_meta_api"),

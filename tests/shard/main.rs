@@ -14,6 +14,7 @@ mod resumption;
 mod retained;
 mod rig;
 mod rules;
+mod sharded;
 mod switches;
 
 use common::metrics::Gauge;

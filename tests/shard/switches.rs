@@ -121,6 +121,8 @@ fn uses() -> Vec<(Feature, Value, &'static str)> {
         (Feature::PublisherExclusion, publish("exclude_me", json!(false)), UNSUPPORTED),
         (Feature::PublisherIdentification, publish("disclose_me", json!(true)), DISCLOSE),
         (Feature::ShardedRegistration, call(json!({"runmode": "partition", "rkey": "k"})), UNSUPPORTED),
+        (Feature::ShardedSubscription, publish("rkey", json!("sn1")), UNSUPPORTED),
+        (Feature::ShardedSubscription, subscribe("nkey", json!("node1")), UNSUPPORTED),
         (Feature::SharedRegistration, register("invoke", json!("roundrobin")), UNSUPPORTED),
         (Feature::SubscriberBlackwhiteListing, publish("exclude_authrole", json!(["x"])), UNSUPPORTED),
         (Feature::SessionMetaApi, ask("wamp.session.count", json!([])), CLOSED),
@@ -186,7 +188,10 @@ fn what_is_off_is_not_announced_and_everything_else_is() {
         features.flat_map(|features| features.keys().cloned()).collect()
     };
     let all = announced(&both(FeatureSet::EMPTY, Bounds::NONE)[0]);
-    let names: BTreeSet<String> = FEATURES.iter().map(|(_, name)| (*name).to_owned()).collect();
+    // As the specification's text spells it, besides.
+    let sharded = "shareded_subscriptions".to_owned();
+    let mut names: BTreeSet<String> = FEATURES.iter().map(|(_, name)| (*name).to_owned()).collect();
+    names.insert(sharded.clone());
     let unannounced =
         [Feature::MetaApiControl, Feature::SessionResumption].map(|feature| feature.name().to_owned());
     assert_eq!(&all | &BTreeSet::from(unannounced), names, "what is announced can be switched off");
@@ -194,6 +199,9 @@ fn what_is_off_is_not_announced_and_everything_else_is() {
         for rules in both(off(&[feature]), Bounds::NONE) {
             let mut expected = all.clone();
             expected.remove(name);
+            if feature == Feature::ShardedSubscription {
+                expected.remove(&sharded);
+            }
             assert_eq!(announced(&rules), expected);
         }
     }

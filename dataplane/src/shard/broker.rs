@@ -9,6 +9,7 @@ use super::publication::{self, Extra, PublishOptions, Refused};
 use super::realm::{Spread, Topic, Waiting};
 use super::relay::Publication;
 use super::routes::{is_known_elsewhere, resolve_topic};
+use super::sharded::Keys;
 use crate::mesh::Item;
 use common::ids::{Match, RealmId, RouteKind, ShardSet, route_id};
 use common::limits::AUDIENCE_ENTRIES_MAX;
@@ -265,6 +266,10 @@ impl Shard {
             Ok(get_retained) => get_retained,
             Err(bad) => return self.bad_option(slot, &bad),
         };
+        let node_key = match options::node_key(options, strict) {
+            Ok(node_key) => node_key,
+            Err(bad) => return self.bad_option(slot, &bad),
+        };
         let settings = self.realms[realm as usize].settings.as_ref();
         let rule = settings.map_or_else(Default::default, |settings| settings.uri_rule);
         if !is_valid_pattern(uri, policy, rule) {
@@ -291,6 +296,7 @@ impl Shard {
         if get_retained {
             self.session(slot).get_retained.push(request);
         }
+        self.session(slot).node_keys.extend(node_key.map(|key| (request, key)));
         if self.topics[topic as usize].spread.missing.is_empty() {
             self.subscribed(topic, waiting);
         } else {
@@ -315,6 +321,7 @@ impl Shard {
             created_ms,
             is_first,
             kept: false,
+            keys: Keys::default(),
             subscribers,
             spread,
         };
@@ -353,6 +360,12 @@ impl Shard {
             let state = &mut self.topics[topic as usize];
             let created = std::mem::take(&mut state.is_first);
             self.has_subscribed(slot, topic, created);
+        }
+        let named = &mut self.session(slot).node_keys;
+        let at = named.iter().position(|(request, _)| *request == waiting.request);
+        let key = at.map(|at| named.swap_remove(at).1);
+        if key.is_some() || !self.topics[topic as usize].keys.is_empty() {
+            self.set_node_key(topic, slot, key);
         }
         let wanting = &mut self.session(slot).get_retained;
         if let Some(at) = wanting.iter().position(|request| *request == waiting.request) {
@@ -405,6 +418,7 @@ impl Shard {
     pub(super) fn take_out_subscriber(&mut self, topic: u32, place: u32) -> (u32, bool) {
         let state = &mut self.topics[topic as usize];
         let slot = state.subscribers.swap_remove(place as usize);
+        let has_keys = !state.keys.is_empty();
         let last = state.subscribers.is_empty() && !state.kept;
         self.subscriptions -= 1;
         let id = state.id;
@@ -413,6 +427,9 @@ impl Shard {
             && let Some(subscribed) = session.subscriptions.get_mut(&id)
         {
             subscribed.place = place;
+        }
+        if has_keys {
+            self.set_node_key(topic, slot, None);
         }
         self.drop_topic_if_unused(topic);
         (slot, last)

@@ -128,6 +128,7 @@ impl Shard {
                 let realm = self.realms[topic.realm as usize].id;
                 let (kind, policy, uri) = (RouteKind::Topic, topic.policy, topic.uri.to_string());
                 claims.push(Claim::Routed { realm, kind, policy, uri });
+                claims.extend(topic.keys.told().map(|key| self.key_claim(topic.realm, topic.id, key)));
             }
         }
         None

@@ -158,6 +158,8 @@ pub(super) struct Session {
     pub held: Vec<u64>,
     /// Those of them, and of the request in hand, that want retained events.
     pub get_retained: Vec<u64>,
+    /// SUBSCRIBEs that named a node key, and the keys.
+    pub node_keys: Vec<(u64, u64)>,
     /// Events held back until retained ones have come.
     pub held_events: Held,
     /// With what its client gets it back; none: it ends with its connection.
@@ -286,6 +288,7 @@ impl Session {
             silent: false,
             held: Vec::new(),
             get_retained: Vec::new(),
+            node_keys: Vec::new(),
             held_events: Held::new(hasher),
             token: None,
             waits: false,

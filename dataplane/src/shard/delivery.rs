@@ -232,6 +232,10 @@ impl Shard {
     ) {
         let details = extra.map(Extra::details).unwrap_or_default();
         let restricted = extra.filter(|extra| extra.is_restricted());
+        let resource_key = extra.and_then(|extra| extra.resource_key);
+        if resource_key.is_some() {
+            self.learn_keys(topics);
+        }
         let kept_bytes_max = self.kept_bytes_max();
         let scratch = &mut self.scratch;
         scratch.next_payload();
@@ -264,12 +268,17 @@ impl Shard {
                 },
             };
             let mut events = 0;
+            let chosen = resource_key.and_then(|key| subscription.keys.chosen(key));
+            let is_for_some = restricted.is_some() || chosen.is_some();
             for slot in &subscription.subscribers {
                 if *slot == except {
                     continue;
                 }
                 let Some(Some(conn)) = conns.get_mut(*slot as usize) else { continue };
-                if restricted.is_some_and(|extra| !admits(extra, conn)) {
+                if is_for_some
+                    && (restricted.is_some_and(|extra| !admits(extra, conn))
+                        || chosen.is_some_and(|key| !subscription.keys.admits(*slot, key)))
+                {
                     continue;
                 }
                 match queue_event(&mut queues, scratch, &event, *slot, conn) {

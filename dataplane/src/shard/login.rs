@@ -29,10 +29,14 @@ const REUSE_TIME: Duration = Duration::from_secs(2);
 
 const AGENT: &str = concat!("Signalbox-", env!("CARGO_PKG_VERSION"));
 
+/// Sharded subscription, as the specification's text spells it.
+const SHAREDED: &str = "shareded_subscriptions";
+
 /// What WELCOME announces: the roles with the features that are there and not switched off.
 pub(super) fn roles(off: FeatureSet) -> OwnedValue {
     let features = |names: &[&str]| {
-        let on = names.iter().filter(|name| !off.has_named(name));
+        let is_off = |name: &str| off.has_named(if name == SHAREDED { "sharded_subscription" } else { name });
+        let on = names.iter().filter(|name| !is_off(name));
         let on = on.map(|name| ((*name).to_owned(), OwnedValue::Bool(true))).collect();
         OwnedValue::Dict(vec![("features".to_owned(), OwnedValue::Dict(on))])
     };
@@ -48,6 +52,8 @@ pub(super) fn roles(off: FeatureSet) -> OwnedValue {
                 "publisher_exclusion",
                 "publisher_identification",
                 "session_meta_api",
+                "sharded_subscription",
+                SHAREDED,
                 "subscriber_blackwhite_listing",
                 "subscription_meta_api",
                 "subscription_revocation",

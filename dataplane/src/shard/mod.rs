@@ -54,6 +54,7 @@ mod retained;
 mod routes;
 mod rules;
 mod session;
+mod sharded;
 mod shared;
 mod sites;
 mod timers;

@@ -259,6 +259,19 @@ pub(super) fn get_retained(dict: &Dict<'_>, strict: bool) -> Result<bool, BadOpt
     Options { message: "SUBSCRIBE", dict, strict }.flag("get_retained", false)
 }
 
+/// The node key that SUBSCRIBE names, as text.
+pub(super) fn node_key(dict: &Dict<'_>, strict: bool) -> Result<Option<u64>, BadOption> {
+    if dict.is_empty() {
+        return Ok(None);
+    }
+    match dict.get("nkey") {
+        None => Ok(None),
+        Some(Value::Str(text)) => Ok(Some(super::sharded::node_key(text.as_bytes()))),
+        Some(_) if strict => Options { message: "SUBSCRIBE", dict, strict }.bad("nkey", "a string"),
+        Some(_) => Ok(None),
+    }
+}
+
 /// The matching policy of SUBSCRIBE or REGISTER.
 pub(super) fn policy(options: &Dict<'_>, message: &str, strict: bool) -> Result<Match, BadOption> {
     if options.is_empty() {

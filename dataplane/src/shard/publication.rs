@@ -3,7 +3,7 @@
 //! It is packed once where the PUBLISH came in, and read where there are receivers, on whatever shard and node. A plain
 //! publication has no bytes of it.
 //! ```text
-//! flags u16 │ stamp u64 │ publisher │ passthru │ exclude, eligible │ exclude_authid ...
+//! flags u16 │ stamp u64 │ resource key u64 │ publisher │ passthru │ exclude, eligible │ exclude_authid ...
 //! publisher, passthru = length u16 │ packed     text = length u16 │ UTF-8
 //! list of sessions = count u16 │ u64 ...     list of texts = count u16 │ text ...     both ascending
 //! ```
@@ -12,6 +12,7 @@ use super::identity::{DISCLOSED_BYTES_MAX, Disclosed};
 use super::options::{BadOption, PASSTHRU_BYTES_MAX, passthru, unpacked};
 use common::limits::{AUDIENCE_BYTES_MAX, AUDIENCE_ENTRIES_MAX};
 use common::relay::EXTRA_BYTES_MAX;
+use common::share::routing_key;
 use common::wire::encode::Field;
 use common::wire::{Dict, Value};
 use std::time::Duration;
@@ -42,7 +43,7 @@ impl PublishOptions {
                     options.retain = flag("retain", &value, false, strict)?;
                     options.is_plain &= !options.retain;
                 }
-                "disclose_me" | "ppt_scheme" => options.is_plain &= value.is_null(),
+                "disclose_me" | "ppt_scheme" | "rkey" => options.is_plain &= value.is_null(),
                 key if LISTS.contains(&key) => options.is_plain &= value.is_null(),
                 _ => {}
             }
@@ -86,11 +87,13 @@ const PASSTHRU: u16 = 1 << 1;
 const LIST: u16 = 1 << 2;
 /// Some history keeps the publication, and this is when it was made.
 const STAMP: u16 = 1 << 8;
-const FLAGS: u16 = (1 << 9) - 1;
-const STAMP_BYTES: usize = 8;
+/// Of subscribers with a node key only those of one get it.
+const RESOURCE_KEY: u16 = 1 << 9;
+const FLAGS: u16 = (1 << 10) - 1;
+const NUMBERS_BYTES: usize = 2 * 8;
 
 const _: () = assert!(
-    2 + STAMP_BYTES + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX
+    2 + NUMBERS_BYTES + 2 + DISCLOSED_BYTES_MAX + 2 + PASSTHRU_BYTES_MAX + AUDIENCE_BYTES_MAX
         <= EXTRA_BYTES_MAX
 );
 
@@ -116,6 +119,10 @@ impl From<BadOption> for Refused {
 /// nobody is passed over, and one entry without its list counts as a list, so that `eligible` never admits more.
 pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> Result<Vec<u8>, Refused> {
     let (mut flags, mut out) = (0, vec![0; 2]);
+    if let Some(key) = resource_key(dict, strict)? {
+        flags |= RESOURCE_KEY;
+        out.extend_from_slice(&key.to_le_bytes());
+    }
     match dict.get("disclose_me") {
         Some(Value::Bool(true)) => {
             flags |= DISCLOSE;
@@ -150,6 +157,18 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
     }
     out[..2].copy_from_slice(&flags.to_le_bytes());
     Ok(out)
+}
+
+/// The number of the resource key that a PUBLISH names; an integer is its digits, as in calls.
+fn resource_key(dict: &Dict<'_>, strict: bool) -> Result<Option<u64>, BadOption> {
+    match dict.get("rkey") {
+        None => Ok(None),
+        Some(Value::Str(text)) => Ok(Some(routing_key(text.as_bytes()))),
+        Some(Value::UInt(number)) => Ok(Some(routing_key(number.to_string().as_bytes()))),
+        Some(Value::Int(number)) => Ok(Some(routing_key(number.to_string().as_bytes()))),
+        Some(_) if strict => Err(BadOption("PUBLISH.Options.rkey must be a string or an integer".to_owned())),
+        Some(_) => Ok(None),
+    }
 }
 
 /// For everybody but sessions of these roles, which ascend. No bytes: there is none.
@@ -227,6 +246,8 @@ pub(super) struct Extra<'a> {
     pub publisher: Option<Disclosed<'a>>,
     /// When it was made, if some history keeps it; see `history`.
     pub stamp: Option<u64>,
+    /// See `sharded`.
+    pub resource_key: Option<u64>,
     /// Attributes of payload passthru mode, packed.
     pub ppt: &'a [u8],
     sessions: [Option<Sessions<'a>>; SESSION_LISTS],
@@ -257,6 +278,9 @@ impl<'a> Extra<'a> {
         let mut extra = Self::default();
         if flags & STAMP != 0 {
             extra.stamp = Some(u64::from_le_bytes(take(from)?));
+        }
+        if flags & RESOURCE_KEY != 0 {
+            extra.resource_key = Some(u64::from_le_bytes(take(from)?));
         }
         if flags & DISCLOSE != 0 {
             extra.publisher = Some(Disclosed::unpack(take_bytes(from)?)?);
@@ -386,14 +410,27 @@ mod tests {
     }
 
     #[test]
+    fn resource_keys_are_texts_or_integers() {
+        let key = |options: &str, strict| {
+            packed(options, strict).map(|bytes| Extra::parse(&bytes).unwrap().resource_key)
+        };
+        assert_eq!(key(r#"{"rkey": "7"}"#, true).unwrap(), Some(routing_key(b"7")));
+        assert_eq!(key(r#"{"rkey": 7}"#, true).unwrap(), Some(routing_key(b"7")));
+        assert_eq!(key(r#"{"rkey": [7]}"#, false).unwrap(), None);
+        assert!(key(r#"{"rkey": [7]}"#, true).is_err());
+        assert_eq!(key(r#"{"rkey": null}"#, true).unwrap(), None);
+    }
+
+    #[test]
     fn a_stamp_changes_nothing_else() {
-        for options in ["{}", r#"{"disclose_me": true, "eligible": [7]}"#] {
+        for options in ["{}", r#"{"disclose_me": true, "eligible": [7], "rkey": "a"}"#] {
             let bytes = packed(options, true).unwrap();
             let stamped = with_stamp(&bytes, 5 << 16);
             let (plain, extra) = (Extra::parse(&bytes).unwrap(), Extra::parse(&stamped).unwrap());
             assert_eq!((plain.stamp, extra.stamp), (None, Some(5 << 16)));
             assert_eq!(plain.admits(7, "a", "b"), extra.admits(7, "a", "b"));
             assert_eq!(plain.is_restricted(), extra.is_restricted());
+            assert_eq!(plain.resource_key, extra.resource_key);
             assert_eq!(plain.publisher, extra.publisher);
         }
     }

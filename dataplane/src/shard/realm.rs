@@ -3,6 +3,7 @@
 use super::members::Members;
 use super::overlay::Overlay;
 use super::rules::RealmRules;
+use super::sharded::Keys;
 use crate::mesh::Owner;
 use common::history::History;
 use common::ids::{Match, RealmId, RouteKind, ShardSet};
@@ -109,6 +110,8 @@ pub(super) struct Topic {
     pub is_first: bool,
     /// This shard keeps its history, and so holds it without subscribers.
     pub kept: bool,
+    /// Of subscribers that share its events by resource keys.
+    pub keys: Keys,
     /// Slots of the subscribed connections.
     pub subscribers: Vec<u32>,
     pub spread: Spread,

@@ -253,6 +253,26 @@ pub(super) fn resolve_topic(realm: &Realm, folded: &Folded, me: ShardId, uri: &s
     }
 }
 
+/// Calls `found` for the patterns of topics that match and that another shard, or a node that lives, wants; for some twice.
+pub(super) fn for_each_elsewhere(
+    realm: &Realm,
+    folded: &Folded,
+    me: ShardId,
+    uri: &str,
+    mut found: impl FnMut(&str),
+) {
+    let mut offer = |pattern: &str, from: Sources| {
+        if !from.shards.without(me).is_empty() || !from.nodes.intersection(folded.live).is_empty() {
+            found(pattern);
+        }
+    };
+    let overlay = realm.overlay.kind(RouteKind::Topic);
+    overlay.for_each_match(uri, |_, pattern, words| offer(pattern, words.wanted(folded)));
+    folded.for_each_match(realm.id, RouteKind::Topic, uri, |policy, pattern, held| {
+        offer(pattern, still_wanted(held, overlay.get(policy, pattern), folded));
+    });
+}
+
 /// What of a route of the snapshot was not taken back since.
 fn still_wanted(held: Sources, words: Option<&Words>, folded: &Folded) -> Sources {
     let Some(words) = words else { return held };

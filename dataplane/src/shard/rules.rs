@@ -48,6 +48,7 @@ const ASKED_OFTEN: FeatureSet = FeatureSet::of(Feature::CallTimeout)
     .with(Feature::PublisherExclusion)
     .with(Feature::PublisherIdentification)
     .with(Feature::ShardedRegistration)
+    .with(Feature::ShardedSubscription)
     .with(Feature::SubscriberBlackwhiteListing);
 
 /// The rules of a realm, and what they come to for the roles that were asked for.
@@ -372,6 +373,7 @@ fn published(options: &Dict<'_>) -> FeatureSet {
         (matches!(options.get("exclude_me"), Some(Value::Bool(false))), Feature::PublisherExclusion),
         (is_passthru(options), Feature::PayloadPassthruMode),
         (is_there(options, &publication::LISTS), Feature::SubscriberBlackwhiteListing),
+        (is_there(options, &["rkey"]), Feature::ShardedSubscription),
     ])
 }
 
@@ -398,6 +400,7 @@ fn subscribed(options: &Dict<'_>) -> FeatureSet {
     asks([
         (is_pattern(options), Feature::PatternBasedSubscription),
         (is_set(options, "get_retained"), Feature::EventRetention),
+        (is_there(options, &["nkey"]), Feature::ShardedSubscription),
     ])
 }
 
