@@ -1,4 +1,5 @@
-//! For how long a session with many subscriptions stops its shard when it leaves, and many sessions that are killed at once.
+//! For how long a session with many subscriptions stops its shard when it leaves, or loses its connection, waits for its client, is
+//! resumed and ends in the end, and many sessions that are killed at once.
 //!
 //! `cargo bench --bench leaving` has 10,000 subscriptions, of one session and of 1,000; `cargo test`, a tenth. Each turn of the shard is timed
 //! alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
@@ -23,6 +24,8 @@ const SMOKE: usize = 1_000;
 const ROUNDS: usize = 20;
 /// What no turn may take, when it is measured.
 const TURN_MAX: Duration = Duration::from_millis(1);
+/// Events for a session that waits.
+const KEPT: u64 = 1_000;
 const SHARDS: usize = 2;
 /// Subscriptions of each of many sessions.
 const OF_EACH: usize = 10;
@@ -46,6 +49,19 @@ fn main() {
         let name = if heard { "and each is told of" } else { "and nobody listens" };
         report(&format!("a session with {subscriptions} subscriptions leaves {name}"), turns, measure);
     }
+    let mut turns = Vec::new();
+    for _ in 0..rounds {
+        let mut bench = Bench::new();
+        bench.join_with(CONN, &[("resumable", Field::Bool(true))]);
+        let token = bench.token();
+        bench.subscribe(subscriptions);
+        turns.extend(bench.resume(subscriptions, token));
+    }
+    report(
+        &format!("a session with {subscriptions} subscriptions waits, is resumed and ends"),
+        turns,
+        measure,
+    );
     let sessions = subscriptions / OF_EACH;
     let mut turns = Vec::new();
     for _ in 0..rounds {
@@ -87,13 +103,15 @@ fn report(what: &str, mut turns: Vec<Duration>, measure: bool) {
 struct Bench {
     shards: Vec<Shard>,
     now: Instant,
+    /// What was sent last.
+    got: Vec<u8>,
 }
 
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
         let shards = (0..SHARDS).map(|shard| Shard::new(config(shard), now)).collect();
-        let mut bench = Self { shards, now };
+        let mut bench = Self { shards, now, got: Vec::new() };
         let source = Source {
             version: SnapshotVersion(1),
             epoch: BootEpoch(1),
@@ -118,16 +136,28 @@ impl Bench {
     }
 
     fn join(&mut self, conn: ConnId) {
+        self.join_with(conn, &[]);
+    }
+
+    /// `more`: what HELLO says besides roles.
+    fn join_with(&mut self, conn: ConnId, more: &[(&str, Field<'_>)]) {
+        let mut bytes = self.hello(conn, more);
+        self.shards[0].receive(self.now, conn, &mut bytes);
+        self.settle();
+    }
+
+    /// A connection, and what its client says first.
+    fn hello(&mut self, conn: ConnId, more: &[(&str, Field<'_>)]) -> Vec<u8> {
         assert!(self.shards[0].accept(self.now, conn, 0, IpAddr::V4(Ipv4Addr::LOCALHOST)));
         let serializer = Serializer::MsgPack;
         let mut bytes =
             rawsocket::write(rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 }).to_vec();
         let roles = OwnedValue::dict(["subscriber", "caller"].map(|role| (role, OwnedValue::Dict(vec![]))));
         frame(&mut bytes, |out| {
-            encode::uri_dict(serializer, out, code::HELLO, "realm1", &[("roles", Field::Value(&roles))]);
+            let details: Vec<_> = more.iter().copied().chain([("roles", Field::Value(&roles))]).collect();
+            encode::uri_dict(serializer, out, code::HELLO, "realm1", &details);
         });
-        self.shards[0].receive(self.now, conn, &mut bytes);
-        self.settle();
+        bytes
     }
 
     /// A session that hears of the end of every subscription.
@@ -182,9 +212,11 @@ impl Bench {
             match output {
                 Output::Send(conn) => {
                     let buf = shard.take_send(conn);
+                    self.got = buf.segments.iter().flat_map(|segment| segment.as_slice()).copied().collect();
                     shard.sent(self.now, conn, buf, true);
                 }
                 Output::Close(conn) => closed |= conn == CONN,
+                Output::Park(_) => {}
                 other => panic!("{other:?} is not expected"),
             }
         }
@@ -243,6 +275,69 @@ impl Bench {
             }
             assert!(turns.len() <= sessions, "they end in the end");
         }
+    }
+}
+
+impl Bench {
+    /// The connection breaks, events are kept, the client comes back by another one, which breaks too, and the session ends. The
+    /// turns of its shard in all that, but those of the events.
+    fn resume(&mut self, subscriptions: usize, (session, token): (u64, String)) -> Vec<Duration> {
+        let mut turns = Vec::new();
+        self.timed(&mut turns, |shard, now| shard.closed(now, CONN));
+        let other = ConnId { slot: 2, generation: 3 };
+        self.join(other);
+        for request in 1..=KEPT {
+            let mut bytes = Vec::new();
+            frame(&mut bytes, |out| {
+                let payload = Payload { args: Some(&[0x90]), kwargs: None };
+                encode::publish(
+                    Serializer::MsgPack,
+                    out,
+                    request,
+                    &[],
+                    "com.example.topics.number.1",
+                    payload,
+                );
+            });
+            self.timed(&mut Vec::new(), |shard, now| _ = shard.receive(now, other, &mut bytes));
+        }
+        let again = ConnId { slot: 1, generation: 2 };
+        let more = [("resume-session", Field::UInt(session)), ("resume-token", Field::Str(&token))];
+        let mut bytes = self.hello(again, &more);
+        self.timed(&mut turns, |shard, now| _ = shard.receive(now, again, &mut bytes));
+        assert!(self.got.len() > KEPT as usize * 10, "the client gets WELCOME and what was kept");
+        self.timed(&mut turns, |shard, now| shard.closed(now, again));
+        self.now += Config::default().resume.window * 2;
+        let mut count = 0;
+        while !self.timed(&mut turns, |shard, now| shard.timeout(now)) {
+            count += 1;
+            assert!(count <= subscriptions, "it ends in the end");
+        }
+        turns
+    }
+
+    /// The session and token in the WELCOME that was sent last.
+    fn token(&self) -> (u64, String) {
+        let at = self.got.windows(2).position(|bytes| bytes == [0x93, 2]).expect("WELCOME");
+        let welcome = OwnedValue::decode(Serializer::MsgPack, &self.got[at..]).expect("a message");
+        let [_, session, details] = welcome.as_list().expect("a list") else { panic!("{welcome:?}") };
+        let mut details = details.as_dict().expect("details").iter();
+        let token = details.find(|(key, _)| key == "resume-token").and_then(|(_, token)| token.as_str());
+        (session.as_u64().expect("an id"), token.expect("a token").to_owned())
+    }
+
+    /// One turn. True: the slot of the session is given up.
+    fn timed(&mut self, turns: &mut Vec<Duration>, act: impl FnOnce(&mut Shard, Instant)) -> bool {
+        let start = cpu_time();
+        act(&mut self.shards[0], self.now);
+        let closed = self.turn(0);
+        let batches: Vec<_> =
+            self.shards[0].mesh_ready().iter().map(|to| (to, self.shards[0].take_batch(to))).collect();
+        turns.push(cpu_time() - start);
+        for (to, batch) in batches {
+            self.shards[to.index()].mesh_in(self.now, ShardId(0), batch);
+        }
+        closed
     }
 }
 

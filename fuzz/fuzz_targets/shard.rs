@@ -20,6 +20,8 @@ use std::time::Duration;
 /// Operations of one run at most.
 const ACTIONS_MAX: usize = 200;
 const CONNECTIONS_MAX: usize = 24;
+/// How long a session waits for its client.
+const WINDOW: Duration = Duration::from_secs(5);
 
 #[derive(Arbitrary, Debug)]
 struct Run {
@@ -39,6 +41,12 @@ enum Action {
         websocket: bool,
         serializer: u8,
         hello: u8,
+    },
+    /// A client comes back to a session, or takes it over, with the token of another connection.
+    Back {
+        shard: u8,
+        websocket: bool,
+        link: u8,
     },
     Send {
         link: u8,
@@ -108,7 +116,7 @@ enum Action {
 
 #[derive(Arbitrary, Debug)]
 enum Request {
-    Hello { strict: bool },
+    Hello { strict: bool, resumable: bool },
     Subscribe { request: u8, policy: u8, uri: u8 },
     Unsubscribe { request: u8, uri: u8 },
     Register { request: u8, policy: u8, uri: u8, invoke: u8, options: u8 },
@@ -208,7 +216,7 @@ impl Request {
         use common::ids::RouteKind;
         let none = || dict(&[]);
         let elements = match *self {
-            Self::Hello { strict } => {
+            Self::Hello { strict, resumable } => {
                 let on = |names: &[&str]| {
                     let all: Vec<_> = names.iter().map(|name| (*name, OwnedValue::Bool(true))).collect();
                     dict(&[("features", dict(&all))])
@@ -223,7 +231,8 @@ impl Request {
                 let roles =
                     [("publisher", none()), ("subscriber", none()), ("callee", callee), ("caller", caller)];
                 let roles = dict(&roles);
-                vec![int(1), text(SESSIONS[usize::from(strict)]), dict(&[("roles", roles)])]
+                let details = dict(&[("roles", roles), ("resumable", OwnedValue::Bool(resumable))]);
+                vec![int(1), text(SESSIONS[usize::from(strict)]), details]
             }
             Self::Subscribe { request, policy: by, uri: at } => {
                 vec![int(32), int(request), dict(&[("match", text(policy(by)))]), text(uri(at))]
@@ -298,6 +307,16 @@ impl Request {
     }
 }
 
+/// The session and the token in the last WELCOME that says one, in JSON.
+fn token(got: &[u8]) -> Option<(u64, String)> {
+    let (key, welcome) = (b"\"resume_token\":\"", b"[2,");
+    let at = got.windows(key.len()).rposition(|bytes| bytes == key)?;
+    let token = got.get(at + key.len()..)?.get(..24)?;
+    let start = got[..at].windows(welcome.len()).rposition(|bytes| bytes == welcome)? + welcome.len();
+    let digits: String = got[start..].iter().map(|byte| char::from(*byte)).take_while(char::is_ascii_digit).collect();
+    Some((digits.parse().ok()?, String::from_utf8(token.to_vec()).ok()?))
+}
+
 struct World {
     rig: Rig,
     /// Framing and serializer of each connection.
@@ -321,14 +340,34 @@ impl World {
             bytes.extend_from_slice(&rawsocket::write(handshake));
         }
         if hello % 16 != 0 {
-            let strict = hello % 16 == 1;
+            let (strict, resumable) = (hello % 16 == 1, hello & 16 != 0);
             bytes.extend_from_slice(&self.frame(
                 at,
                 FrameKind::Message,
-                &Request::Hello { strict }.encode(serializer),
+                &Request::Hello { strict, resumable }.encode(serializer),
             ));
         }
         self.rig.receive(at, &bytes);
+    }
+
+    /// A connection that says HELLO with the token a JSON client got, if it got one.
+    fn come_back(&mut self, shard: usize, websocket: bool, from: usize) -> Option<()> {
+        let (session, token) = token(&self.rig.links[from].got)?;
+        let before = self.peers.len();
+        self.connect(shard, websocket, Serializer::Json.index() as u8, 0);
+        if self.peers.len() > before {
+            let details = [
+                ("roles", dict(&[("caller", dict(&[]))])),
+                ("resumable", OwnedValue::Bool(true)),
+                ("resume-session", OwnedValue::UInt(session)),
+                ("resume-token", text(&token)),
+            ];
+            let mut hello = Vec::new();
+            OwnedValue::List(vec![int(1), text(SESSIONS[0]), dict(&details)]).encode(Serializer::Json, &mut hello);
+            let bytes = self.frame(before, FrameKind::Message, &hello);
+            self.rig.receive(before, &bytes);
+        }
+        Some(())
     }
 
     fn frame(&self, at: usize, kind: FrameKind, payload: &[u8]) -> Vec<u8> {
@@ -350,6 +389,10 @@ impl World {
         match action {
             Action::Connect { shard, websocket, serializer, hello } => {
                 self.connect(usize::from(*shard) % shards, *websocket, *serializer, *hello);
+            }
+            Action::Back { shard, websocket, link } => {
+                let from = self.link(*link)?;
+                self.come_back(usize::from(*shard) % shards, *websocket, from)?;
             }
             Action::Send { link, message } => {
                 let at = self.link(*link)?;
@@ -435,7 +478,10 @@ fuzz_target!(|bytes: &[u8]| {
             config.memory_max = 20 << 10;
             config.limits.subscriptions_max = 3;
             config.limits.calls_pending_max = 3;
+            config.resume.buffer_max = 1 << 10;
+            config.resume.sessions_max = 2;
         }
+        config.resume.window = WINDOW;
     };
     let rig = if run.is_cluster { Rig::cluster(&[shards, shards], change) } else { Rig::new(shards, change) };
     let shards = if run.is_cluster { 2 * shards } else { shards };
@@ -450,6 +496,13 @@ fuzz_target!(|bytes: &[u8]| {
         if input.is_empty() {
             break;
         }
+    }
+    world.rig.close_all();
+    world.rig.run();
+    // Sessions wait for their clients, and those whose connections linger do so later.
+    for _ in 0..3 {
+        world.rig.pass(2 * WINDOW);
+        world.rig.run();
     }
     world.rig.check_empty();
 });

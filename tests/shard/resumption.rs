@@ -2,6 +2,7 @@
 //! began at the first place and its client comes back at the second one.
 
 mod bounds;
+mod chaos;
 mod nodes;
 
 use super::places::{PLACES, Place, everywhere};
