@@ -12,6 +12,7 @@ use super::{connect, frames, messages};
 use common::features::{Feature, FeatureSet};
 use common::metrics::Gauge;
 use common::rules::Bounds;
+use dataplane::feed::FeedDown;
 use dataplane::shard::ShardConfig;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -569,4 +570,53 @@ fn a_client_that_gives_up_while_it_asks_leaves_the_session_to_wait() {
         }
         world.end();
     });
+}
+
+#[test]
+fn a_client_that_answers_no_pings_may_come_back() {
+    for place in &PLACES {
+        let pinged = |config: &mut ShardConfig| {
+            config.timeouts.ping_interval = Duration::from_secs(5);
+            config.timeouts.ping_timeout = Duration::from_secs(5);
+        };
+        let mut world = World::with(place, "strict", pinged);
+        let mut stays = world.join_to_stay();
+        world.wait(Duration::from_secs(12));
+        assert!(!world.rig.links[stays.link].open);
+        assert_eq!(world.waiting(), 1);
+        for second in [true, false] {
+            world.back(&mut stays, second);
+            world.wait(Duration::from_secs(12));
+            assert!(!world.rig.links[stays.link].open, "it is pinged where its connection is");
+            assert_eq!(world.waiting(), 1);
+        }
+        world.end();
+    }
+}
+
+#[test]
+fn a_node_that_drains_ends_sessions_that_wait_and_those_that_are_carried() {
+    for place in &PLACES {
+        let mut world = World::new(place, "realm1");
+        let (waits, mut carried) = (world.join_to_stay(), world.join_to_stay());
+        world.drop(&waits);
+        world.drop(&carried);
+        world.back(&mut carried, true);
+        world.rig.feed(&FeedDown::Drain);
+        world.rig.run();
+        for shard in 0..place.shards() {
+            assert_eq!(world.rig.gauge(shard, Gauge::SessionsDetached), 0, "{place:?}");
+        }
+        let heard = world.hears(&carried);
+        if !place.is_apart() {
+            assert_eq!((&heard[0][0], &heard[0][2]), (&6.into(), &"wamp.close.system_shutdown".into()));
+        }
+        world.rig.close(carried.link);
+        world.rig.run();
+        for shard in 0..place.shards() {
+            assert_eq!(world.rig.gauge(shard, Gauge::Sessions), 0, "{place:?}");
+            assert_eq!(world.rig.gauge(shard, Gauge::SessionsCarried), 0, "{place:?}");
+        }
+        world.rig.check_empty();
+    }
 }

@@ -93,3 +93,32 @@ fn a_client_that_reads_slowly_holds_up_nobody() {
         world.end();
     });
 }
+
+#[test]
+fn a_carried_publisher_is_held_back_while_the_holder_of_its_session_is_short_of_memory() {
+    for place in PLACES {
+        let mut world = World::with(&place, "strict", |config| config.memory_max = 100_000);
+        let mut slow = world.join(false, &[]);
+        world.subscribe(&mut slow, TOPIC);
+        let mut stays = world.join_to_stay();
+        world.drop(&stays);
+        world.back(&mut stays, true);
+        world.rig.links[slow.link].stuck = true;
+        let text = "x".repeat(4_000);
+        let count = 300;
+        for n in 0..count {
+            stays.request += 1;
+            let publish = json!([16, stays.request, {}, TOPIC, [n, text]]).to_string();
+            world.rig.receive(stays.link, &frames(&[&publish]));
+            world.rig.run();
+        }
+        assert!(world.rig.links[stays.link].paused, "{place:?}");
+        let queued = world.rig.gauge(place.first, Gauge::QueuedBytes);
+        assert!(queued < 500_000, "{queued} bytes are queued");
+        world.rig.links[slow.link].stuck = false;
+        world.rig.run();
+        assert!(!world.rig.links[stays.link].paused);
+        assert_eq!(numbers(&world.hears(&slow)), (0..count).collect::<Vec<_>>());
+        world.end();
+    }
+}

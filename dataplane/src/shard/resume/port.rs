@@ -215,12 +215,15 @@ impl Shard {
     /// Messages of the carried session, for the client.
     fn frames_came(&mut self, slot: u32, number: u64, mut frames: &[u8]) {
         let conn = self.conns[slot as usize].as_mut().expect("a port has its connection");
-        let (framing, serializer) = (conn.framing, conn.serializer);
+        let (framing, serializer, message_max) = (conn.framing, conn.serializer, conn.peer_message_max);
         let pool = &mut self.pool;
         while let Some((bytes, payload)) = walk_own_frame(Framing::RawSocket, frames) {
             let (frame, rest) = frames.split_at(bytes);
             frames = rest;
-            if frame[0] & 7 == 0 {
+            if frame.len() - payload > message_max as usize {
+                // It was queued when the client had a transport that takes more.
+                self.metrics.count(Counter::DroppedTooLarge);
+            } else if frame[0] & 7 == 0 {
                 self.queued_bytes += conn.out.append(pool, |out| {
                     common::transport::write_message(framing, serializer, &frame[payload..], out);
                 });
