@@ -10,6 +10,7 @@ import txaio
 txaio.use_asyncio()
 
 from autobahn.asyncio.wamp import ApplicationRunner, ApplicationSession  # noqa: E402
+from autobahn.wamp.message import Welcome  # noqa: E402
 from autobahn.wamp.serializer import (  # noqa: E402
     CBORSerializer,
     JsonSerializer,
@@ -61,12 +62,32 @@ class Peer(ApplicationSession):
         """Procedures here fail on purpose; the caller checks what arrives."""
 
 
-async def join(url, serializer, realm=REALM):
+class Returning(Peer):
+    """A session that can be resumed. `before`: the WELCOME of the one it wants to have back."""
+
+    def __init__(self, config, before=None):
+        super().__init__(config)
+        self.before = before
+        self.welcome = None
+
+    def onConnect(self):
+        session = self.before and self.before.session
+        token = self.before and self.before.resume_token
+        self.join(self.config.realm, resumable=True, resume_session=session, resume_token=token)
+
+    def onMessage(self, message):
+        # What it says of resumption is not among the details of `onJoin`.
+        if isinstance(message, Welcome):
+            self.welcome = message
+        return super().onMessage(message)
+
+
+async def join(url, serializer, realm=REALM, of=Peer):
     """Opens a session over `ws://` or `rs://`. Raises `Left` when the router refuses it."""
     sessions = []
 
     def make(config):
-        sessions.append(Peer(config))
+        sessions.append(of(config))
         return sessions[0]
 
     runner = ApplicationRunner(url, realm, serializers=[serializer_of(serializer)])

@@ -71,6 +71,26 @@ async def refused(call, *uris):
     raise AssertionError(f"no error, but {result!r}")
 
 
+async def case_a_session_is_resumed(case):
+    first = await peers.join(case.url, case.serializer, of=peers.Returning)
+    before = first.welcome
+    assert (before.resumable, before.resumed) == (True, False) and before.resume_token
+    first._transport.abort()
+    again = await peers.join(
+        case.url, case.serializer, of=lambda config: peers.Returning(config, before)
+    )
+    case.sessions.append(again)
+    assert again.welcome.resumed and again.welcome.session == before.session
+    assert again.welcome.resume_token != before.resume_token
+    details = await again.call("wamp.session.get", before.session)
+    assert details["session"] == before.session, details
+    other = await peers.join(
+        case.url, case.serializer, of=lambda config: peers.Returning(config, before)
+    )
+    case.sessions.append(other)
+    assert not other.welcome.resumed, "a token is good once"
+
+
 async def case_events_carry_args_and_kwargs(case):
     publisher, subscriber, inbox = await case.join(), await case.join(), Inbox()
     await subscriber.subscribe(inbox, case.uri("topic"), SubscribeOptions(details_arg="details"))

@@ -102,6 +102,13 @@ impl Shard {
         if self.at(slot).session.is_none() {
             return false;
         }
+        let (conns, mut queues) = self.queues();
+        if let Some(Some(conn)) = conns.get_mut(slot as usize) {
+            let bytes_max = queues.keeping.first_room();
+            if conn.out.bytes() > bytes_max {
+                queues.drop_kept(conn, bytes_max);
+            }
+        }
         if self.at(slot).away.is_none() {
             self.leave_own(slot, last);
         }
@@ -119,10 +126,6 @@ impl Shard {
         self.session(slot).set_waiting(true);
         let (conns, mut queues) = self.queues();
         if let Some(Some(conn)) = conns.get_mut(slot as usize) {
-            let bytes_max = queues.keeping.first_room();
-            if conn.out.bytes() > bytes_max {
-                queues.drop_kept(conn, bytes_max);
-            }
             queues.keeping.recount(conn);
         }
         self.set_deadline(slot, if is_parked { window } else { LAST_TIME });
