@@ -610,8 +610,9 @@ fn a_node_that_drains_ends_sessions_that_wait_and_those_that_are_carried() {
         let heard = world.hears(&carried);
         if !place.is_apart() {
             assert_eq!((&heard[0][0], &heard[0][2]), (&6.into(), &"wamp.close.system_shutdown".into()));
+            world.says(&carried, &json!([6, {}, "wamp.close.goodbye_and_out"]));
         }
-        world.rig.close(carried.link);
+        world.rig.close_lingering(carried.link);
         world.rig.run();
         for shard in 0..place.shards() {
             assert_eq!(world.rig.gauge(shard, Gauge::Sessions), 0, "{place:?}");

@@ -553,12 +553,15 @@ impl Shard {
         let wait = self.config.timeouts.drain.max(TICK);
         for slot in 0..self.conns.len() as u32 {
             let Some(Some(conn)) = self.conns.get(slot as usize) else { continue };
-            match conn.phase {
+            let phase = conn.phase;
+            match phase {
                 Phase::Open => {
                     self.leave(slot, wamp::SYSTEM_SHUTDOWN, "the node is shutting down");
                     self.drain_transport(slot);
                     self.set_deadline(slot, wait);
                 }
+                // The session says GOODBYE where it is.
+                Phase::Carrying if self.carries_own(slot) => {}
                 Phase::Opening | Phase::Login | Phase::Resuming | Phase::Carrying | Phase::Echo => {
                     self.hang_up(slot, 1001);
                 }

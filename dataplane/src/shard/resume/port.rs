@@ -253,6 +253,12 @@ impl Shard {
         }
     }
 
+    /// The session that the connection in a slot carries is of this node.
+    pub(in crate::shard) fn carries_own(&mut self, slot: u32) -> bool {
+        let number = self.at(slot).port;
+        self.resumption.ports.get(&number).is_some_and(|port| matches!(port.far, Far::Shard(_)))
+    }
+
     /// A message from the client of a carried session.
     #[cold]
     pub(in crate::shard) fn carry_message(&mut self, slot: u32, bytes: &[u8]) {
