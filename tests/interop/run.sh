@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Clients that others wrote against a real node: Autobahn|Python and Autobahn|JS with every transport and serializer they
-# have, each alone and all of them mixed; then those two, Wampy.js, xconn, xconn-core, swampyer, battler-wamp and wampproto in all pairs. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
+# have, each alone and all of them mixed; then those two, Wampy.js, xconn, xconn-core, swampyer, battler-wamp and wampproto in all pairs:
+# on one node, and on two that compress. Prints `N passed, N failed, N skipped`; non-zero when anything failed.
 #
 # SIGNALBOX_BIN names the executable; without it, it is built. The clients are installed below target/interop.
 # A tool that is missing (python3 with venv, node 20 or later with npm, a package registry) skips its suites.
@@ -16,6 +17,8 @@ readonly WAMPY_PACKAGES=(wampy@8.0.2 ws@8.18.3)
 readonly WAMPY="${WAMPY_PACKAGES[*]}"
 readonly READY_S=${READY_S:-60}
 readonly SUITE_S=300
+# Pairs of clients at a time: they wait for each other most of it.
+readonly PAIRS_JOBS=6
 work=$(cargo metadata --format-version 1 --no-deps 2>/dev/null |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])' 2>/dev/null || echo "$PWD/target")/interop
 mkdir -p "$work"
@@ -23,7 +26,7 @@ results=$(mktemp "$work/results.XXXXXX")
 node_folder=$(mktemp -d "$work/node.XXXXXX")
 # Paths of sockets are short.
 socket_folder=$(mktemp -d)
-node_pid=
+node_pids=()
 COMPRESSED_URLS=()
 # Where sessions over HTTP are served; not by a router that runs already.
 HTTP_URL=
@@ -35,10 +38,15 @@ say() {
 finish() {
     local code=$?
     # Only what this script started, and only while it still runs.
-    if [ -n "$node_pid" ]; then kill -KILL "$node_pid" 2>/dev/null || true; fi
-    if [ $code -ne 0 ] && [ -f "$node_folder/log" ]; then
-        printf -- '--- the node said:\n'
-        tail -40 "$node_folder/log"
+    local pid log
+    for pid in "${node_pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+    if [ $code -ne 0 ]; then
+        for log in "$node_folder"/log "$node_folder"/*/log; do
+            if [ -f "$log" ]; then
+                printf -- '--- %s ends:\n' "${log#"$node_folder/"}"
+                tail -40 "$log"
+            fi
+        done
     fi
     rm -rf "$node_folder" "$socket_folder" "$results"
 }
@@ -102,12 +110,27 @@ if [ "${1:-}" = install ]; then exit 0; fi
 
 # ---- the node
 
-start_node() {
-    local binary=${SIGNALBOX_BIN:-}
+binary=${SIGNALBOX_BIN:-}
+
+# Runs the configuration in a folder until it says where to connect, which it does once every shard serves: WS_URL.
+launch() {
     if [ -z "$binary" ]; then
         cargo build --quiet --locked
         binary=$(dirname "$work")/debug/signalbox
     fi
+    "$binary" run --config "$1/config.toml" >"$1/log" 2>&1 &
+    node_pids+=($!)
+    local waited=0
+    until WS_URL=$(grep -om1 'ws://127.0.0.1:[0-9]*/ws' "$1/log"); do
+        if ! kill -0 "${node_pids[-1]}" 2>/dev/null || [ $((waited += 1)) -gt $((READY_S * 10)) ]; then
+            say "FAILED  node: it was not ready within $READY_S s"
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+start_node() {
     cat >"$node_folder/config.toml" <<-CONFIG
 	data_dir = "$node_folder/data"
 	[[listener]]
@@ -137,30 +160,86 @@ start_node() {
 	uri = "interop.history"
 	match = "prefix"
 	CONFIG
-    "$binary" run --config "$node_folder/config.toml" >"$node_folder/log" 2>&1 &
-    node_pid=$!
-    local waited=0
-    # It prints where to connect once every shard serves.
-    until WS_URL=$(grep -om1 'ws://127.0.0.1:[0-9]*/ws' "$node_folder/log") &&
-        RS_URL=$(grep -om1 'rs://127.0.0.1:[0-9]*' "$node_folder/log"); do
-        if ! kill -0 "$node_pid" 2>/dev/null || [ $((waited += 1)) -gt $((READY_S * 10)) ]; then
-            say "FAILED  node: it was not ready within $READY_S s"
-            return 1
-        fi
-        sleep 0.1
-    done
+    launch "$node_folder" || return 1
+    RS_URL=$(grep -om1 'rs://127.0.0.1:[0-9]*' "$node_folder/log")
     HTTP_URL=$(grep -om1 'http://127.0.0.1:[0-9]*/wamp/' "$node_folder/log" | sed 's|wamp/$||') || true
     # All but the first compress; Autobahn|Python always offers it.
     mapfile -t COMPRESSED_URLS < <(grep -o 'ws://127.0.0.1:[0-9]*/ws' "$node_folder/log" | sed -n 2,3p)
     say "passed  node: ready, $WS_URL and $RS_URL"
 }
 
-stop_node() {
-    kill -TERM "$node_pid"
-    local code=0
-    wait "$node_pid" || code=$?
-    node_pid=
-    if [ $code -eq 0 ]; then say "passed  node: drained and stopped"; else say "FAILED  node: exit status $code"; fi
+# A page of the admin endpoint of one of two nodes.
+page() {
+    local admin
+    admin=$(grep -om1 'http://127.0.0.1:[0-9]*/status' "$node_folder/$1/log")
+    "$python" -c 'import sys, urllib.request as request; print(request.urlopen(sys.argv[1]).read().decode())' \
+        "${admin%status}$2"
+}
+
+# Two nodes that are one router, each with a listener that compresses in its own way: WS_URLS.
+start_two() {
+    local ports node compressions=(takeover no_takeover) waited=0
+    ports=($("$python" -c 'import socket
+held = [[socket.socket(type=kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)] for _ in range(2)]
+for stream, datagram in held:
+    stream.bind(("127.0.0.1", 0))
+    datagram.bind(stream.getsockname())
+print(*(stream.getsockname()[1] for stream, _ in held))'))
+    "$python" -c 'import secrets; print(secrets.token_hex(32))' >"$node_folder/keys"
+    chmod 600 "$node_folder/keys"
+    WS_URLS=()
+    for node in 0 1; do
+        mkdir -p "$node_folder/$node"
+        cat >"$node_folder/$node/config.toml" <<-CONFIG
+	data_dir = "$node_folder/$node/data"
+	[[listener]]
+	address = "127.0.0.1:0"
+	compression = "${compressions[$node]}"
+	[admin]
+	address = "127.0.0.1:0"
+	[cluster]
+	discovery = "static"
+	seeds = ["127.0.0.1:${ports[0]}", "127.0.0.1:${ports[1]}"]
+	address = "127.0.0.1:${ports[$node]}"
+	key_file = "$node_folder/keys"
+	[relay]
+	address = "127.0.0.1:0"
+	CONFIG
+        launch "$node_folder/$node" || return 1
+        WS_URLS+=("$WS_URL")
+    done
+    until [ "$(page 0 cluster | grep -o '"state":"alive"' | wc -l)" -eq 2 ]; do
+        if [ $((waited += 1)) -gt $((READY_S * 10)) ]; then
+            say "FAILED  nodes: they did not find each other within $READY_S s"
+            return 1
+        fi
+        sleep 0.1
+    done
+    say "passed  nodes: ready, ${WS_URLS[*]}"
+}
+
+# What came compressed to both nodes was unfolded there.
+check_compression() {
+    local node bytes
+    for node in 0 1; do
+        bytes=$(page "$node" metrics | awk '/^signalbox_inflated_bytes_total/ {sum += $NF} END {print sum + 0}')
+        if [ "$bytes" -gt 0 ]; then
+            say "passed  compression: $bytes bytes were unfolded on node $node"
+        else
+            say "FAILED  compression: nothing came compressed to node $node"
+        fi
+    done
+}
+
+stop_nodes() {
+    local pid code
+    for pid in "${node_pids[@]}"; do
+        code=0
+        kill -TERM "$pid"
+        wait "$pid" || code=$?
+        if [ $code -eq 0 ]; then say "passed  node: drained and stopped"; else say "FAILED  node: exit status $code"; fi
+    done
+    node_pids=()
 }
 
 # Runs one suite; one that dies without naming a failed case is a failure itself.
@@ -215,11 +294,13 @@ run_suites() {
     else
         say "skipped mixed: it needs both clients"
     fi
-    if [ -n "$python" ]; then
-        local modules=
-        if [ ${#javascript[@]} -gt 0 ]; then modules=$NODE_PATH; fi
-        suite pairs "$python" "$suites/pairs/run.py" "$modules" "$rust_clients" "$WS_URL"
-    fi
+    if [ -n "$python" ]; then pairs "$WS_URL"; fi
+}
+
+pairs() {
+    local modules=
+    if [ ${#javascript[@]} -gt 0 ]; then modules=$NODE_PATH; fi
+    suite "pairs $*" "$python" "$suites/pairs/run.py" --jobs "$PAIRS_JOBS" "$modules" "$rust_clients" "$@"
 }
 
 if [ -z "$python" ] && [ ${#javascript[@]} -eq 0 ]; then
@@ -228,7 +309,12 @@ elif [ -n "${WS_URL:-}" ] && [ -n "${RS_URL:-}" ]; then
     run_suites
 elif start_node; then
     run_suites
-    stop_node
+    stop_nodes
+    if [ -n "$python" ] && start_two; then
+        pairs "${WS_URLS[@]}"
+        check_compression
+        stop_nodes
+    fi
 fi
 
 count() {

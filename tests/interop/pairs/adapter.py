@@ -7,6 +7,9 @@ each is one line: `{"ok": value}` or `{"error": uri}`. The procedures it registe
     named     answers its keyword arguments, as one argument
     fail      answers the error com.example.failed (or what the library has for exceptions)
     progress  answers 1, 2, 3 progressively, then "done"
+    caller    answers the session that called, if it is told
+
+An event is [args, kwargs, topic], with the publisher in place of the topic where that is told.
 """
 
 import json
@@ -36,6 +39,12 @@ class Inbox:
             self.changed.wait_for(lambda: len(self.events) >= count, patience)
             taken, self.events = self.events[:count], self.events[count:]
             return taken
+
+
+def told(details):
+    """What an event says of where it comes from."""
+    details = details or {}
+    return details.get("publisher") or details.get("topic")
 
 
 def answer(line):

@@ -15,6 +15,7 @@ const PROCEDURES = {
     [1, 2, 3].forEach((number) => details.progress([number]));
     return 'done';
   },
+  caller: (_args, _kwargs, details) => details.caller,
 };
 
 /** What a call resolves with: a plain value, or a Result when there is more to it. */
@@ -24,14 +25,14 @@ async function main(url, serializer, realm) {
   const { session } = await peers.join(url, serializer, realm);
   const inbox = new Inbox();
   await serve({
-    async register({ uri, name, match, invoke }) {
-      await session.register(uri, PROCEDURES[name], { ...(match && { match }), ...(invoke && { invoke }) });
+    async register({ uri, name, ...options }) {
+      await session.register(uri, PROCEDURES[name], options);
     },
     async call({ uri, args = [], kwargs = {} }) {
       return first(await session.call(uri, args, kwargs));
     },
     async subscribe({ uri, ...options }) {
-      const put = (args, kwargs, details) => inbox.put(args, kwargs, details.topic);
+      const put = (args, kwargs, details) => inbox.put(args, kwargs, details.publisher || details.topic);
       await session.subscribe(uri, put, options);
     },
     async publish({ uri, args = [], kwargs = {}, ...options }) {

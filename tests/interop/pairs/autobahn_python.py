@@ -36,7 +36,9 @@ PROCEDURES = {
     "named": lambda *_args, **kwargs: kwargs,
     "fail": fail,
     "progress": progress,
+    "caller": lambda *_args, details=None, **_kwargs: details.caller,
 }
+DETAILED = {"progress", "caller"}
 
 
 class Client:
@@ -45,7 +47,7 @@ class Client:
         self.events = asyncio.Queue()
 
     async def register(self, uri, name, match=None, invoke=None):
-        options = RegisterOptions(match=match, invoke=invoke, details_arg="details" if name == "progress" else None)
+        options = RegisterOptions(match=match, invoke=invoke, details_arg="details" if name in DETAILED else None)
         await self.session.register(PROCEDURES[name], uri, options)
 
     async def call(self, uri, args=(), kwargs=None):
@@ -59,7 +61,7 @@ class Client:
 
     async def subscribe(self, uri, **options):
         def put(*args, details=None, **kwargs):
-            self.events.put_nowait([list(args), kwargs, details.topic])
+            self.events.put_nowait([list(args), kwargs, details.publisher or details.topic])
 
         await self.session.subscribe(put, uri, SubscribeOptions(details_arg="details", **options))
 

@@ -1,12 +1,14 @@
 """Other people's clients in all pairs: each as caller, callee, publisher and subscriber of each.
 
-    run.py [--only CLIENT] NODE_MODULES RUST_CLIENTS URL...
+    run.py [--only CLIENT] [--jobs N] NODE_MODULES RUST_CLIENTS URL...
 
 NODE_MODULES is where the JavaScript clients are, RUST_CLIENTS the executable made from ../rust; each is empty for none. With
---only, the pairs that have this client in them. With two URLs (ws://..., of two nodes) one side of each pair
+--only, the pairs that have this client in them; with --jobs, so many pairs at a time. With two URLs (ws://..., of two nodes) one side of each pair
 is on the first and the other on the second. Prints `passed`, `FAILED` and `skipped` lines; run.sh counts them.
 """
 
+import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -22,10 +24,20 @@ FAILED = "com.example.failed"
 # Beyond these, what serializers and languages make of a value is theirs; ../values.json is for the exact ones.
 VALUES = ["text äöü 語", 7, -3, 2.5, True, None, [1, "two", [3]], {"a": {"b": [1]}}]
 
+SERIALIZERS = ["json", "msgpack", "cbor"]
+BATCHED = [f"{serializer}.batched" for serializer in SERIALIZERS]
+# Who says who it is (publisher), asks for that (callee), and tells it (subscriber).
+DISCLOSURE = {"publisher", "subscriber", "callee"}
+
 # What each adapter can do beyond calls, registrations, publications and subscriptions with patterns. `values`: those of
 # VALUES that it can carry.
 CLIENTS = {
-    "autobahn-python": {"file": "autobahn_python.py", "progress": {"caller", "callee"}},
+    "autobahn-python": {
+        "file": "autobahn_python.py",
+        "progress": {"caller", "callee"},
+        "serializers": [*SERIALIZERS, *BATCHED],
+        "disclosure": {"subscriber"},
+    },
     # Its callers need a promise library of their own for progress.
     "autobahn-js": {"file": "autobahn.js", "progress": {"callee"}},
     # It says `exclude_me` only when that is so anyway, and `retain` never.
@@ -33,24 +45,25 @@ CLIENTS = {
         "file": "wampy.js",
         "progress": {"caller", "callee"},
         "own_events": False,
+        "disclosure": {"publisher", "subscriber"},
         "retained": {"subscriber"},
     },
     "xconn": {"file": "xconn_python.py"},
     "xconn-core": {"file": "xconn_core_python.py", "progress": {"caller", "callee"}},
     # It raises what came with an ERROR without the URI, and sends a URI of its own. An event that follows SUBSCRIBED at once
     # comes before it knows its subscription.
-    "swampyer": {"file": "swampyer_python.py", "error_uri": False, "retained": {"publisher"}},
+    "swampyer": {"file": "swampyer_python.py", "error_uri": False, "retained": {"publisher"}, "disclosure": {"publisher", "subscriber"}},
     # Its numbers are integers that are not negative.
     "battler-wamp": {
         "rust": True,
         "progress": {"caller", "callee"},
         "serializers": ["json", "msgpack"],
         "retained": set(),
+        "disclosure": set(),
         "values": lambda value: not isinstance(value, (float, int)) or value >= 0 and isinstance(value, int),
     },
     "wampproto": {"rust": True, "progress": {"caller", "callee"}},
 }
-SERIALIZERS = ["json", "msgpack", "cbor"]
 
 
 class Wrong(Exception):
@@ -122,6 +135,12 @@ class Adapter:
             self.process.wait()
         self.process.stdout.close()
         self.process.stderr.close()
+
+
+def say(line):
+    # In one write: other pairs say theirs at the same time.
+    sys.stdout.write(line.replace("\n", " ") + "\n")
+    sys.stdout.flush()
 
 
 def expect(got, wanted, what):
@@ -234,6 +253,27 @@ def retained(one, other, uri):
     expect([event[0] for event in other.do("take", count=1)], [["kept"]], "a retained event")
 
 
+def is_told(asker, session):
+    """Whether a session that was told is one of this realm."""
+    expect(isinstance(session, int), True, f"{session!r} is told as a session's id")
+    expect(asker.do("call", uri="wamp.session.get", args=[session])["session"], session, "who it is")
+
+
+def told_publisher(one, other, uri):
+    listen(one, other, f"{uri}.topic")
+    one.do("publish", uri=f"{uri}.topic", args=["hidden"])
+    one.do("publish", uri=f"{uri}.topic", args=["told"], disclose_me=True)
+    hidden, told = other.do("take", count=2)
+    expect([hidden[0], told[0]], [["hidden"], ["told"]], "events")
+    expect(isinstance(hidden[2], int), False, "a publisher that did not say who it is")
+    is_told(other, told[2])
+
+
+def told_caller(one, other, uri):
+    offer(one, other, f"{uri}.caller", "caller", disclose_caller=True)
+    is_told(one, one.do("call", uri=f"{uri}.caller"))
+
+
 def meta(one, other, uri):
     """`one` asks the router about what `other` holds, and `other` hears of what `one` does."""
     if (count := one.do("call", uri="wamp.session.count")) < 2:
@@ -265,7 +305,10 @@ def testament(one, other, uri):
     # Its result has no arguments, which swampyer takes for an error.
     one.ask("call", uri="wamp.session.add_testament", args=[f"{uri}.topic", ["the end"], {"key": 1}])
     one.stop()
-    expect([event[:2] for event in other.do("take", count=1)], [[["the end"], {"key": 1}]], "a testament")
+    # Events of `meta` tell of other pairs as well.
+    while (event := (other.do("take", count=1) or [[]])[0]) and event[0] != ["the end"]:
+        pass
+    expect(event[:2], [["the end"], {"key": 1}], "a testament")
 
 
 def cases(caller, callee, is_apart):
@@ -288,6 +331,10 @@ def cases(caller, callee, is_apart):
         both = {"publisher", "subscriber"}
         if "publisher" in one.get("retained", both) and "subscriber" in other.get("retained", both):
             yield "retained", retained
+    if "publisher" in one.get("disclosure", DISCLOSURE) and "subscriber" in other.get("disclosure", DISCLOSURE):
+        yield "told publisher", told_publisher
+    if "callee" in other.get("disclosure", DISCLOSURE):
+        yield "told caller", told_caller
     yield "meta", meta
     # It ends `one`.
     yield "testament", testament
@@ -310,35 +357,41 @@ def pair(caller, callee, urls, node_modules, rust_clients, number):
         ]
         one, other = (adapter.ready() for adapter in adapters)
     except Wrong as wrong:
-        print(f"FAILED  {name}: {wrong}".replace("\n", " "), flush=True)
+        say(f"FAILED  {name}: {wrong}")
         [adapter.process.kill() for adapter in adapters]
         return
     for case, run in cases(caller, callee, len(urls) > 1):
         try:
-            run(one, other, f"interop.pairs.n{number}.{case}")
+            run(one, other, f"interop.pairs.n{number}.{case.replace(' ', '_')}")
         except Wrong as wrong:
-            print(f"FAILED  {name}, {case}: {wrong}".replace("\n", " "), flush=True)
+            say(f"FAILED  {name}, {case}: {wrong}")
         else:
-            print(f"passed  {name}, {case}", flush=True)
+            say(f"passed  {name}, {case}")
     [adapter.stop() for adapter in adapters]
 
 
 def main():
-    arguments = sys.argv[1:]
-    only = None
-    if arguments[0] == "--only":
-        only, arguments = arguments[1], arguments[2:]
-    node_modules, rust_clients, *urls = arguments
-    clients = [name for name in CLIENTS if is_installed(name, node_modules, rust_clients)]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("node_modules")
+    parser.add_argument("rust_clients")
+    parser.add_argument("urls", nargs="+")
+    asked = parser.parse_args()
+    installed = (asked.node_modules, asked.rust_clients)
+    clients = [name for name in CLIENTS if is_installed(name, *installed)]
     for name in CLIENTS:
         if name not in clients:
-            print(f"skipped pairs with {name}: it is not installed", flush=True)
-    number = 0
-    for caller in clients:
-        for callee in clients:
-            if only in (None, caller, callee):
-                pair(caller, callee, urls, node_modules, rust_clients, number)
-            number += 1
+            say(f"skipped pairs with {name}: it is not installed")
+    pairs = [(caller, callee) for caller in clients for callee in clients]
+    with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
+        wanted = [
+            pool.submit(pair, *names, asked.urls, *installed, number)
+            for number, names in enumerate(pairs)
+            if asked.only is None or asked.only in names
+        ]
+        for done in wanted:
+            done.result()
 
 
 def is_installed(name, node_modules, rust_clients):

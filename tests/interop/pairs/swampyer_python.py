@@ -39,7 +39,7 @@ class Client:
 
     def subscribe(self, uri, **options):
         def put(event, *_args, **_kwargs):
-            self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
+            self.inbox.put(event.args, event.kwargs, adapter.told(event.details))
 
         self.client.subscribe(uri, put, options=options)
 

@@ -49,7 +49,7 @@ async function main(url, serializer, realm) {
       return [parts, first(final)];
     },
     async subscribe({ uri, ...options }) {
-      const put = ({ argsList, argsDict, details }) => inbox.put(argsList, argsDict, details.topic);
+      const put = ({ argsList, argsDict, details }) => inbox.put(argsList, argsDict, details.publisher || details.topic);
       await client.subscribe(uri, put, options);
     },
     async publish({ uri, args = [], kwargs = {}, ...options }) {

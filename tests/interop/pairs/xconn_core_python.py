@@ -29,6 +29,7 @@ PROCEDURES = {
     "echo": lambda invocation: Result([(invocation.args or [None])[0]]),
     "named": lambda invocation: Result([invocation.kwargs or {}]),
     "fail": fail,
+    "caller": lambda invocation: Result([(invocation.details or {}).get("caller")]),
     "progress": progress,
 }
 
@@ -56,7 +57,7 @@ class Client:
 
     def subscribe(self, uri, **options):
         def put(event):
-            self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
+            self.inbox.put(event.args, event.kwargs, adapter.told(event.details))
 
         request = self.session.subscribe(uri, put)
         for key, value in options.items():

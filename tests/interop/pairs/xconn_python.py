@@ -21,6 +21,7 @@ PROCEDURES = {
     "echo": lambda invocation: Result([(invocation.args or [None])[0]]),
     "named": lambda invocation: Result([invocation.kwargs or {}]),
     "fail": fail,
+    "caller": lambda invocation: Result([(invocation.details or {}).get("caller")]),
 }
 
 
@@ -37,7 +38,7 @@ class Client:
 
     def subscribe(self, uri, **options):
         def put(event):
-            self.inbox.put(event.args, event.kwargs, (event.details or {}).get("topic"))
+            self.inbox.put(event.args, event.kwargs, adapter.told(event.details))
 
         self.session.subscribe(uri, put, options=options)
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 const FAILED: &str = "com.example.failed";
 const PATIENCE_S: f64 = 20.0;
 
-/// Events as (args, kwargs, topic or null).
+/// Events as (args, kwargs, the publisher, the topic or null).
 type Inbox = mpsc::UnboundedReceiver<Value>;
 
 /// What is passed with a call or a publication.

@@ -183,7 +183,8 @@ impl Reader {
     async fn take(&mut self, message: Box<dyn Message>) {
         if let Some(event) = message.as_any().downcast_ref::<Event>() {
             let (args, kwargs) = (event.args.clone().unwrap_or_default(), event.kwargs.clone());
-            let event = json!([args, kwargs.unwrap_or_default(), event.details.get("topic")]);
+            let told = event.details.get("publisher").or_else(|| event.details.get("topic"));
+            let event = json!([args, kwargs.unwrap_or_default(), told]);
             let _ = self.events.send(event);
         } else if let Some(invocation) = message.as_any().downcast_ref::<Invocation>() {
             self.invoked(invocation).await;
@@ -206,6 +207,9 @@ impl Reader {
         match self.procedures[&invocation.registration_id].as_str() {
             "echo" => give(Dict::new(), args.unwrap_or(Wamp::Null)),
             "named" => give(Dict::new(), Wamp::Dict(invocation.kwargs.clone().unwrap_or_default())),
+            "caller" => {
+                give(Dict::new(), invocation.details.get("caller").cloned().unwrap_or(Wamp::Null))
+            }
             "fail" => {
                 let _ = self.outgoing.send(Box::new(Error {
                     message_type: MESSAGE_TYPE_INVOCATION,
