@@ -47,19 +47,30 @@ pub(super) enum Phase {
     Lingering,
 }
 
-/// A connection. An idle one owns no buffer.
+/// A connection. An idle one owns no buffer. What every message needs comes first, so that a message to one of very many
+/// connections touches few cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Conn {
+    pub session: Option<Box<Session>>,
+    pub out: Outbound,
+    /// Taken while its frames are handled.
+    pub framer: Option<Framer>,
+    /// Compression, when it was agreed on.
+    pub packing: Option<Box<Packing>>,
     pub generation: u32,
+    /// Longest message the peer wants to receive.
+    pub peer_message_max: u32,
+    /// Bytes with the driver.
+    pub sending_bytes: u32,
+    /// Bytes of an incomplete message.
+    pub partial_bytes: u32,
+    pub last_heard: Tick,
+    /// Events dropped since the session was last told.
+    pub dropped: u32,
     pub phase: Phase,
     pub framing: Framing,
     pub serializer: Serializer,
-    /// Taken while its frames are handled.
-    pub framer: Option<Framer>,
-    pub listener: u16,
-    pub origin: Origin,
-    /// The PROXY header, where one is expected, was read.
-    pub introduced: bool,
     /// In the list of connections to flush.
     pub dirty: bool,
     /// A `SendBuf` is with the driver.
@@ -68,31 +79,22 @@ pub(super) struct Conn {
     pub paused: bool,
     /// A ping is out.
     pub pinged: bool,
-    /// Longest message the peer wants to receive.
-    pub peer_message_max: u32,
-    /// Bytes with the driver.
-    pub sending_bytes: u32,
-    /// Bytes of an incomplete message.
-    pub partial_bytes: u32,
     /// Events tell the session how far they are trusted.
     pub trusting: bool,
     /// The session has events held back.
     pub holding: bool,
-    /// Events dropped since the session was last told.
-    pub dropped: u32,
-    pub last_heard: Tick,
+    pub listener: u16,
+    pub origin: Origin,
+    /// The PROXY header, where one is expected, was read.
+    pub introduced: bool,
     /// When a connection that has no session must be gone; when to look at one that has.
     pub deadline: Tick,
     /// When its one valid entry in the timer wheel comes up.
     pub scheduled: Tick,
-    pub out: Outbound,
-    /// Compression, when it was agreed on.
-    pub packing: Option<Box<Packing>>,
     /// The handshake as far as it has come.
     pub handshake: Vec<u8>,
     /// It speaks HTTP, or is the transport of a client that does.
     pub http: Option<Box<Http>>,
-    pub session: Option<Box<Session>>,
     /// A session that has ended and still holds subscriptions. While it does, the slot stays taken.
     pub leaving: Option<Box<Session>>,
     /// The connection is to be forgotten once that is over.
@@ -110,27 +112,22 @@ impl Phase {
     }
 }
 
-/// A WAMP session.
+/// A WAMP session; what every message needs comes first, as for [`Conn`].
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Session {
     pub id: u64,
-    /// Grows from session to session of the shard.
-    pub born: u64,
-    pub identity: Identity,
     /// Index of the realm in this shard.
     pub realm: u32,
-    pub strict: bool,
     /// Where the route cache had the last topic and the last procedure.
     pub last_topic: u32,
     pub last_procedure: u32,
+    pub features: Features,
+    pub strict: bool,
     /// Highest request id seen; the next one must follow it when `strict`.
     pub last_request: u64,
     /// Id of the last INVOCATION sent to this session.
     pub last_invocation: u64,
-    /// Subscription id to topic and to this session's place among the topic's subscribers.
-    pub subscriptions: IdMap<Subscribed>,
-    /// Registration id to procedure.
-    pub registrations: IdMap<u32>,
     /// Calls of this session that wait for an answer.
     pub calls: IdMap<Call>,
     /// Invocations this session has to answer.
@@ -139,9 +136,15 @@ pub(super) struct Session {
     pub invocations_max: u32,
     /// Calls in parts that ended before their last part came.
     pub unfinished: Vec<u64>,
+    /// Registration id to procedure.
+    pub registrations: IdMap<u32>,
+    /// Grows from session to session of the shard.
+    pub born: u64,
+    pub identity: Identity,
+    /// Subscription id to topic and to this session's place among the topic's subscribers.
+    pub subscriptions: IdMap<Subscribed>,
     /// What its client announced, and what of that is not switched off.
     pub announced: Features,
-    pub features: Features,
     pub rules: Rc<SessionRules>,
     /// The version of the realm's rules that `rules` are from.
     pub rules_at: u32,

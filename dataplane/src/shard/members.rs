@@ -1,19 +1,22 @@
 //! The callees of one shared registration, and the choice among them. Pure: the random numbers come in.
 //!
-//! Invariants: `places` has every number once; `loads` has every member under what it has open, if the policy looks at
-//! loads; `full` counts the members that have as many calls as they take.
+//! Invariants: `places` names for each number the place of its member; `order` has every member, `loads` those that take
+//! another call, if the policy looks at loads; `full` counts the members that have as many calls as they take.
 //!
-//! Each choice costs O(log n), and O(n) at most when nearly all callees have as many calls as they take.
+//! Each choice costs the same however many callees there are, and O(n) at most when nearly all have as many calls as they take.
+
+mod chain;
 
 use crate::mesh::Owner;
+use chain::{Chain, Link, Linked};
 use common::share::{Invoke, jump};
 use fastrand::Rng;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::collections::BTreeMap;
 
 /// One callee.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
+    number: u64,
     pub owner: Owner,
     /// When it registered, by the logical clock of all nodes.
     stamp: u64,
@@ -21,15 +24,37 @@ pub(super) struct Member {
     concurrency: u32,
     /// Calls it has to answer.
     open: u32,
-    /// When it got the last one, as a count of calls.
-    turn: u64,
-    /// Where it is in `places`.
-    place: u32,
+    /// Where its shard has the registration, if that is the home shard; a guess.
+    procedure: u32,
+    links: [Link; 2],
+}
+
+/// In [`Member::links`].
+const ORDER: usize = 0;
+const LOAD: usize = 1;
+
+impl<const LINK: usize> Linked<LINK> for Member {
+    #[inline]
+    fn link(&self) -> Link {
+        self.links[LINK]
+    }
+
+    #[inline]
+    fn link_mut(&mut self) -> &mut Link {
+        &mut self.links[LINK]
+    }
 }
 
 impl Member {
+    #[inline]
     fn is_full(&self) -> bool {
         self.concurrency != 0 && self.open >= self.concurrency
+    }
+
+    /// The place in [`Members::loads`].
+    #[inline]
+    fn load(&self) -> usize {
+        (self.open as usize).min(LOADS_MAX - 1)
     }
 }
 
@@ -41,19 +66,34 @@ pub(super) struct Key {
     pub bound: bool,
 }
 
+/// A callee that was chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Picked {
+    pub number: u64,
+    /// Where it is, until a callee leaves.
+    pub place: u32,
+    pub owner: Owner,
+    /// What was said to [`Members::learn`].
+    pub procedure: u32,
+}
+
 /// Callees by number; numbers ascend in the order of registration.
 #[derive(Debug)]
 pub(super) struct Members {
     pub invoke: Invoke,
-    members: BTreeMap<u64, Member>,
     /// In no order, for drawing; one that leaves is replaced by the last, so that few keys move.
-    places: Vec<u64>,
-    /// (open, turn, number): of those with the fewest open calls the one that had none for the longest time comes first.
-    loads: BTreeSet<(u32, u64, u64)>,
-    turns: u64,
+    members: Vec<Member>,
+    places: BTreeMap<u64, u32>,
+    /// By number.
+    order: Chain<ORDER>,
+    /// By open calls: those that have so many and take more, who has had so many for the longest time first.
+    loads: Vec<Chain<LOAD>>,
+    /// None has fewer open calls.
+    load_min: usize,
     full: usize,
     /// Who was called last, when it goes round.
     last: u64,
+    last_place: u32,
     /// The latest stamp.
     clock: u64,
 }
@@ -62,48 +102,51 @@ pub(super) struct Members {
 pub(super) const CALLEES_MAX: usize = 16_384;
 /// Random draws, and hashes of a key, before free members are looked for one by one.
 const DRAWS_MAX: usize = 8;
+/// Loads that are told apart: of callees with more open calls each has its turn. Bounds a look for the lowest.
+const LOADS_MAX: usize = 1_024;
 
 impl Members {
     pub fn new(invoke: Invoke) -> Self {
         Self {
             invoke,
-            members: BTreeMap::new(),
-            places: Vec::new(),
-            loads: BTreeSet::new(),
-            turns: 0,
+            members: Vec::new(),
+            places: BTreeMap::new(),
+            order: Chain::EMPTY,
+            loads: Vec::new(),
+            load_min: 0,
             full: 0,
             last: 0,
+            last_place: 0,
             clock: 0,
         }
     }
 
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.members.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.members.is_empty()
     }
 
     pub fn get(&self, number: u64) -> Option<&Member> {
-        self.members.get(&number)
+        self.members.get(*self.places.get(&number)? as usize)
     }
 
     /// In the order of registration.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Member)> {
-        self.members.iter().map(|(number, member)| (*number, member))
+        self.places.iter().map(|(number, place)| (*number, &self.members[*place as usize]))
     }
 
     /// Adds a callee with a number greater than all before.
     pub fn insert(&mut self, number: u64, owner: Owner, concurrency: u32) {
         self.clock = number.max(self.clock + 1);
-        let (stamp, place) = (self.clock, self.places.len() as u32);
-        let member = Member { owner, stamp, concurrency, open: 0, turn: 0, place };
-        self.places.push(number);
-        self.members.insert(number, member);
-        if self.has_loads() {
-            self.loads.insert((0, 0, number));
-        }
+        let (stamp, place) = (self.clock, self.members.len() as u32);
+        let links = [Link::NONE; 2];
+        self.members.push(Member { number, owner, stamp, concurrency, open: 0, procedure: u32::MAX, links });
+        self.places.insert(number, place);
+        self.order.push(&mut self.members, place);
+        self.enter_load(place);
     }
 
     /// The next callee registers after `stamp`, of another node's.
@@ -113,118 +156,172 @@ impl Members {
 
     /// When the first and the last of the callees registered.
     pub fn span(&self) -> (u64, u64) {
-        let stamp = |entry: Option<(&u64, &Member)>| entry.map_or(0, |(_, member)| member.stamp);
-        (stamp(self.members.first_key_value()), stamp(self.members.last_key_value()))
+        let stamp = |place: Option<u32>| place.map_or(0, |place| self.members[place as usize].stamp);
+        (stamp(self.order.first()), stamp(self.order.last()))
     }
 
     /// False when it was not there.
     pub fn remove(&mut self, number: u64) -> bool {
-        let Some(member) = self.members.remove(&number) else { return false };
-        self.full -= usize::from(member.is_full());
-        self.loads.remove(&(member.open, member.turn, number));
-        self.places.swap_remove(member.place as usize);
-        if let Some(moved) = self.places.get(member.place as usize)
-            && let Some(moved) = self.members.get_mut(moved)
-        {
-            moved.place = member.place;
+        let Some(place) = self.places.remove(&number) else { return false };
+        self.full -= usize::from(self.members[place as usize].is_full());
+        self.leave_load(place);
+        self.order.take(&mut self.members, place);
+        self.members.swap_remove(place as usize);
+        if let Some(moved) = self.members.get(place as usize) {
+            let (number, load, is_full) = (moved.number, moved.load(), moved.is_full());
+            self.places.insert(number, place);
+            self.order.moved(&mut self.members, place);
+            if self.has_loads() && !is_full {
+                self.loads[load].moved(&mut self.members, place);
+            }
         }
         true
     }
 
-    /// A callee gets a call.
-    pub fn take(&mut self, number: u64) {
-        self.turns += 1;
-        let turn = self.turns;
-        self.change(number, |member| (member.open, member.turn) = (member.open + 1, turn));
+    /// A callee that was just picked gets the call.
+    pub fn take(&mut self, picked: Picked) {
+        self.change(picked.place, |member| member.open += 1);
+    }
+
+    /// Where the shard has the registration of a callee that was just picked.
+    #[inline]
+    pub fn learn(&mut self, picked: Picked, procedure: u32) {
+        self.members[picked.place as usize].procedure = procedure;
     }
 
     /// A callee has answered a call, or need not. One that has left is not looked for.
-    pub fn release(&mut self, number: u64) {
-        self.change(number, |member| member.open = member.open.saturating_sub(1));
+    pub fn release(&mut self, number: u64, place: u32) {
+        let is_there = self.members.get(place as usize).is_some_and(|member| member.number == number);
+        let place = if is_there { Some(place) } else { self.places.get(&number).copied() };
+        if let Some(place) = place {
+            self.change(place, |member| member.open = member.open.saturating_sub(1));
+        }
     }
 
-    fn change(&mut self, number: u64, change: impl FnOnce(&mut Member)) {
-        let has_loads = self.has_loads();
-        let Some(member) = self.members.get_mut(&number) else { return };
-        let (before, was_full) = (*member, member.is_full());
+    #[inline]
+    fn change(&mut self, place: u32, change: impl FnOnce(&mut Member)) {
+        let was_full = self.members[place as usize].is_full();
+        self.leave_load(place);
+        let member = &mut self.members[place as usize];
         change(member);
         self.full = self.full + usize::from(member.is_full()) - usize::from(was_full);
-        if has_loads {
-            let (open, turn) = (member.open, member.turn);
-            self.loads.remove(&(before.open, before.turn, number));
-            self.loads.insert((open, turn, number));
-        }
+        self.enter_load(place);
     }
 
     fn has_loads(&self) -> bool {
         self.invoke == Invoke::LeastLoaded
     }
 
+    #[inline]
+    fn enter_load(&mut self, place: u32) {
+        let member = &self.members[place as usize];
+        if !self.has_loads() || member.is_full() {
+            return;
+        }
+        let load = member.load();
+        if self.loads.len() <= load {
+            self.loads.resize(load + 1, Chain::EMPTY);
+        }
+        self.loads[load].push(&mut self.members, place);
+        self.load_min = self.load_min.min(load);
+    }
+
+    #[inline]
+    fn leave_load(&mut self, place: u32) {
+        let member = &self.members[place as usize];
+        if !self.has_loads() || member.is_full() {
+            return;
+        }
+        let load = member.load();
+        self.loads[load].take(&mut self.members, place);
+        while self.loads.get(self.load_min).is_some_and(|chain| chain.first().is_none()) {
+            self.load_min += 1;
+        }
+    }
+
     /// Who gets a call: none of `tried`, and nobody that has as many calls as it takes.
-    pub fn pick(&mut self, key: Key, tried: &[u64], rng: &mut Rng) -> Option<u64> {
+    pub fn pick(&mut self, key: Key, tried: &[u64], rng: &mut Rng) -> Option<Picked> {
         if self.full >= self.len() {
             return None;
         }
-        if key.bound {
-            let number = self.places[jump(key.hash, self.len() as u32) as usize];
-            return self.is_free(number, tried).then_some(number);
+        let place = if key.bound {
+            Some(jump(key.hash, self.len() as u32)).filter(|place| self.is_free(*place, tried))
+        } else {
+            self.place(key, tried, rng)
+        }?;
+        let Member { number, owner, procedure, .. } = self.members[place as usize];
+        if self.invoke == Invoke::RoundRobin {
+            (self.last, self.last_place) = (number, place);
         }
-        let is_free = |number: &u64| self.is_free(*number, tried);
+        Some(Picked { number, place, owner, procedure })
+    }
+
+    fn place(&self, key: Key, tried: &[u64], rng: &mut Rng) -> Option<u32> {
+        let is_free = |place: &u32| self.is_free(*place, tried);
         match self.invoke {
-            Invoke::Single | Invoke::First => self.members.keys().copied().find(is_free),
-            Invoke::Last => self.members.keys().rev().copied().find(is_free),
+            Invoke::Single | Invoke::First => self.order.iter(&self.members).find(is_free),
+            Invoke::Last => self.order.iter_back(&self.members).find(is_free),
             Invoke::RoundRobin => {
-                let after = self.members.range((Bound::Excluded(self.last), Bound::Unbounded));
-                let picked =
-                    after.chain(self.members.range(..=self.last)).map(|(number, _)| *number).find(is_free)?;
-                self.last = picked;
-                Some(picked)
+                let after = Chain::<ORDER>::iter_from(&self.members, self.next_in_turn());
+                after.chain(self.order.iter(&self.members)).take(self.len() + 1).find(is_free)
             }
             Invoke::Random => self.draw(tried, rng),
             Invoke::JumpHash => self.hashed(key.hash, tried),
-            Invoke::LeastLoaded => self.loads.iter().map(|(.., number)| *number).find(is_free),
+            Invoke::LeastLoaded => {
+                let loads = self.loads.get(self.load_min..).unwrap_or_default();
+                loads.iter().flat_map(|chain| chain.iter(&self.members)).find(is_free)
+            }
             Invoke::LeastLoadedSample => {
-                let first = self.draw(tried, rng)?;
-                let second = self.draw(tried, rng)?;
-                let open = |number: &u64| self.members.get(number).map_or(u32::MAX, |member| member.open);
-                Some(if open(&second) < open(&first) { second } else { first })
+                let (first, second) = (self.draw(tried, rng)?, self.draw(tried, rng)?);
+                let open = |place: u32| self.members[place as usize].open;
+                Some(if open(second) < open(first) { second } else { first })
             }
         }
     }
 
-    fn is_free(&self, number: u64, tried: &[u64]) -> bool {
-        !tried.contains(&number) && self.members.get(&number).is_some_and(|member| !member.is_full())
+    /// Who comes after the one that was called last, if anybody does.
+    #[inline]
+    fn next_in_turn(&self) -> Option<u32> {
+        match self.members.get(self.last_place as usize) {
+            Some(last) if last.number == self.last => last.links[ORDER].after(),
+            // It has left, or its place is another one.
+            _ => self.places.range(self.last + 1..).next().map(|(_, place)| *place),
+        }
+    }
+
+    #[inline]
+    fn is_free(&self, place: u32, tried: &[u64]) -> bool {
+        let member = &self.members[place as usize];
+        !member.is_full() && !tried.contains(&member.number)
     }
 
     /// One at random, each as likely as any other unless nearly all are not free.
-    fn draw(&self, tried: &[u64], rng: &mut Rng) -> Option<u64> {
+    fn draw(&self, tried: &[u64], rng: &mut Rng) -> Option<u32> {
         for _ in 0..DRAWS_MAX {
-            let number = self.places[rng.usize(..self.len())];
-            if self.is_free(number, tried) {
-                return Some(number);
+            let place = rng.u32(..self.len() as u32);
+            if self.is_free(place, tried) {
+                return Some(place);
             }
         }
-        self.free_from(rng.usize(..self.len()), tried)
+        self.free_from(rng.u32(..self.len() as u32), tried)
     }
 
     /// The callee of a key; when that is not free, the same other one for all calls of the key.
-    fn hashed(&self, key: u64, tried: &[u64]) -> Option<u64> {
+    fn hashed(&self, key: u64, tried: &[u64]) -> Option<u32> {
         let mut hash = key;
         let mut place = 0;
         for _ in 0..DRAWS_MAX {
-            place = jump(hash, self.len() as u32) as usize;
-            let number = self.places[place];
-            if self.is_free(number, tried) {
-                return Some(number);
+            place = jump(hash, self.len() as u32);
+            if self.is_free(place, tried) {
+                return Some(place);
             }
             hash = (hash ^ hash >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
         }
         self.free_from(place, tried)
     }
 
-    fn free_from(&self, start: usize, tried: &[u64]) -> Option<u64> {
-        let (before, after) = self.places.split_at(start);
-        after.iter().chain(before).copied().find(|number| self.is_free(*number, tried))
+    fn free_from(&self, start: u32, tried: &[u64]) -> Option<u32> {
+        (start..self.len() as u32).chain(0..start).find(|place| self.is_free(*place, tried))
     }
 }
 
@@ -233,7 +330,6 @@ mod tests {
     use super::*;
     use common::ids::ShardId;
     use common::share::routing_key;
-    use std::collections::BTreeSet;
 
     const ANY: Key = Key { hash: 7, bound: false };
 
@@ -247,20 +343,34 @@ mod tests {
 
     fn picks(members: &mut Members, count: usize) -> Vec<u64> {
         let mut rng = Rng::with_seed(5);
-        (0..count).map(|_| members.pick(ANY, &[], &mut rng).expect("one is free")).collect()
+        (0..count).map(|_| members.pick(ANY, &[], &mut rng).expect("one is free").number).collect()
+    }
+
+    fn pick(members: &mut Members, key: Key, tried: &[u64], rng: &mut Rng) -> Option<u64> {
+        members.pick(key, tried, rng).map(|picked| picked.number)
     }
 
     fn check(members: &Members) {
         assert_eq!(members.members.len(), members.places.len());
-        for (place, number) in members.places.iter().enumerate() {
-            assert_eq!(members.members[number].place as usize, place);
+        for (place, member) in members.members.iter().enumerate() {
+            assert_eq!(members.places[&member.number] as usize, place);
         }
-        let full = members.members.values().filter(|member| member.is_full()).count();
+        let full = members.members.iter().filter(|member| member.is_full()).count();
         assert_eq!(members.full, full);
+        let order: Vec<u32> = members.order.iter(&members.members).collect();
+        assert!(order.iter().eq(members.places.values()));
+        assert!(members.order.iter_back(&members.members).eq(order.into_iter().rev()));
         if members.has_loads() {
-            let loads: BTreeSet<_> =
-                members.iter().map(|(number, member)| (member.open, member.turn, number)).collect();
-            assert_eq!(members.loads, loads);
+            let least = members.members.iter().filter(|member| !member.is_full()).map(Member::load).min();
+            assert!(least.is_none_or(|least| least == members.load_min));
+            let mut loads = Vec::new();
+            for (load, chain) in members.loads.iter().enumerate() {
+                loads.extend(chain.iter(&members.members));
+                assert!(chain.iter(&members.members).all(|at| members.members[at as usize].load() == load));
+            }
+            loads.sort_unstable();
+            assert!(loads.windows(2).all(|pair| pair[0] != pair[1]));
+            assert_eq!(loads.len(), members.len() - full);
         }
     }
 
@@ -280,9 +390,9 @@ mod tests {
         let (mut first, mut last) = (members(Invoke::First, [3, 5, 9]), members(Invoke::Last, [3, 5, 9]));
         assert_eq!((picks(&mut first, 2), picks(&mut last, 2)), (vec![3, 3], vec![9, 9]));
         let mut rng = Rng::with_seed(1);
-        assert_eq!(first.pick(ANY, &[3], &mut rng), Some(5), "the one that registered after it");
-        assert_eq!(last.pick(ANY, &[9], &mut rng), Some(5), "the one that registered right before it");
-        assert_eq!(last.pick(ANY, &[9, 3, 5], &mut rng), None);
+        assert_eq!(pick(&mut first, ANY, &[3], &mut rng), Some(5), "the one that registered after it");
+        assert_eq!(pick(&mut last, ANY, &[9], &mut rng), Some(5), "the one that registered right before it");
+        assert_eq!(pick(&mut last, ANY, &[9, 3, 5], &mut rng), None);
         first.remove(3);
         last.remove(9);
         assert_eq!((picks(&mut first, 1), picks(&mut last, 1)), (vec![5], vec![5]));
@@ -314,15 +424,15 @@ mod tests {
         for _ in 0..3 {
             let mut round: Vec<u64> = (0..4)
                 .map(|_| {
-                    let number = picks(&mut members, 1)[0];
-                    members.take(number);
-                    number
+                    let picked = members.pick(ANY, &[], &mut Rng::with_seed(5)).expect("one is free");
+                    members.take(picked);
+                    picked.number
                 })
                 .collect();
             round.sort_unstable();
             assert_eq!(round, [1, 2, 3, 4]);
         }
-        members.release(3);
+        members.release(3, 0);
         assert_eq!(picks(&mut members, 1), [3]);
     }
 
@@ -331,8 +441,8 @@ mod tests {
         let mut members = members(Invoke::LeastLoadedSample, 1..=100);
         let mut rng = Rng::with_seed(3);
         for _ in 0..10_000 {
-            let number = members.pick(ANY, &[], &mut rng).unwrap();
-            members.take(number);
+            let picked = members.pick(ANY, &[], &mut rng).unwrap();
+            members.take(picked);
         }
         let loads: Vec<u32> = members.iter().map(|(_, member)| member.open).collect();
         assert!(loads.iter().all(|open| (90..=105).contains(open)), "{loads:?}");
@@ -344,7 +454,9 @@ mod tests {
         let mut rng = Rng::with_seed(1);
         let keys: Vec<u64> = (0..5_000u32).map(|n| routing_key(&n.to_le_bytes())).collect();
         let mut all = |members: &mut Members, bound: bool| -> Vec<u64> {
-            keys.iter().map(|hash| members.pick(Key { hash: *hash, bound }, &[], &mut rng).unwrap()).collect()
+            keys.iter()
+                .map(|hash| pick(members, Key { hash: *hash, bound }, &[], &mut rng).unwrap())
+                .collect()
         };
         let before = all(&mut members, false);
         assert_eq!(before, all(&mut members, true));
@@ -368,19 +480,19 @@ mod tests {
             let mut rng = Rng::with_seed(1);
             let mut got = [0; 4];
             for _ in 0..6 {
-                let number = members.pick(ANY, &[], &mut rng).expect("one takes more");
-                members.take(number);
-                got[number as usize] += 1;
+                let picked = members.pick(ANY, &[], &mut rng).expect("one takes more");
+                members.take(picked);
+                got[picked.number as usize] += 1;
                 check(&members);
             }
             assert_eq!(got, [0, 2, 2, 2], "{invoke:?}");
             assert_eq!(members.pick(ANY, &[], &mut rng), None);
-            members.release(2);
-            assert_eq!(members.pick(ANY, &[], &mut rng), Some(2));
-            assert_eq!(members.pick(ANY, &[2], &mut rng), None);
+            members.release(2, u32::MAX);
+            assert_eq!(pick(&mut members, ANY, &[], &mut rng), Some(2));
+            assert_eq!(pick(&mut members, ANY, &[2], &mut rng), None);
             let bound = Key { hash: 7, bound: true };
-            let owner = members.places[jump(7, 3) as usize];
-            assert_eq!(members.pick(bound, &[], &mut rng), (owner == 2).then_some(2));
+            let owner = members.members[jump(7, 3) as usize].number;
+            assert_eq!(pick(&mut members, bound, &[], &mut rng), (owner == 2).then_some(2));
             members.remove(1);
             members.remove(1);
             check(&members);
@@ -394,7 +506,7 @@ mod tests {
             let mut members = Members::new(invoke);
             let mut next = 0;
             for _ in 0..3_000 {
-                let any = members.places.get(rng.usize(..20)).copied();
+                let any = members.members.get(rng.usize(..20)).map(|member| member.number);
                 match (rng.u8(..6), any) {
                     (0 | 1, _) => {
                         next += 1;
@@ -402,11 +514,11 @@ mod tests {
                         members.insert(next, owner, rng.u32(..3));
                     }
                     (2, Some(number)) => assert!(members.remove(number)),
-                    (3, Some(number)) => members.release(number),
+                    (3, Some(number)) => members.release(number, rng.u32(..20)),
                     _ => {
-                        if let Some(number) = members.pick(ANY, &[1, 2], &mut rng) {
-                            assert!(number > 2);
-                            members.take(number);
+                        if let Some(picked) = members.pick(ANY, &[1, 2], &mut rng) {
+                            assert!(picked.number > 2);
+                            members.take(picked);
                         }
                     }
                 }

@@ -6,17 +6,20 @@
 //!
 //! Invariants: every entry has a caller that waits; a call is with one callee at a time; no callee gets it twice.
 
+mod kept;
+
 use super::Shard;
 use super::answers::{Answer, Answering};
 use super::conn::Route;
-use super::dealer::{Calling, HeldCall};
-use super::members::Key;
+use super::dealer::Calling;
+use super::members::{Key, Picked};
 use super::options::CancelMode;
 use super::routes::Sharer;
 use super::sites::{self, Site};
 use crate::mesh::{Caller, Item, Owner, Terms};
 use common::metrics::Counter;
 use common::uri::wamp;
+use kept::{Keeper, Kept};
 use slab::Slab;
 
 /// The calls for which a shard chose the callee.
@@ -24,7 +27,7 @@ use slab::Slab;
 pub(super) struct Shared {
     calls: Slab<SharedCall>,
     last_serial: u64,
-    kept_bytes: usize,
+    keeper: Keeper,
 }
 
 #[derive(Debug)]
@@ -42,7 +45,7 @@ struct SharedCall {
     /// The numbers of those that could not take it.
     tried: Vec<u64>,
     /// What it takes to route it again.
-    kept: Option<Box<HeldCall>>,
+    kept: Option<Kept>,
     /// It is just being passed on: an answer now is the refusal to take it.
     is_passing: bool,
     /// Somebody said that it could not take it.
@@ -54,10 +57,7 @@ struct SharedCall {
 enum Target {
     Nobody,
     /// A callee of this node.
-    Member {
-        callee: Owner,
-        number: u64,
-    },
+    Member(Picked),
     /// One of another node's.
     Node(u16),
 }
@@ -69,7 +69,7 @@ impl Target {
     fn number(self) -> u64 {
         match self {
             Self::Nobody => 0,
-            Self::Member { number, .. } => number,
+            Self::Member(picked) => picked.number,
             Self::Node(node) => NODE | u64::from(node),
         }
     }
@@ -84,10 +84,6 @@ impl Target {
 const NO_GROUP: u32 = u32::MAX;
 /// In place of a slot: the caller is an entry of [`Shared`].
 const SHARED_SLOT: u32 = u32::MAX;
-/// A longer call is not routed again.
-pub(super) const REROUTED_BYTES_MAX: usize = 64 << 10;
-/// Bytes of calls that a shard keeps to route them again; calls beyond it are not.
-const KEPT_BYTES_MAX: usize = 16 << 20;
 /// Callees that are asked to take one call.
 const TRIES_MAX: usize = 32;
 
@@ -103,7 +99,7 @@ impl Shared {
     }
 
     pub fn kept_bytes(&self) -> usize {
-        self.kept_bytes
+        self.keeper.bytes()
     }
 
     fn get(&mut self, at: u32, serial: u64) -> Option<&mut SharedCall> {
@@ -115,23 +111,19 @@ impl Shared {
     }
 
     /// Keeps what it takes to route a call again, if there is room.
+    #[inline]
     fn keep(&mut self, at: u32, uri: &str, calling: &Calling<'_>) {
-        let payload = [calling.payload.args, calling.payload.kwargs].into_iter().flatten();
-        let bytes = calling.ppt.len() + calling.who.len() + payload.map(<[u8]>::len).sum::<usize>();
-        if bytes > REROUTED_BYTES_MAX || self.kept_bytes + bytes > KEPT_BYTES_MAX {
-            return;
-        }
-        let held = Box::new(HeldCall::new(uri, calling));
         if let Some(call) = self.calls.get_mut(at as usize) {
-            self.kept_bytes += held.bytes();
-            call.kept = Some(held);
+            call.kept = self.keeper.keep(uri, calling);
         }
     }
 
-    fn take_kept(&mut self, at: u32) -> Option<Box<HeldCall>> {
-        let kept = self.calls.get_mut(at as usize)?.kept.take()?;
-        self.kept_bytes -= kept.bytes();
-        Some(kept)
+    /// The call is not routed again.
+    #[inline]
+    fn drop_kept(&mut self, at: u32) {
+        if let Some(kept) = self.calls.get_mut(at as usize).and_then(|call| call.kept.take()) {
+            self.keeper.give_back(kept);
+        }
     }
 }
 
@@ -197,11 +189,11 @@ impl Shard {
             };
             let Some(call) = self.shared.get(at, serial) else { return false };
             (call.with, call.is_passing) = (target, true);
-            let (registration, realm) = (call.registration, call.realm);
+            let (group, registration, realm) = (call.group, call.registration, call.realm);
             let route = match target {
-                Target::Member { callee, .. } => {
+                Target::Member(picked) => {
                     let terms = Terms { flags: calling.terms.flags & !Terms::CHOICE, ..calling.terms };
-                    self.pass_to_member(callee, registration, uri, &Calling { terms, ..proxied })
+                    self.pass_to_member((group, picked), registration, uri, &Calling { terms, ..proxied })
                 }
                 // There its home shard chooses among the callees.
                 Target::Node(node) => self.relay_call(node, realm, uri, &proxied),
@@ -274,12 +266,12 @@ impl Shard {
     }
 
     /// A callee of this node.
+    #[inline]
     fn choose_member(&mut self, group: u32, key: Key, tried: &[u64]) -> Option<Target> {
         let members = &mut self.groups.get_mut(group as usize)?.members;
-        let number = members.pick(key, tried, &mut self.rng)?;
-        let callee = members.get(number)?.owner;
-        members.take(number);
-        Some(Target::Member { callee, number })
+        let picked = members.pick(key, tried, &mut self.rng)?;
+        members.take(picked);
+        Some(Target::Member(picked))
     }
 
     fn site(&self, sharer: &Sharer) -> Site {
@@ -289,13 +281,18 @@ impl Shard {
 
     fn pass_to_member(
         &mut self,
-        callee: Owner,
+        (group, picked): (u32, Picked),
         registration: u64,
         uri: &str,
         calling: &Calling<'_>,
     ) -> Option<Route> {
+        let callee = picked.owner;
         if callee.shard == self.me {
-            return self.invoke_member(callee, registration, uri, calling);
+            let index = self.registered(callee, registration, picked.procedure);
+            if let Some(index) = index.filter(|index| *index != picked.procedure) {
+                self.groups[group as usize].members.learn(picked, index);
+            }
+            return self.invoke_registered(index, uri, calling);
         }
         let Calling { caller, terms, key, who, ppt, from, payload } = *calling;
         let batch = self.mesh(callee.shard);
@@ -325,15 +322,28 @@ impl Shard {
         uri: &str,
         calling: &Calling<'_>,
     ) -> Option<Route> {
-        let held = self.session_of(callee).and_then(|session| session.registrations.get(&registration));
-        match held.copied().filter(|index| self.procedures[*index as usize].is_shared()) {
-            Some(index) => self.invoke(index, uri, calling),
-            None => {
-                // It never got the call, so another one may.
-                self.answer_error(calling.caller, wamp::NO_AVAILABLE_CALLEE, "the callee has left");
-                None
-            }
+        let index = self.registered(callee, registration, u32::MAX);
+        self.invoke_registered(index, uri, calling)
+    }
+
+    /// Where a callee of this shard has a shared registration; `guess`: where it may be.
+    #[inline]
+    fn registered(&mut self, callee: Owner, registration: u64, guess: u32) -> Option<u32> {
+        self.session_of(callee)?;
+        let held = self.procedures.get(guess as usize);
+        let index = match held.filter(|held| held.id == registration && held.callee == callee.slot) {
+            Some(_) => Some(guess),
+            None => self.session_of(callee)?.registrations.get(&registration).copied(),
+        };
+        index.filter(|index| self.procedures[*index as usize].is_shared())
+    }
+
+    fn invoke_registered(&mut self, index: Option<u32>, uri: &str, calling: &Calling<'_>) -> Option<Route> {
+        if index.is_none() {
+            // It never got the call, so another one may.
+            self.answer_error(calling.caller, wamp::NO_AVAILABLE_CALLEE, "the callee has left");
         }
+        self.invoke(index?, uri, calling)
     }
 
     /// Who had the call could not take it.
@@ -346,10 +356,10 @@ impl Shard {
 
     /// A callee of a group has answered a call, or need not.
     fn release_member(&mut self, group: u32, with: Target) {
-        if let Target::Member { number, .. } = with
+        if let Target::Member(Picked { number, place, .. }) = with
             && let Some(group) = self.groups.get_mut(group as usize)
         {
-            group.members.release(number);
+            group.members.release(number, place);
         }
     }
 
@@ -369,10 +379,12 @@ impl Shard {
 
     /// The entry of a call goes: it is answered or given up.
     fn end_shared(&mut self, at: u32) -> Option<SharedCall> {
-        self.shared.take_kept(at);
+        self.shared.drop_kept(at);
         let call = self.shared.calls.try_remove(at as usize)?;
         self.release_member(call.group, call.with);
-        self.foreign.remove(&call.caller);
+        if call.caller.owner.shard != self.me {
+            self.foreign.remove(&call.caller);
+        }
         Some(call)
     }
 
@@ -383,16 +395,18 @@ impl Shard {
         let caller = call.caller;
         match answering.kind {
             Answer::Progress => {
-                self.shared.take_kept(at);
+                self.shared.drop_kept(at);
                 self.answer(caller, answering);
             }
             Answer::Error(wamp::NO_AVAILABLE_CALLEE) if call.is_passing => call.is_refused = true,
             Answer::Error(uri) if call.kept.is_some() && call.with.may_go_on(uri) => {
                 call.is_refused |= uri == wamp::NO_AVAILABLE_CALLEE;
-                let Some(kept) = self.shared.take_kept(at) else { return };
+                let Some(kept) = call.kept.take() else { return };
                 self.metrics.count(Counter::CallsRerouted);
                 self.next_callee(at, serial);
-                self.pass_shared(at, serial, &kept.procedure, &kept.calling());
+                let (uri, calling) = kept.calling(caller);
+                self.pass_shared(at, serial, uri, &calling);
+                self.shared.keeper.give_back(kept);
             }
             Answer::Result | Answer::Error(_) => {
                 self.end_shared(at);
@@ -406,7 +420,7 @@ impl Shard {
         let me = self.me;
         let Some(call) = self.shared.of_caller(at, calling.caller) else { return };
         let (route, serial) = (call.route, call.serial);
-        self.shared.take_kept(at);
+        self.shared.drop_kept(at);
         let owner = Owner { shard: me, slot: SHARED_SLOT, session: serial };
         self.pass_more(route, &Calling { caller: Caller { owner, request: at.into() }, ..*calling });
     }
@@ -417,7 +431,7 @@ impl Shard {
         let Some(call) = self.shared.of_caller(at, caller) else { return };
         let (route, serial) = (call.route, call.serial);
         if mode == CancelMode::Kill {
-            self.shared.take_kept(at);
+            self.shared.drop_kept(at);
         } else {
             self.end_shared(at);
         }
