@@ -94,6 +94,7 @@ table! {
     RelayRoundTrips "signalbox_relay_round_trips_total" "" "Round trips between nodes that were measured.";
     RelayRoundTripMicros "signalbox_relay_round_trip_microseconds_total" "" "Their sum.";
     InflatedBytes "signalbox_inflated_bytes_total" "" "Bytes that compressed messages of clients unfolded to.";
+    InflatesPutOff "signalbox_inflates_put_off_total" "" "Times that a client had to wait because its shard had unfolded enough compressed messages in one turn.";
     InflatesRefused "signalbox_inflates_refused_total" "" "Compressed messages that were broken or unfolded to more than a message may have.";
     DeflatedBytes "signalbox_deflated_bytes_total" "" "Bytes that compression and batching saved on compressed connections.";
     ContextsRefused "signalbox_compression_contexts_refused_total" "" "Connections compressed without context because memory for contexts was at its bound.";

@@ -6,6 +6,7 @@ mod events;
 mod hall;
 mod history;
 mod http;
+mod inflating;
 mod meta;
 mod nodes;
 mod places;

@@ -71,6 +71,8 @@ pub(super) struct Packing {
     /// With context; made for the first message.
     deflater: Option<Deflater>,
     inflater: Option<Inflater>,
+    /// Received bytes that wait for a later turn.
+    pub(super) put_off: Vec<u8>,
 }
 
 impl Packing {
@@ -160,7 +162,8 @@ impl Shard {
         }
         self.context_bytes += context_bytes(params);
         let conn = self.at(slot);
-        conn.packing = Some(Box::new(Packing { params, level, is_thorough, deflater: None, inflater: None }));
+        let (deflater, inflater, put_off) = (None, None, Vec::new());
+        conn.packing = Some(Box::new(Packing { params, level, is_thorough, deflater, inflater, put_off }));
         if let Some(framer) = &mut conn.framer {
             framer.accept_compressed();
         }
@@ -178,7 +181,10 @@ impl Shard {
             _ => LOGIN_MESSAGE_BYTES_MAX,
         };
         let mut message = std::mem::take(&mut self.scratch.codecs.inflated);
-        match self.inflate(slot, payload, message_bytes_max, &mut message) {
+        let unfolded = self.inflate(slot, payload, message_bytes_max, &mut message);
+        // One that is refused has cost as much.
+        self.inflating.count(message.len());
+        match unfolded {
             Ok(()) => {
                 self.metrics.add(Counter::InflatedBytes, message.len() as u64);
                 self.carried(slot, framing, &message);

@@ -404,6 +404,7 @@ impl Shard {
             (None, Some(http)) => http.buffered_bytes(),
             (None, None) => 0,
         };
+        let held = held + conn.put_off_bytes();
         let before = std::mem::replace(&mut conn.partial_bytes, held as u32) as usize;
         if held == before {
             return;
@@ -438,6 +439,9 @@ impl Shard {
 
     /// Whether a connection may be read further, after an input of it was handled.
     pub(super) fn flow(&mut self, id: ConnId) -> Flow {
+        if self.inflating.take_put_off() {
+            return Flow::Pause;
+        }
         let feeds_short = self.fed.0 & self.short_shards.0 != 0;
         let stalled = self.resumption.stalled;
         if self.memory() <= self.config.memory_max

@@ -30,6 +30,7 @@ mod history;
 mod http;
 mod identity;
 mod inbound;
+mod inflating;
 mod leaving;
 mod login;
 mod members;
@@ -77,6 +78,7 @@ use nodes::Nodes;
 pub(crate) use options::CancelMode;
 pub use origin::Origin;
 use outbound::Pool;
+pub use outbound::{Segment, SendBuf};
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
@@ -118,37 +120,6 @@ pub struct ShardConfig {
     pub memory_max: u64,
     /// Seeds session ids, publication ids and hashes.
     pub seed: u64,
-}
-
-/// Bytes to send on one connection, in order. The driver owns it while the kernel reads it and gives it back to
-/// [`Shard::sent`].
-#[derive(Debug, Default)]
-pub struct SendBuf {
-    /// Never empty when taken from a shard.
-    pub segments: Vec<Segment>,
-}
-
-impl SendBuf {
-    fn bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.as_slice().len()).sum()
-    }
-}
-
-/// A piece of a [`SendBuf`].
-#[derive(Debug)]
-pub enum Segment {
-    Owned(Vec<u8>),
-    Shared(bytes::Bytes),
-}
-
-impl Segment {
-    #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
 }
 
 /// What `receive` asks of the driver.
@@ -258,6 +229,7 @@ pub struct Shard {
     partial_bytes: usize,
     /// Bytes reserved for compression contexts of all connections.
     context_bytes: usize,
+    inflating: inflating::Inflating,
     dirty: Vec<u32>,
     paused: Vec<ConnId>,
     /// Connections whose queue overflowed, closed when the input in hand is done.
@@ -336,6 +308,7 @@ impl Shard {
             queued_bytes: 0,
             partial_bytes: 0,
             context_bytes: 0,
+            inflating: inflating::Inflating::default(),
             dirty: Vec::new(),
             paused: Vec::new(),
             doomed: Vec::new(),
@@ -561,7 +534,8 @@ impl Shard {
 
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        let waits = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
+        let upkeep = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
+        let waits = upkeep || !self.inflating.is_empty();
         let upkeep = waits.then_some(self.now);
         let (asks, expired) = (self.asks.deadline(), self.resumption.deadline(self.now));
         [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks, expired]
@@ -577,6 +551,7 @@ impl Shard {
         self.go_on_leaving();
         self.go_on_ending();
         self.go_on_expiring();
+        self.go_on_inflating();
         let mut due = std::mem::take(&mut self.due);
         self.timers.advance(self.tick, &mut due);
         for conn in due.drain(..) {
@@ -613,6 +588,7 @@ impl Shard {
         if now != self.now {
             self.now = now;
             self.tick = self.timers.tick(now);
+            self.inflating.next_turn();
         }
     }
 

@@ -3,10 +3,40 @@
 //! Frames are appended to one growing buffer; large events are shared between receivers instead of copied. No frame
 //! boundaries are kept: when events must be dropped the queue is walked, which our own frames allow.
 
-use super::{Segment, SendBuf};
 use bytes::Bytes;
 use common::transport::{Framing, batch, walk_own_frame, write_message};
 use common::wire::Serializer;
+
+/// Bytes to send on one connection, in order. The driver owns it while the kernel reads it and gives it back to
+/// [`super::Shard::sent`].
+#[derive(Debug, Default)]
+pub struct SendBuf {
+    /// Never empty when taken from a shard.
+    pub segments: Vec<Segment>,
+}
+
+impl SendBuf {
+    pub(super) fn bytes(&self) -> usize {
+        self.segments.iter().map(|segment| segment.as_slice().len()).sum()
+    }
+}
+
+/// A piece of a [`SendBuf`].
+#[derive(Debug)]
+pub enum Segment {
+    Owned(Vec<u8>),
+    Shared(bytes::Bytes),
+}
+
+impl Segment {
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
 
 /// Buffers of emptied queues, kept for the next connection that has something to send.
 #[derive(Debug, Default)]

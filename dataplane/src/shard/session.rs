@@ -15,6 +15,9 @@ use common::wire::{Message, OwnedValue, Payload, WireError, decode};
 impl Shard {
     /// Takes the frames out of received bytes and handles them, as long as the connection is read.
     pub(super) fn frames(&mut self, slot: u32, mut chunk: &mut [u8]) {
+        if self.is_to_wait(slot) {
+            return self.put_off(slot, chunk);
+        }
         let Some(mut framer) = self.at(slot).framer.take() else { return };
         let conn = self.at(slot);
         let (generation, framing) = (conn.generation, conn.framing);
@@ -26,6 +29,13 @@ impl Shard {
                 }
                 Ok(Some(Frame::Compressed(bytes))) => {
                     self.compressed(slot, framing, bytes);
+                    if !chunk.is_empty() && self.inflating.is_spent() && self.is_read(slot, generation) {
+                        if let Some(bound) = self.new_bound.take() {
+                            framer.set_message_bytes_max(bound);
+                        }
+                        self.at(slot).framer = Some(framer);
+                        return self.put_off(slot, chunk);
+                    }
                     false
                 }
                 Ok(Some(Frame::Ping(payload))) => {
