@@ -508,6 +508,20 @@ fn a_session_that_waits_is_known_and_can_be_killed() {
 }
 
 #[test]
+fn sessions_that_wait_are_killed_with_the_others() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let stays = [world.join_to_stay(), world.join_to_stay()];
+        let mut other = world.join(true, &[]);
+        world.drop(&stays[0]);
+        let killed = world.ask(&mut other, json!([48, null, {}, "wamp.session.kill_all"]));
+        assert_eq!((&killed[3], world.waiting()), (&json!([2]), 0));
+        assert_eq!(world.hears(&stays[1])[0][2], "wamp.close.killed");
+        world.end();
+    });
+}
+
+#[test]
 fn who_breaks_the_protocol_does_not_come_back() {
     everywhere(|place, realm| {
         let mut world = World::new(place, realm);

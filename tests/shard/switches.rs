@@ -207,6 +207,34 @@ fn what_is_off_is_not_announced_and_everything_else_is() {
     }
 }
 
+/// "Testament": what a session may not publish itself nobody publishes for it.
+#[test]
+fn a_testament_is_no_way_around_the_rules() {
+    let long = "com.example.too.long";
+    let bounds = Bounds::NONE.with(Bound::Uri, long.len() as u32 - 1);
+    everywhere(|place, realm| {
+        for rules in both(off(&[Feature::EventRetention, Feature::PublisherIdentification]), bounds) {
+            let mut world = World::new(place, realm);
+            let (one, two) = (world.join(false), world.join(true));
+            put(&mut world, 1, &rules);
+            world.subscribe(two, "com.example.t", "exact");
+            let mut add = |topic: &str, options: Value| {
+                let given = json!([topic, ["end"], {}]);
+                world.call(one, ADD, given, json!({"publish_options": options}))
+            };
+            assert_eq!(add("com.example.t", json!({"retain": true})), UNSUPPORTED);
+            assert_eq!(add("com.example.t", json!({"disclose_me": true})), DISCLOSE);
+            assert_eq!(add(long, json!({})), "wamp.error.invalid_uri");
+            assert_eq!(add("com.example.t", json!({})), json!([]));
+            world.close(one);
+            assert_eq!(world.hears(two).iter().filter(|message| message[4] == json!(["end"])).count(), 1);
+            world.end();
+        }
+    });
+}
+
+const ADD: &str = "wamp.session.add_testament";
+
 #[test]
 fn a_plain_publication_that_is_refused_is_dropped_without_a_word() {
     everywhere(|place, realm| {

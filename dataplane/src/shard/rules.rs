@@ -14,7 +14,7 @@ use common::limits::MESSAGE_BYTES_MAX;
 use common::metrics::Counter;
 use common::rules::{ANONYMOUS, Bound, Bounds, InForce, Rules};
 use common::snapshot::Anonymous;
-use common::uri::wamp;
+use common::uri::{is_reserved, wamp};
 use common::wire::message::code;
 use common::wire::{Dict, Message, OwnedValue, Payload, Value};
 use std::rc::Rc;
@@ -35,6 +35,16 @@ impl SessionRules {
         let payloads = (bounds.get(Bound::Payload) as usize) < MESSAGE_BYTES_MAX;
         let looks = off.0 & ASKED_OFTEN.0 != 0 || bounds.bounds_uris() || payloads;
         Self { off, bounds, announced: roles(off), looks }
+    }
+
+    /// Why a session may not publish this.
+    pub fn refuses_publication(
+        &self,
+        options: &Dict<'_>,
+        topic: &str,
+        payload: Payload<'_>,
+    ) -> Option<Refusal> {
+        refused_for(self, published(options), topic, payload)
     }
 }
 
@@ -109,7 +119,7 @@ impl RealmRules {
 }
 
 /// Why a message is refused: error URI and text.
-type Refusal = (&'static str, String);
+pub(super) type Refusal = (&'static str, String);
 
 /// An ERROR answers these requests.
 struct Request {
@@ -155,7 +165,7 @@ impl Shard {
         let rules = self.session(slot).rules.clone();
         match message {
             Message::Publish { request, options, topic, payload } => {
-                let refusal = refused_for(&rules, published(options), topic, *payload);
+                let refusal = rules.refuses_publication(options, topic, *payload);
                 let answered = matches!(options.get("acknowledge"), Some(Value::Bool(true)));
                 let request = Request { kind: code::PUBLISH, name: "PUBLISH", id: *request, answered };
                 self.decide(slot, request, refusal)
@@ -242,7 +252,7 @@ impl Shard {
         false
     }
 
-    fn count_refusal(&mut self, uri: &str) {
+    pub(super) fn count_refusal(&mut self, uri: &str) {
         let is_bound = matches!(uri, wamp::PAYLOAD_SIZE_EXCEEDED | wamp::INVALID_URI);
         self.metrics.count(if is_bound { Counter::LimitReached } else { Counter::FeaturesRefused });
     }
@@ -291,7 +301,8 @@ fn refused_for(rules: &SessionRules, asked: FeatureSet, uri: &str, payload: Payl
         return Some((error_of(name), format!("{name} is switched off for this session")));
     }
     let uri_max = rules.bounds.get(Bound::Uri) as usize;
-    if uri.len() > uri_max {
+    // The router's own are as long as they are.
+    if uri.len() > uri_max && !is_reserved(uri) {
         let text = format!("{:?} has {} bytes, a URI may have {uri_max}", shorten(uri), uri.len());
         return Some((wamp::INVALID_URI, text));
     }

@@ -105,7 +105,11 @@ impl Shard {
         let serializer = self.at(slot).serializer;
         let session = self.session(slot);
         match decode(serializer, publish) {
-            Ok(Message::Publish { options, .. }) => {
+            Ok(Message::Publish { options, topic, payload, .. }) => {
+                if let Some(refused) = session.rules.refuses_publication(&options, &topic, payload) {
+                    self.count_refusal(refused.0);
+                    return Err(refused);
+                }
                 if session.strict
                     && !session.features.has(Features::PASSTHRU)
                     && options.get("ppt_scheme").is_some()
