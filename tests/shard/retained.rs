@@ -62,6 +62,15 @@ impl World {
         got[1..].iter().map(|message| event(message).to_owned()).collect()
     }
 
+    /// Lets the shards go on with what they do slice by slice.
+    fn pass_turns(&mut self) {
+        for _ in 0..20 {
+            self.rig.run();
+            self.rig.pass(Duration::ZERO);
+        }
+        self.rig.run();
+    }
+
     fn end(mut self) {
         self.rig.check_empty();
     }
@@ -269,5 +278,48 @@ fn wrong_types_are_violations_in_strict_realms_only() {
             assert_eq!(aborted, is_refused, "{publish}");
             world.end();
         }
+    }
+}
+
+#[test]
+fn what_may_match_any_topic_is_looked_for_slice_by_slice() {
+    // More topics on each shard than one turn looks at.
+    const TOPICS: usize = 5_000;
+    for (place, quiet) in PLACES.iter().flat_map(|place| [(place, true), (place, false)]) {
+        let mut world = World::new(place, REALMS[0]);
+        for chunk in 0..TOPICS / 100 {
+            (0..100).for_each(|n| world.publish(r#"{"retain":true}"#, &format!("t{chunk}.n{n}"), "[1]"));
+            world.rig.run();
+        }
+        let (at, _) = world.join();
+        world.rig.receive(at, &frames(&[r#"[32,1,{"match":"wildcard","get_retained":true},".n7"]"#]));
+        // One turn of each shard: it has looked at a part of them only, and a live event comes meanwhile.
+        let shards = place.shards();
+        (0..shards).for_each(|shard| world.rig.turn(shard));
+        let mut got = Vec::new();
+        if quiet {
+            world.rig.run();
+            got = messages(&mut world.rig, at);
+            assert_eq!(got.len(), 1, "there is more to look at, in a turn of its own");
+        } else {
+            world.publish(r#"{"retain":true}"#, "t3.n7", "[2]");
+        }
+        world.pass_turns();
+        got.extend(messages(&mut world.rig, at));
+        assert!(got[0].starts_with("[33,1,"), "{}", got[0]);
+        let last: Vec<&str> =
+            got.iter().filter(|message| message.contains("\"t3.n7\"")).map(|m| event(m)).collect();
+        let [old, new] = [r#"{"topic":"t3.n7","retained":true},[1]"#, r#"{"topic":"t3.n7"},[2]"#];
+        let retained = r#"{"topic":"t3.n7","retained":true},[2]"#;
+        if quiet {
+            assert_eq!(last, [old]);
+        } else {
+            // It was published before the subscriber was known, or before its topic was looked at, or after.
+            assert!([&[retained][..], &[new], &[old, new]].contains(&&last[..]), "{last:?}");
+        }
+        let others =
+            got.iter().filter(|message| message.starts_with("[36,") && !message.contains("\"t3.n7\""));
+        assert_eq!(others.count(), TOPICS / 100 - 1);
+        world.end();
     }
 }

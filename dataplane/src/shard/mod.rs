@@ -54,6 +54,7 @@ mod resume;
 mod retained;
 mod routes;
 mod rules;
+mod scans;
 mod session;
 mod sharded;
 mod shared;

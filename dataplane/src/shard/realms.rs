@@ -53,10 +53,11 @@ impl Shard {
 
     /// True when a slice of work waits.
     pub(super) fn has_upkeep(&self) -> bool {
-        self.upkeep.taking.is_some() || self.upkeep.sweep.is_some()
+        self.upkeep.taking.is_some() || self.upkeep.sweep.is_some() || !self.retained.scans.is_empty()
     }
 
     pub(super) fn go_on_upkeep(&mut self) {
+        self.go_on_scans();
         if self.upkeep.taking.is_some() {
             self.go_on_taking();
         } else {

@@ -14,6 +14,7 @@ use super::delivery::{Published, TRUST};
 use super::flow::{Class, Queued, Queues};
 use super::publication::Extra;
 use super::retained::{Asking, Kept};
+use super::scans::Scan;
 use super::{ConnId, Shard};
 use crate::mesh::{Item, Owner};
 use common::ids::{Match, ShardId, ShardSet};
@@ -23,9 +24,6 @@ use common::wire::transcode;
 use foldhash::fast::RandomState;
 use std::time::{Duration, Instant};
 
-/// Retained events a shard gives to one subscriber, and their bytes; what is beyond is left out.
-const REPLAY_EVENTS_MAX: usize = 10_000;
-const REPLAY_BYTES_MAX: usize = 1 << 22;
 /// Bytes of events held back from one session; what is beyond is dropped.
 const HELD_BYTES_MAX: usize = 1 << 23;
 /// How long another node's event may take that was retained here already.
@@ -104,22 +102,30 @@ impl Shard {
         let owner = self.owner(slot);
         let identity = self.session(slot).identity.clone();
         let who = Asking { session: owner.session, authid: &identity.authid, authrole: &identity.authrole };
-        if homes.contains(self.me) {
-            // Whatever was published before these was delivered here before.
-            let found = self.retained_for((realm, policy, &uri), &who);
-            for (topic, kept) in &found {
-                self.deliver_retained(owner, subscription, &published(topic, kept));
-            }
-            self.pass_replayed(slot, subscription, found.iter().map(|(_, kept)| kept.publication).collect());
-        }
         let others = homes.without(self.me);
-        if others.is_empty() {
+        let (mut missing, mut scanned) = (others, None);
+        if homes.contains(self.me) {
+            let mut scan = Scan::new((realm, policy, &uri), &who);
+            let (found, done) = self.scan_slice(&mut scan);
+            if done {
+                // Whatever was published before these was delivered here before.
+                for (topic, kept) in &found {
+                    self.deliver_retained(owner, subscription, &published(topic, kept));
+                }
+                let publications = found.iter().map(|(_, kept)| kept.publication).collect();
+                self.pass_replayed(slot, subscription, publications);
+            } else {
+                missing = homes;
+                scanned = Some((scan, found));
+            }
+        }
+        if missing.is_empty() {
             return;
         }
         let token = self.token();
         let held = &mut self.session(slot).held_events;
         let hold = held.holds.entry(subscription).or_default();
-        (hold.token, hold.missing, hold.syncs) = (token, others, false);
+        (hold.token, hold.missing, hold.syncs) = (token, missing, false);
         let passing = hold.passing.take();
         self.at(slot).holding = true;
         if let Some((_, replayed)) = passing {
@@ -129,6 +135,11 @@ impl Shard {
             if let Some(hold) = held.holds.get_mut(&subscription) {
                 hold.replayed = replayed;
             }
+        }
+        if let Some((scan, found)) = scanned {
+            let asker = (owner, token, subscription);
+            self.give_found(asker, &found);
+            self.go_on_later(asker, scan, false);
         }
         let realm = self.realms[realm as usize].id;
         for shard in others.iter() {
@@ -147,39 +158,6 @@ impl Shard {
                 authrole,
             });
         }
-    }
-
-    /// Every retained event for `who`, up to a bound, with its topic.
-    fn retained_for(&mut self, what: (u32, Match, &str), who: &Asking<'_>) -> Vec<(String, Kept)> {
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        for (topic, kept) in self.retained.matching(what, who, self.now) {
-            bytes += kept.payload().bytes_len();
-            if found.len() >= REPLAY_EVENTS_MAX || bytes > REPLAY_BYTES_MAX {
-                self.metrics.count(Counter::LimitReached);
-                break;
-            }
-            found.push((topic.to_owned(), kept.clone()));
-        }
-        found
-    }
-
-    /// Another shard's subscriber asks for what this shard retains.
-    pub(super) fn retained_asked(
-        &mut self,
-        (owner, token, subscription): (Owner, u64, u64),
-        what: (u32, Match, &str),
-        who: &Asking<'_>,
-    ) {
-        let found = self.retained_for(what, who);
-        let batch = self.mesh(owner.shard);
-        for (topic, kept) in found {
-            let topic = batch.put(topic.as_bytes());
-            let extra = batch.put(&kept.extra);
-            let payload = batch.put_payload(kept.serializer, kept.payload());
-            let publication = kept.publication;
-            batch.push(Item::Retained { owner, token, subscription, topic, publication, extra, payload });
-        }
-        batch.push(Item::RetainedEnd { owner, token, subscription });
     }
 
     /// A retained event from its home shard.
@@ -212,7 +190,7 @@ impl Shard {
         if !hold.missing.is_empty() {
             return;
         }
-        if !hold.syncs {
+        if !hold.syncs && !others.is_empty() {
             (hold.missing, hold.syncs) = (others, true);
             for shard in others.iter() {
                 self.mesh(shard).push(Item::RetainedSync { owner, token, subscription });
@@ -353,7 +331,7 @@ pub(super) fn hold_back(
     true
 }
 
-fn published<'a>(topic: &'a str, kept: &'a Kept) -> Published<'a> {
+pub(super) fn published<'a>(topic: &'a str, kept: &'a Kept) -> Published<'a> {
     Published {
         topic,
         publication: kept.publication,

@@ -10,6 +10,7 @@
 use super::Shard;
 use super::delivery::Published;
 use super::publication::Extra;
+use super::scans::Scans;
 use crate::feed::FeedUp;
 use crate::mesh::Item;
 use common::ids::{Match, RealmId, RouteKind, ShardId, route_id};
@@ -103,6 +104,8 @@ pub(super) struct Retained {
     untold: BTreeSet<Key>,
     /// Where the sweep for events whose time is over is.
     swept: Option<Key>,
+    /// Questions of subscribers that are answered in later turns.
+    pub scans: Scans,
 }
 
 #[derive(Debug, Default)]
@@ -203,27 +206,32 @@ impl Retained {
         }
     }
 
-    /// The most recent event of each topic that matches and that `who` would have got, with its topic.
+    /// Topics that may match, in order, those after `after`; and of each the most recent event that `who` would have got if it
+    /// matches.
     pub fn matching<'a>(
         &'a self,
         (realm, policy, uri): (u32, Match, &'a str),
+        after: Option<&str>,
         who: &'a Asking<'a>,
         now: Instant,
-    ) -> impl Iterator<Item = (&'a str, &'a Kept)> {
+    ) -> impl Iterator<Item = (&'a str, Option<&'a Kept>)> {
         // What all matching topics begin with.
         let literal = match policy {
             Match::Exact | Match::Prefix => uri,
             Match::Wildcard => literal_head(uri),
         };
+        let first = match after {
+            Some(after) => Bound::Excluded((realm, Box::from(after))),
+            None => Bound::Included((realm, Box::from(literal))),
+        };
         self.topics
-            .range((realm, Box::from(literal))..)
+            .range((first, Bound::Unbounded))
             .take_while(move |((of, topic), _)| *of == realm && topic.starts_with(literal))
             .take_while(move |((_, topic), _)| policy != Match::Exact || **topic == *uri)
-            .filter(move |((_, topic), _)| policy != Match::Wildcard || matches(uri, policy, topic))
-            .filter_map(move |((_, topic), held)| {
-                let events = held.events.iter().rev();
-                let event = events.filter(|kept| kept.lives(now)).find(|kept| kept.admits(who))?;
-                Some((&**topic, event))
+            .map(move |((_, topic), held)| {
+                let is_match = policy != Match::Wildcard || matches(uri, policy, topic);
+                let mut events = held.events.iter().rev().filter(|kept| is_match && kept.lives(now));
+                (&**topic, events.find(|kept| kept.admits(who)))
             })
     }
 
@@ -458,8 +466,8 @@ mod tests {
         who: &Asking<'_>,
         now: Instant,
     ) -> Vec<(String, u64)> {
-        let found = retained.matching((1, policy, uri), who, now);
-        found.map(|(topic, kept)| (topic.to_owned(), kept.publication)).collect()
+        let found = retained.matching((1, policy, uri), None, who, now);
+        found.filter_map(|(topic, kept)| Some((topic.to_owned(), kept?.publication))).collect()
     }
 
     #[test]
