@@ -180,6 +180,30 @@ fn one_port_serves_everything() {
 }
 
 #[test]
+fn pages_that_are_not_named_do_not_connect() {
+    let (_node, address) = node("http = true\norigins = [\"https://app.example\"]");
+    let status = |origin: &str, request: &str| {
+        let mut http = Http::connect(address);
+        let request = request.replace("Host: a\r\n", &format!("Host: a\r\nOrigin: {origin}\r\n"));
+        http.stream.get_mut().write_all(request.as_bytes()).expect("written");
+        http.head().0
+    };
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Protocol: wamp.2.json\r\n\r\n";
+    let body = "{\"protocols\":[\"wamp.2.json\"]}";
+    let length = body.len();
+    let open =
+        format!("POST /wamp/longpoll/open HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}");
+    let preflight = "OPTIONS /wamp/longpoll/open HTTP/1.1\r\nHost: a\r\n\
+        Access-Control-Request-Method: POST\r\n\r\n";
+    for (request, expected) in [(upgrade, 101), (&open, 200), (preflight, 204)] {
+        assert_eq!(status("https://app.example", request), expected, "{request}");
+        assert_eq!(status("https://evil.example", request), 403, "{request}");
+    }
+}
+
+#[test]
 fn hostile_clients_are_refused_and_nobody_else_notices() {
     let (node, address) = node("transport = \"http\"\norigins = [\"https://app.example\"]");
     let mut peer = Client::join(&node, Wire::PLAIN);

@@ -65,6 +65,23 @@ pub struct AllBound {
     pub places: Vec<Place>,
 }
 
+impl AllBound {
+    /// Has the kernel end connections to HTTP clients when what was sent is not acknowledged for `time` (tcp(7),
+    /// `TCP_USER_TIMEOUT`): a client of events sends nothing by whose absence it could be told from one that is gone. Accepted
+    /// sockets inherit it.
+    pub fn watch_http(&self, listeners: &[Listener], time: Duration) -> io::Result<()> {
+        let time_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        for shard in &self.sockets {
+            for (bound, listener) in shard.iter().zip(listeners) {
+                if listener.http && listener.socket.is_none() {
+                    sockopt::set_tcp_user_timeout(&bound.fd, time_ms)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Binds each of `listeners` once a shard.
 ///
 /// # Errors
@@ -279,5 +296,20 @@ mod tests {
         let (_, error) = bind_all(&[at(&file)], 1, 0).expect_err("a file");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&file).expect("a file"), b"kept");
+    }
+
+    #[test]
+    fn connections_to_http_clients_inherit_a_bound_on_silence() {
+        let http = Listener { http: true, ..listener("127.0.0.1:0") };
+        let listeners = [listener("127.0.0.1:0"), http];
+        let all = bind_all(&listeners, 1, 0).expect("bound");
+        all.watch_http(&listeners, Duration::from_secs(50)).expect("set");
+        for (index, expected_ms) in [(0, 0), (1, 50_000)] {
+            let bound = &all.sockets[0][index];
+            rustix::net::listen(&bound.fd, 1).expect("listens");
+            let _client = std::net::TcpStream::connect(all.places[index].ip()).expect("connected");
+            let accepted = rustix::net::accept(&bound.fd).expect("accepted");
+            assert_eq!(sockopt::tcp_user_timeout(&accepted).expect("an option"), expected_ms);
+        }
     }
 }

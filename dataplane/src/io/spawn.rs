@@ -145,8 +145,13 @@ pub fn spawn_machines<M: Machine + 'static>(
     }
     let mut listeners = plan.config.listeners.clone();
     listeners.extend((!plan.relays.is_empty()).then(|| relay_listener(&plan.config)));
-    let AllBound { sockets, places } = bind_all(&listeners, shards, plan.config.io.send_buffer)
+    let all = bind_all(&listeners, shards, plan.config.io.send_buffer)
         .map_err(|(place, source)| SpawnError::Listen { place, source })?;
+    let silence = plan.config.timeouts.ping_interval + plan.config.timeouts.ping_timeout;
+    if let Err(error) = all.watch_http(&listeners, silence) {
+        tracing::warn!(%error, "HTTP clients that vanish will be noticed late");
+    }
+    let AllBound { sockets, places } = all;
     let wakers: Vec<ShardWaker> =
         (0..shards).map(|_| ShardWaker::new()).collect::<Result<_, _>>().map_err(SpawnError::Eventfd)?;
     let meshes = mesh(plan.config.io.mesh_entries as usize, &wakers);

@@ -78,6 +78,7 @@ fn requests_that_are_wrong_are_refused_as_http_wants() {
         (request("POST", "/wamp/longpoll/", ""), 404, true),
         (request("GET", open, ""), 405, true),
         (request("DELETE", open, "x"), 405, false),
+        (request("HEAD", open, ""), 405, false),
         (request("POST", &base.replace("longpoll", "sse").replace("/receive", ""), ""), 404, true),
         (format!("POST {open} HTTP/1.1\r\nHost: a\r\n\r\n"), 411, true),
         (request("POST", open, "nonsense"), 400, true),

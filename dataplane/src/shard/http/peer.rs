@@ -160,9 +160,10 @@ impl Shard {
                 self.answer_preflight(slot, head);
                 return Ok(());
             }
-            // What follows a head without a body is another request.
+            // What follows a head without a body is another request. An answer to HEAD would be read as two.
             Err(Some(problem)) => {
-                self.refuse_with(slot, problem, head.length.is_none());
+                let is_whole = head.length.is_none() && head.method != Method::Other;
+                self.refuse_with(slot, problem, is_whole);
                 return Ok(());
             }
         };
