@@ -132,6 +132,7 @@ impl Shard {
         self.deliver_at(at, &published, except);
         self.publish_to_shards(realm, shards, &published);
         let acknowledge = options.acknowledge.then_some(request);
+        let published = &published;
         let answered = !nodes.is_empty()
             && self.relay_publish(slot, nodes, &Publication { realm, subscription, published, acknowledge });
         if options.acknowledge && !answered {

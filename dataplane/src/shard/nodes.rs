@@ -58,11 +58,19 @@ impl NodeSet {
     /// The one node it has, if it has one.
     #[inline]
     pub fn only(self) -> Option<u16> {
-        // Counting bits is dear where the processor is not known to have an instruction for it.
-        let first = self.iter().next()?;
-        let mut rest = self;
-        rest.remove(first);
-        rest.is_empty().then_some(first)
+        // Neither by counting bits, which takes many instructions where the processor is not known to have one for it, nor
+        // by taking the first out: what is written in pieces and read as a whole has to wait for the cache.
+        let mut only = None;
+        for (word, bits) in (0..).zip(self.0) {
+            if bits == 0 {
+                continue;
+            }
+            if only.is_some() || bits & (bits - 1) != 0 {
+                return None;
+            }
+            only = Some(word * 64 + bits.trailing_zeros() as u16);
+        }
+        only
     }
 
     pub fn len(self) -> usize {

@@ -73,7 +73,7 @@ impl Shard {
         self.deliver_at(at, &published, u32::MAX);
         self.publish_to_shards(realm, shards, &published);
         if !nodes.is_empty() {
-            let event = Publication { realm, subscription, published, acknowledge: None };
+            let event = Publication { realm, subscription, published: &published, acknowledge: None };
             self.relay_publish(slot, nodes, &event);
         }
     }

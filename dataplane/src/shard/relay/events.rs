@@ -20,7 +20,7 @@ pub(in crate::shard) struct Publication<'a> {
     pub realm: u32,
     /// Of exactly its topic.
     pub subscription: u64,
-    pub published: Published<'a>,
+    pub published: &'a Published<'a>,
     /// The request that waits for the other nodes to have taken it.
     pub acknowledge: Option<u64>,
 }
@@ -35,7 +35,7 @@ impl Shard {
         event: &Publication<'_>,
     ) -> bool {
         let realm = self.realms[event.realm as usize].id;
-        let Published { topic, publication, extra, from, payload, .. } = event.published;
+        let Published { topic, publication, extra, from, payload, .. } = *event.published;
         let frame = Publish {
             realm,
             topic,
@@ -47,15 +47,19 @@ impl Shard {
             serializer: from,
             payload,
         };
-        let (taken, refused) = match nodes.only() {
-            Some(node) if frame.payload.bytes_len() < SHARE_BYTES_MIN => {
-                let at = self.lane_of(node, slot);
-                let passed = self.lane_send(at, frame.bytes_max(), 1, |out| frame.put(out));
-                if self.has_passed(passed) { (nodes, None) } else { (NodeSet::EMPTY, Some(node)) }
-            }
-            _ => self.relay_to_many(slot, nodes, &frame),
+        let one = nodes.only().filter(|_| payload.bytes_len() < SHARE_BYTES_MIN);
+        let Some(node) = one else {
+            let (taken, refused) = self.relay_to_many(slot, nodes, &frame);
+            return event
+                .acknowledge
+                .is_some_and(|request| self.await_acks(slot, request, publication, taken, refused));
         };
-        event.acknowledge.is_some_and(|request| self.await_acks(slot, request, publication, taken, refused))
+        let passed = self.lane_send(self.lane_of(node, slot), frame.bytes_max(), 1, |out| frame.put(out));
+        let has_passed = self.has_passed(passed);
+        event.acknowledge.is_some_and(|request| {
+            let (taken, refused) = if has_passed { (nodes, None) } else { (NodeSet::EMPTY, Some(node)) };
+            self.await_acks(slot, request, publication, taken, refused)
+        })
     }
 
     /// Passes a frame that is made once to several nodes. Those whose lanes took it, and one whose lane did not.
