@@ -203,3 +203,19 @@ fn the_keys_of_a_node_that_dies_are_gone() {
         world.end();
     }
 }
+
+#[test]
+fn node_keys_of_a_subscription_are_bounded() {
+    let mut world = World::new(&PLACES[0], REALMS[0]);
+    (0..256).for_each(|n| _ = world.subscriber(&format!(r#"{{"nkey":"n{n}"}}"#)));
+    let more = world.join(world.place.first);
+    let subscribe =
+        |request: u64, key: &str| frames(&[&format!(r#"[32,{request},{{"nkey":"{key}"}},"com.sensor.1"]"#)]);
+    world.rig.receive(more, &subscribe(1, "one too many"));
+    world.rig.receive(more, &subscribe(2, "n7"));
+    world.rig.run();
+    let got = messages(&mut world.rig, more);
+    assert!(got[0].contains("wamp.error.unavailable") && got[1].starts_with("[33,2,"), "{got:?}");
+    assert_eq!(world.publish(r#"{"rkey":"sn1"}"#).len(), 1);
+    world.end();
+}

@@ -9,7 +9,7 @@ use super::publication::{self, Extra, PublishOptions, Refused};
 use super::realm::{Spread, Topic, Waiting};
 use super::relay::Publication;
 use super::routes::{is_known_elsewhere, resolve_topic};
-use super::sharded::Keys;
+use super::sharded::{Keys, NODE_KEYS_MAX};
 use crate::mesh::Item;
 use common::ids::{Match, RealmId, RouteKind, ShardSet, route_id};
 use common::limits::AUDIENCE_ENTRIES_MAX;
@@ -348,6 +348,13 @@ impl Shard {
         let state = &self.topics[topic as usize];
         let (subscription, place) = (state.id, state.subscribers.len() as u32);
         let Some(session) = self.session_of(waiting.owner) else { return };
+        let named = &mut session.node_keys;
+        let at = named.iter().position(|(request, _)| *request == waiting.request);
+        let key = at.map(|at| named.swap_remove(at).1);
+        if key.is_some_and(|key| self.topics[topic as usize].keys.is_full_for(key)) {
+            return self.no_more_keys(waiting);
+        }
+        let Some(session) = self.session_of(waiting.owner) else { return };
         let added = !session.subscriptions.contains_key(&subscription);
         if added {
             session.subscriptions.insert(subscription, Subscribed { topic, place });
@@ -362,9 +369,6 @@ impl Shard {
             let created = std::mem::take(&mut state.is_first);
             self.has_subscribed(slot, topic, created);
         }
-        let named = &mut self.session(slot).node_keys;
-        let at = named.iter().position(|(request, _)| *request == waiting.request);
-        let key = at.map(|at| named.swap_remove(at).1);
         if key.is_some() || !self.topics[topic as usize].keys.is_empty() {
             self.set_node_key(topic, slot, key);
         }
@@ -373,6 +377,16 @@ impl Shard {
             wanting.swap_remove(at);
             self.replay_retained(slot, topic);
         }
+    }
+
+    /// A SUBSCRIBE names a node key, and there are too many others: so the topic is in use, and stays.
+    #[cold]
+    fn no_more_keys(&mut self, waiting: Waiting) {
+        let slot = waiting.owner.slot;
+        self.session(slot).get_retained.retain(|request| *request != waiting.request);
+        self.metrics.count(Counter::LimitReached);
+        let text = format!("a subscription may have {NODE_KEYS_MAX} node keys on each shard");
+        self.error(slot, code::SUBSCRIBE, waiting.request, wamp::UNAVAILABLE, &text);
     }
 
     /// UNSUBSCRIBE.

@@ -22,6 +22,9 @@ use std::collections::BTreeMap;
 /// Bits of a key that are told.
 const KEY_BITS: u32 = 48;
 
+/// Keys that the subscribers of one subscription on one shard may have: each is a route, and weighed for each event.
+pub(super) const NODE_KEYS_MAX: usize = 256;
+
 /// The number of a node key, equal on all nodes.
 pub(super) fn node_key(text: &[u8]) -> u64 {
     routing_key(text) & ((1 << KEY_BITS) - 1)
@@ -42,6 +45,11 @@ impl Keys {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.here.is_empty()
+    }
+
+    /// No subscriber may come with this key.
+    pub fn is_full_for(&self, key: u64) -> bool {
+        self.counts.len() >= NODE_KEYS_MAX && !self.counts.contains_key(&key)
     }
 
     /// The key whose subscribers get an event. None: nobody here named one.
@@ -220,6 +228,8 @@ mod tests {
         assert_eq!((keys.set(1, None), keys.set(3, None)), ([None, None], [None, None]));
         assert_eq!(keys.set(2, None), [Some(11), None]);
         assert!(keys.is_empty() && keys.counts.is_empty());
+        (0..NODE_KEYS_MAX).for_each(|n| _ = keys.set(n as u32, Some(n as u64)));
+        assert!(keys.is_full_for(NODE_KEYS_MAX as u64) && !keys.is_full_for(7));
     }
 
     #[test]
