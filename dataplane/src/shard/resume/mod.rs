@@ -243,3 +243,146 @@ impl Shard {
         usize::try_from(self.config.memory_max / MEMORY_PART).unwrap_or(usize::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ask::Ask;
+    use super::*;
+    use crate::feed::FeedDown;
+    use crate::shard::{Output, ShardConfig};
+    use common::config::{Config, Listener, Transport};
+    use common::ids::{BootEpoch, RealmId, SnapshotVersion};
+    use common::resume::{ResumeToken, TOKEN_BYTES};
+    use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
+    use common::transport::{FrameKind, rawsocket, write_client_frame};
+    use common::wire::Serializer;
+    use fastrand::Rng;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    const CONN: ConnId = ConnId { slot: 0, generation: 1 };
+
+    fn shard(now: Instant) -> Shard {
+        let defaults = Config::default();
+        let config = ShardConfig {
+            shard: ShardId(0),
+            shards: 1,
+            cpu: 0,
+            epoch: BootEpoch(1),
+            listeners: vec![Listener::of(Transport::RawSocket)],
+            limits: defaults.limits,
+            timeouts: defaults.timeouts,
+            slow_receiver: defaults.slow_receiver,
+            resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
+            relay: None,
+            http: None,
+            memory_max: 1 << 30,
+            seed: 1,
+        };
+        let realm = Realm {
+            id: RealmId::of("realm1"),
+            name: "realm1".to_owned(),
+            strict: false,
+            uri_strict: false,
+            anonymous: Anonymous::Loopback,
+            rules: vec![],
+            histories: vec![],
+        };
+        let source = Source {
+            version: SnapshotVersion(1),
+            epoch: BootEpoch(1),
+            claims_folded: vec![0],
+            realms: vec![realm],
+            ..Source::default()
+        };
+        let bytes = bytes::Bytes::from_owner(build(&source, 1));
+        let mut shard = Shard::new(config, now);
+        shard.feed(
+            now,
+            FeedDown::Snapshot(Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"))),
+        );
+        shard
+    }
+
+    /// A session that can be resumed, and its id.
+    fn join(shard: &mut Shard, now: Instant) -> u64 {
+        assert!(shard.accept(now, CONN, 0, std::net::IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let serializer = Serializer::Json;
+        let mut bytes =
+            rawsocket::write(rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 }).to_vec();
+        let hello = br#"[1,"realm1",{"roles":{"caller":{}},"resumable":true}]"#;
+        write_client_frame(Framing::RawSocket, serializer, FrameKind::Message, hello, [0; 4], &mut bytes);
+        shard.receive(now, CONN, &mut bytes);
+        run(shard, now);
+        let session = shard.conns[0].as_ref().and_then(|conn| conn.session.as_ref()).expect("a session");
+        assert!(session.token.is_some());
+        session.id
+    }
+
+    fn run(shard: &mut Shard, now: Instant) {
+        while let Some(output) = shard.poll() {
+            if let Output::Send(conn) = output {
+                let buf = shard.take_send(conn);
+                shard.sent(now, conn, buf, true);
+            }
+        }
+        while shard.take_feed().is_some() {}
+    }
+
+    #[test]
+    fn whatever_other_shards_and_nodes_say_is_taken_or_passed_over() {
+        let mut rng = Rng::with_seed(1);
+        let mut resumed = 0;
+        for _ in 0..300 {
+            let mut now = Instant::now();
+            let mut shard = shard(now);
+            let session = join(&mut shard, now);
+            if rng.bool() {
+                shard.closed(now, CONN);
+            }
+            for _ in 0..60 {
+                let carrier = Carrier { shard: ShardId(0), port: rng.u64(1..5) };
+                let mut bytes: Vec<u8> = (0..rng.usize(..90)).map(|_| rng.u8(..)).collect();
+                let held = shard.conns[0].as_ref().and_then(|conn| conn.session.as_ref());
+                if rng.bool()
+                    && let Some(token) = held.and_then(|session| session.token)
+                {
+                    let token =
+                        if rng.u8(..4) > 0 { token } else { ResumeToken::from_bytes([7; TOKEN_BYTES]) };
+                    let ask = Ask {
+                        session,
+                        token,
+                        realm: RealmId::of("realm1"),
+                        peer_message_max: rng.u32(..),
+                        serializer: Serializer::Json,
+                        framing: Framing::WebSocket,
+                        origin: crate::shard::Origin::Hidden,
+                        who: &[],
+                    };
+                    bytes = ask.pack();
+                }
+                let to_seat = ToSeat::from_number(rng.u8(..5)).expect("a kind");
+                let to_port = ToPort::from_number(rng.u8(..5)).expect("a kind");
+                match rng.u8(..5) {
+                    0 | 1 => shard.seat_told(carrier, to_seat, &bytes),
+                    2 => shard.port_told(ShardId(0), carrier.port, to_port, &bytes),
+                    3 => shard.lane_told_port(0, carrier.port, to_port, &bytes),
+                    _ => _ = shard.guest_to_seat((9, 1 << 60, carrier.port), to_seat, &bytes),
+                }
+                shard.bury();
+                run(&mut shard, now);
+            }
+            resumed += shard.metrics_mut().get(common::metrics::Counter::SessionsResumed);
+            shard.guest_ports_lost(1 << 60);
+            (1..5).for_each(|port| shard.seat_told(Carrier { shard: ShardId(0), port }, ToSeat::Gone, &[]));
+            shard.closed(now, CONN);
+            for _ in 0..40 {
+                now += Duration::from_secs(5);
+                shard.timeout(now);
+                run(&mut shard, now);
+            }
+            assert_eq!(shard.remains(), []);
+        }
+        assert!(resumed > 300, "{resumed} resumptions");
+    }
+}

@@ -305,7 +305,6 @@ impl Shard {
             self.tell_port(before, ToPort::End, &TAKEN_OVER_CODE.to_le_bytes());
         }
         self.metrics.count(Counter::SessionsResumed);
-        self.tell_port(carrier, ToPort::Accepted, &[]);
         let waits = std::mem::take(&mut self.at(slot).out);
         self.queued_bytes -= waits.bytes();
         self.push_welcome(slot, Some(true));
@@ -313,6 +312,8 @@ impl Shard {
         self.at(slot).out.append_all(waits);
         self.mark_dirty(slot);
         self.set_deadline(slot, CARRIED_LOOK);
+        // What is queued follows.
+        self.tell_port(carrier, ToPort::Accepted, &[]);
     }
 
     /// A token that nobody has had.
