@@ -13,12 +13,22 @@ pub struct World {
     pub last_request: Vec<u64>,
     pub links: Vec<usize>,
     pub ids: Vec<u64>,
+    /// Changes of the realm so far.
+    pub changes: u64,
 }
 
 impl World {
     pub fn new(place: &Place, realm: &str) -> Self {
         let rig = place.rig(|_| {});
-        Self { rig, realm: realm.to_owned(), place: *place, last_request: vec![], links: vec![], ids: vec![] }
+        Self {
+            rig,
+            realm: realm.to_owned(),
+            place: *place,
+            last_request: vec![],
+            links: vec![],
+            ids: vec![],
+            changes: 0,
+        }
     }
 
     /// A session at the first place, or at the second one.

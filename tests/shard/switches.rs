@@ -1,6 +1,8 @@
 //! What realms and roles switch off, and the bounds of their sessions: each history with the peers on one shard, on two, and
 //! on two nodes. Sections are those of the specification's advanced profile.
 
+mod chaos;
+
 use super::clients::World;
 use super::places::{PLACES, Place, REALMS, everywhere};
 use super::rig::{self, Rig};
@@ -448,6 +450,28 @@ fn a_session_holds_no_more_than_its_realm_and_role_allow() {
                 world.end();
             }
         }
+    });
+}
+
+/// "Progressive Call Invocations": what follows of a call that did not begin is no call.
+#[test]
+fn the_parts_of_a_call_that_was_refused_are_dropped() {
+    everywhere(|place, realm| {
+        let (mut world, one, two) = ruled(place, realm, &bounded(Bound::CallsPending, 1)[0]);
+        world.asks(one, json!([48, null, {}, "com.example.p"]));
+        let invocation = world.hears(two)[0][1].clone();
+        let begun = json!([48, null, {"progress": true}, "com.example.p", [1]]);
+        assert_eq!(refused(&mut world, one, begun), "wamp.error.unavailable");
+        let request = world.last_request[one];
+        world.says(two, &json!([70, invocation, {}]));
+        world.hears(one);
+        // There is room for a call now.
+        for options in [json!({"progress": true}), json!({})] {
+            world.says(one, &json!([48, request, options, "com.example.p", [2]]));
+            assert!(world.hears(one).is_empty() && world.hears(two).is_empty());
+        }
+        works(&mut world, one, two);
+        world.end();
     });
 }
 

@@ -142,14 +142,15 @@ impl Shard {
             let calling = Calling { caller, terms, key, who: &[], ppt: &ppt, from, payload };
             return self.continue_call(slot, &calling);
         }
+        let in_parts = terms.is(Terms::PROGRESS);
         if session.calls.len() >= calls_max {
             self.metrics.count(Counter::LimitReached);
             let text = format!("{calls_max} calls of this session wait for an answer already");
-            return self.refuse_call(slot, request, wamp::UNAVAILABLE, &text);
+            return self.refuse_new_call(slot, (request, in_parts), wamp::UNAVAILABLE, &text);
         }
         if terms.is(Terms::PARTITION) && !terms.is(Terms::KEYED) {
             let text = "CALL.Options.runmode \"partition\" needs a routing key, CALL.Options.rkey";
-            return self.refuse_call(slot, request, wamp::INVALID_ARGUMENT, text);
+            return self.refuse_new_call(slot, (request, in_parts), wamp::INVALID_ARGUMENT, text);
         }
         session.calls.insert(request, Call::new(terms));
         self.calls += 1;
@@ -223,6 +224,20 @@ impl Shard {
             }
         }
         Ok((terms, key, ppt))
+    }
+
+    /// A call that does not begin. `in_parts`: others follow, and are dropped.
+    pub(super) fn refuse_new_call(
+        &mut self,
+        slot: u32,
+        (request, in_parts): (u64, bool),
+        uri: &str,
+        message: &str,
+    ) {
+        if in_parts {
+            self.session(slot).put_unfinished(request);
+        }
+        self.refuse_call(slot, request, uri, message);
     }
 
     pub(super) fn refuse_call(&mut self, slot: u32, request: u64, uri: &str, message: &str) {

@@ -234,10 +234,7 @@ impl Shard {
         }
         self.count_refusal(uri);
         if self.in_sequence(slot, "CALL", request) {
-            if is_set(options, "progress") {
-                self.session(slot).put_unfinished(request);
-            }
-            self.refuse_call(slot, request, uri, &text);
+            self.refuse_new_call(slot, (request, is_set(options, "progress")), uri, &text);
         }
         false
     }
