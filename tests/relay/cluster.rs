@@ -260,13 +260,8 @@ fn feed(state: &State, down: &FeedDown) {
     }
 }
 
-/// How long nothing is looked at after nothing came: longer and longer, because a load that is measured shares the CPU.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
-const PAUSE_MAX: Duration = Duration::from_millis(16);
-
 /// Passes claims of each node on to the others.
 fn pump(shared: &Shared) {
-    let mut pause = PAUSE_MIN;
     while !shared.stop.load(Ordering::Relaxed) {
         let mut busy = false;
         let mut states = shared.state.lock().expect("unpoisoned");
@@ -298,9 +293,8 @@ fn pump(shared: &Shared) {
             }
         }
         drop(states);
-        pause = if busy { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         if !busy {
-            std::thread::sleep(pause);
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
