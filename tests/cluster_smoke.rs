@@ -3,6 +3,7 @@
 
 mod support;
 
+use common::ids::{Match, RealmId, RouteKind, route_id};
 use common::wire::Serializer;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -141,15 +142,21 @@ fn a_call_whose_node_dies_ends_and_its_successor_is_called() {
     assert_eq!(caller.reply(request)[0], 50);
 }
 
+/// Joins the node's realm if it serves, wherever its data plane listens by now.
+fn join_ready(node: &Node) -> Option<Client> {
+    let status = get(node, "/status");
+    (status["ready"] == true).then_some(())?;
+    let listeners = status["data_plane"]["listeners"].as_array()?.clone();
+    let listener = listeners.iter().find(|listener| listener["transport"] == "rawsocket")?;
+    let mut client = Client::connect_to(listener["address"].as_str()?.parse().ok()?, WIRE).ok()?;
+    client.hello("realm1");
+    Some(client)
+}
+
 /// The retained event that a new session of this node gets, once there is one.
 fn retained(node: &Node, topic: &str, payload: &Value) {
     eventually(&format!("{topic} retains {payload}"), || {
-        let status = get(node, "/status");
-        (status["ready"] == true).then_some(())?;
-        let listeners = status["data_plane"]["listeners"].as_array()?.clone();
-        let listener = listeners.iter().find(|listener| listener["transport"] == "rawsocket")?;
-        let mut client = Client::connect_to(listener["address"].as_str()?.parse().ok()?, WIRE).ok()?;
-        client.hello("realm1");
+        let mut client = join_ready(node)?;
         let request = client.request(json!([32, 0, {"get_retained": true}, topic]));
         client.reply(request);
         let event =
@@ -193,4 +200,44 @@ fn a_retained_event_is_on_all_nodes_and_survives_both_processes() {
     nodes[0].kill_data();
     retained(&nodes[0], &topics[1].0, &json!(["while its own was away"]));
     retained(&nodes[0], &topics[9].0, &topics[9].1);
+}
+
+/// The publications of a history as a node tells them, once all nodes have answered.
+fn history(node: &Node, count: usize) -> Vec<Value> {
+    let realm = RealmId::of("realm1");
+    let id = route_id(realm, RouteKind::Topic, Match::Exact, "com.example.log");
+    eventually("a node tells the whole history", || {
+        let mut client = join_ready(node)?;
+        let answer = client.ask(json!([48, 0, {}, "wamp.subscription.get_events", [id]]));
+        let events = answer[3].as_array().filter(|_| answer[0] == 50 && answer.get(4).is_none())?.clone();
+        let ids: Vec<Value> = events.iter().map(|event| event["publication"].clone()).collect();
+        (ids.len() == count).then_some(ids)
+    })
+}
+
+#[test]
+fn a_history_is_told_by_all_nodes_in_one_order_and_by_a_data_plane_that_is_new() {
+    let cluster = Cluster::start(2, "[[history]]\nrealm = \"realm1\"\nuri = \"com.example.log\"\n");
+    let nodes = &cluster.nodes;
+    let mut publishers = [0, 1].map(|node| Client::join(&nodes[node], WIRE));
+    let mut published = Vec::new();
+    for number in 0..10 {
+        let id = publishers[number % 2].publish_acknowledged("com.example.log", &json!([number]));
+        published.push(json!(id));
+    }
+    let [first, second] = [0, 1].map(|node| history(&nodes[node], 10));
+    assert_eq!(first, second);
+    // Each publisher's are in its order.
+    for node in 0..2 {
+        let own: Vec<_> = published.iter().skip(node).step_by(2).collect();
+        assert_eq!(first.iter().filter(|id| own.contains(id)).collect::<Vec<_>>(), own);
+    }
+    // What it has lost the other one tells.
+    nodes[1].kill_data();
+    assert_eq!(history(&nodes[1], 10), first);
+    let last = publishers[0].publish_acknowledged("com.example.log", &json!(["after"]));
+    for node in nodes {
+        let all = history(node, 11);
+        assert_eq!((&all[..10], &all[10]), (&first[..], &json!(last)));
+    }
 }
