@@ -582,7 +582,7 @@ impl Shard {
         self.goodbye(slot, reason, message);
         let conn = self.at(slot);
         conn.phase = Phase::Leaving;
-        if conn.is_detached() {
+        if conn.is_forsaken() {
             // There is nobody to answer.
             self.hang_up(slot, 1000);
         }

@@ -1,10 +1,11 @@
 //! What sessions that wait, and those that are carried, may hold.
 
 use super::super::places::{PLACES, everywhere};
-use super::{Client, TOPIC, World, numbers};
+use super::{AFTER, Client, TOPIC, World, numbers};
 use crate::frames;
 use common::metrics::Gauge;
 use serde_json::json;
+use std::time::Duration;
 
 #[test]
 fn events_beyond_the_bound_are_dropped_and_the_client_is_told() {
@@ -121,4 +122,34 @@ fn a_carried_publisher_is_held_back_while_the_holder_of_its_session_is_short_of_
         assert_eq!(numbers(&world.hears(&slow)), (0..count).collect::<Vec<_>>());
         world.end();
     }
+}
+
+#[test]
+fn events_for_sessions_that_end_are_not_kept() {
+    let mut world = World::with(&PLACES[0], "realm1", |config| config.resume.sessions_max = 1);
+    let mut other = world.join(true, &[]);
+    let mut clients: Vec<Client> = (0..3).map(|_| world.join_to_stay()).collect();
+    world.subscribe(&mut clients[2], TOPIC);
+    for client in &mut clients[..2] {
+        world.subscribe(client, TOPIC);
+        // So many that it is out of its topics only some turns later.
+        for n in 0..300 {
+            world.subscribe(client, &format!("com.example.b{n}"));
+        }
+    }
+    world.drop(&clients[0]);
+    world.back(&mut clients[0], true);
+    // The second one waits, so the first one, which was carried, and the third one end.
+    for at in [1, 0, 2] {
+        world.rig.close(clients[at].link);
+        world.asks(&mut other, json!([16, null, {}, TOPIC, [at]]));
+        assert_eq!(world.waiting(), 1);
+    }
+    for n in 0..AFTER.as_secs() + 5 {
+        world.rig.pass(Duration::from_secs(1));
+        world.asks(&mut other, json!([16, null, {}, TOPIC, [n]]));
+    }
+    assert_eq!(world.waiting(), 0);
+    assert_eq!(world.rig.gauge(0, Gauge::DetachedBytes), 0);
+    world.end();
 }

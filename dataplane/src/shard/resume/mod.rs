@@ -165,6 +165,11 @@ impl Conn {
     /// The session waits for its client.
     #[inline]
     pub fn is_detached(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.waits)
+    }
+
+    /// Nobody is there to whom anything could be said.
+    pub fn is_forsaken(&self) -> bool {
         self.away.as_ref().is_some_and(|away| away.carrier.is_none())
     }
 
