@@ -594,6 +594,9 @@ fn a_client_that_answers_no_pings_may_come_back() {
             config.timeouts.ping_timeout = Duration::from_secs(5);
         };
         let mut world = World::with(place, "strict", pinged);
+        world.join_to_stay();
+        world.wait(Duration::from_secs(12) + AFTER);
+        assert_eq!(world.waiting(), 0, "it ends in time");
         let mut stays = world.join_to_stay();
         world.wait(Duration::from_secs(12));
         assert!(!world.rig.links[stays.link].open);

@@ -348,6 +348,8 @@ impl Shard {
         let idle: Tick = tick - conn.last_heard;
         let next = if idle >= interval + timeout && conn.pinged {
             self.metrics.count(Counter::PingTimeouts);
+            // Its entry has come up: a session that waits needs another.
+            self.at(id.slot).scheduled = Tick::MAX;
             return self.lose(id.slot);
         } else if idle >= interval && !conn.pinged {
             conn.pinged = true;
