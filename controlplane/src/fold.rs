@@ -3,7 +3,7 @@
 
 use crate::registry::Holders;
 use crate::remote;
-use crate::table::{Chunk, Row};
+use crate::table::{Row, Rows};
 use common::ids::{NodeId, ShardSet};
 use common::snapshot::{NodeShare, RouteRef, Source, build_sorted};
 use std::cmp::Ordering;
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 pub struct Fold {
     /// Without routes.
     pub head: Source,
-    pub local: Vec<Chunk<Holders>>,
+    pub local: Rows<Holders>,
     pub remote: remote::Shared,
 }
 
@@ -27,7 +27,6 @@ impl Fold {
 
     /// What other nodes say of callees that share procedures.
     pub fn shares(&self) -> Vec<NodeShare> {
-        let rows = self.remote.shares.iter().flat_map(|chunk| chunk.iter());
         let of_row = |row: &Row<remote::Shares>| {
             let nodes = &self.remote.nodes;
             let said = |(slot, share): &(u16, common::share::Share)| {
@@ -37,18 +36,15 @@ impl Fold {
             };
             row.value.iter().filter_map(said).collect::<Vec<_>>()
         };
-        rows.flat_map(of_row).collect()
+        self.remote.shares.iter().flat_map(of_row).collect()
     }
 
     /// The routes in order, and the lists of nodes they name by index.
     pub fn routes(&self) -> (Vec<RouteRef<'_>>, Vec<Vec<NodeId>>) {
-        let rows = |chunks: &[usize]| chunks.iter().sum::<usize>();
-        let local: Vec<_> = self.local.iter().map(|chunk| chunk.len()).collect();
-        let remote: Vec<_> = self.remote.chunks.iter().map(|chunk| chunk.len()).collect();
-        let mut routes = Vec::with_capacity(rows(&local) + rows(&remote));
+        let mut routes = Vec::with_capacity(self.local.len() + self.remote.routes.len());
         let mut lists = Lists::new(&self.remote.nodes);
-        let mut local = self.local.iter().flat_map(|chunk| chunk.iter()).peekable();
-        let mut remote = self.remote.chunks.iter().flat_map(|chunk| chunk.iter()).peekable();
+        let mut local = self.local.iter().peekable();
+        let mut remote = self.remote.routes.iter().peekable();
         loop {
             let order = match (local.peek(), remote.peek()) {
                 (None, None) => break,

@@ -14,7 +14,7 @@
 //! Invariants: a route without a shard is not kept; `sessions_by_realm` counts exactly the sessions of all shards. The
 //! number of claims is bounded by the data plane's limits on sessions, subscriptions and registrations.
 
-use crate::table::{Chunk, Key, Row, Table};
+use crate::table::{Key, Row, Rows, Table};
 use common::ids::{BootEpoch, Match, RealmId, RouteKind, SHARDS_MAX, ShardId, ShardSet};
 use common::link::Claim;
 use common::share::Share;
@@ -216,7 +216,7 @@ impl Registry {
     }
 
     /// The routes as they are now, for a snapshot.
-    pub fn share(&self) -> Vec<Chunk<Holders>> {
+    pub fn share(&self) -> Rows<Holders> {
         self.routes.share()
     }
 

@@ -10,7 +10,7 @@
 //!
 //! Invariants: a row has a node; equal sets of nodes are one allocation; a node that was reset has no row that counts.
 
-use crate::table::{Chunk, Key, Row, Table};
+use crate::table::{Key, Row, Rows, Table};
 use common::ids::{NODES_MAX, NodeId, RouteKind};
 use common::link::{Down, RouteChange, changes_in_one_frame};
 use common::share::Share;
@@ -79,8 +79,8 @@ enum Queued {
 /// What a snapshot is built from: the routes of other nodes at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Shared {
-    pub chunks: Vec<Chunk<Slots>>,
-    pub shares: Vec<Chunk<Shares>>,
+    pub routes: Rows<Slots>,
+    pub shares: Rows<Shares>,
     /// The node of each slot; none: it wants nothing any more.
     pub nodes: Vec<Option<NodeId>>,
     /// The last change that is in it.
@@ -199,7 +199,7 @@ impl Remote {
             Slot::Free | Slot::Dead | Slot::DeadSince => None,
         };
         Shared {
-            chunks: self.table.share(),
+            routes: self.table.share(),
             shares: self.shares.share(),
             nodes: self.slots.iter().map(node).collect(),
             folded: self.seq,
@@ -352,7 +352,7 @@ mod tests {
 
     /// Routes and who wants them, as a snapshot would have them.
     fn table(shared: &Shared) -> BTreeMap<String, Vec<NodeId>> {
-        let fold = Fold { head: Source::default(), local: Vec::new(), remote: shared.clone() };
+        let fold = Fold { head: Source::default(), local: Rows::default(), remote: shared.clone() };
         let (routes, lists) = fold.routes();
         let list = |list: u32| {
             let mut list = lists[list as usize].clone();
