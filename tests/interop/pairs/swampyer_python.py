@@ -44,7 +44,8 @@ class Client:
         self.client.subscribe(uri, put, options=options)
 
     def publish(self, uri, args=(), kwargs=None, **options):
-        self.client.publish(uri, args=list(args), kwargs=kwargs or {}, options=options)
+        # Given options, it asks for no acknowledgement of its own accord.
+        self.client.publish(uri, args=list(args), kwargs=kwargs or {}, options={"acknowledge": True, **options})
 
     def take(self, **command):
         return self.inbox.take(**command)
