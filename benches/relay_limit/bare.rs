@@ -4,8 +4,8 @@ use super::hub::Hub;
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::collections::HashMap;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -19,15 +19,15 @@ const ACCEPT: u64 = 0;
 const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
 
-/// Relays until it is killed.
+/// Relays on one CPU until the process ends. With `onward`, the address of another relay, each group has a connection to
+/// the same group there, made when the first that sends joins here.
 ///
 /// # Errors
-/// When the address is taken or io_uring does not work.
-pub fn serve(address: SocketAddr, cpu: u32) -> io::Result<()> {
+/// When io_uring does not work, or the other relay does not answer.
+pub fn relay(listener: TcpListener, cpu: u32, onward: Option<SocketAddr>) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(cpu as usize);
     rustix::thread::sched_setaffinity(None, &set)?;
-    let listener = TcpListener::bind(address)?;
     rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
     let uring = IoUring::builder()
         .setup_single_issuer()
@@ -45,6 +45,7 @@ pub fn serve(address: SocketAddr, cpu: u32) -> io::Result<()> {
         free: Vec::new(),
         sends: HashMap::new(),
         quiet: Vec::new(),
+        onward,
     };
     relay.push(&opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build().user_data(ACCEPT))?;
     loop {
@@ -62,6 +63,7 @@ struct Relay {
     sends: HashMap<u32, (Vec<u8>, usize)>,
     /// Sends staged since the last enter that have a completion only if they do not go out whole at once.
     quiet: Vec<u32>,
+    onward: Option<SocketAddr>,
 }
 
 impl Relay {
@@ -77,7 +79,10 @@ impl Relay {
             let slot = (completion.user_data() >> 8) as u32;
             match completion.user_data() & 0xff {
                 ACCEPT => self.accepted(completion.result())?,
-                RECEIVE => self.received(slot, &completion, &mut starved),
+                RECEIVE => {
+                    self.received(slot, &completion, &mut starved);
+                    self.extend()?;
+                }
                 _ => {
                     quiet.retain(|other| *other != slot);
                     self.sent(slot, completion.result())?;
@@ -105,13 +110,29 @@ impl Relay {
         }
         // SAFETY: the kernel made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.open(fd).map(|_| ())
+    }
+
+    fn open(&mut self, fd: OwnedFd) -> io::Result<u32> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.fds.push(None);
             self.fds.len() as u32 - 1
         });
         self.fds[slot as usize] = Some(fd);
         self.hub.open(slot);
-        self.arm(slot)
+        self.arm(slot)?;
+        Ok(slot)
+    }
+
+    /// Connects a group that somebody began to send in to the same group of the next relay.
+    fn extend(&mut self) -> io::Result<()> {
+        let (Some(onward), Some((here, there))) = (self.onward, self.hub.take_begun()) else { return Ok(()) };
+        let mut stream = TcpStream::connect(onward)?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&there)?;
+        let slot = self.open(stream.into())?;
+        self.hub.receive(slot, &here);
+        Ok(())
     }
 
     fn fd(&self, slot: u32) -> RawFd {

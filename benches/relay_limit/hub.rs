@@ -33,7 +33,14 @@ pub struct Hub {
     sinks: HashMap<u16, Vec<u32>>,
     both: HashMap<u16, Vec<u32>>,
     dirty: Vec<u32>,
+    /// Groups in which somebody sends, by what role.
+    begun: Vec<(u8, u16)>,
+    /// The last of them, until it was asked for: what one says that receives of it, and one that sends to it.
+    news: Option<(Preamble, Preamble)>,
 }
+
+/// The first bytes of a connection.
+pub type Preamble = [u8; PREAMBLE_BYTES];
 
 impl Hub {
     pub fn open(&mut self, slot: u32) {
@@ -95,6 +102,11 @@ impl Hub {
             return false;
         };
         peer.group = u16::from_le_bytes([low, high]);
+        if role != 0 && !self.begun.contains(&(role, peer.group)) {
+            self.begun.push((role, peer.group));
+            let preamble = |role| [b'R', b'L', b'Y', b'1', role, 0, low, high];
+            self.news = Some(if role == 1 { (preamble(0), preamble(1)) } else { (preamble(2), preamble(2)) });
+        }
         let (role, members) = match role {
             0 => (Role::Sink, Some(&mut self.sinks)),
             1 => (Role::Source, None),
@@ -105,6 +117,12 @@ impl Hub {
             members.entry(peer.group).or_default().push(slot);
         }
         true
+    }
+
+    /// A group in which somebody sends since the last time: the preambles of a connection that gets what it sends
+    /// here, and of one that sends it elsewhere.
+    pub fn take_begun(&mut self) -> Option<(Preamble, Preamble)> {
+        self.news.take()
     }
 
     /// A connection with something to send and no send under way.

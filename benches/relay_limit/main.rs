@@ -19,7 +19,7 @@ mod driven;
 mod hub;
 
 use std::error::Error;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
             // A relay does not outlive an interrupted run.
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
             match kind.as_str() {
-                "bare" => Ok(bare::serve(address, cpu)?),
+                "bare" => Ok(bare::relay(TcpListener::bind(address)?, cpu, None)?),
                 "driven" => Ok(driven::serve(address, cpu)?),
                 _ => Err("--serve bare|driven ADDRESS CPU".into()),
             }

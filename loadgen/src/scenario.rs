@@ -37,6 +37,7 @@ struct Connections<'a> {
 
 impl Connections<'_> {
     fn plan(&self, serializer: Serializer, setup: Setup, role: RelayRole, group: u32) -> ClientPlan {
+        let serves = matches!(setup, Setup::Subscribe { .. } | Setup::Register { .. });
         let opening = if self.relay {
             Opening::Relay { preamble: preamble(role, group) }
         } else {
@@ -47,10 +48,6 @@ impl Connections<'_> {
                 setup,
             }
         };
-        let serves = matches!(
-            opening,
-            Opening::Session { setup: Setup::Subscribe { .. } | Setup::Register { .. }, .. }
-        );
         let address = self.far.filter(|_| serves);
         ClientPlan { address, framing: self.endpoint.framing, serializer, opening }
     }

@@ -1,7 +1,7 @@
 //! Real data planes in this process, on loopback, and a control plane reduced to telling each what the others want.
 #![allow(dead_code, reason = "each user needs its own part")]
 
-use common::config::{Config, Listener, Transport};
+use common::config::{Config, Cores, Listener, Transport};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, SnapshotVersion};
 use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RouteChange};
@@ -180,7 +180,10 @@ fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (
             entropy: Entropy::new(seed),
         }
     };
-    let cpus = dataplane::cpus::allowed().expect("affinity");
+    let cpus = match &config.cores {
+        Cores::List(cpus) => cpus.clone(),
+        Cores::Auto => dataplane::cpus::allowed().expect("affinity"),
+    };
     let plan = Plan {
         relays: (0..shards).map(relay).collect(),
         https: vec![],
