@@ -397,10 +397,7 @@ mod tests {
     const POLICY: Policy = Policy { min_interval: Duration::from_millis(100), fold_min: 10 };
 
     fn realm(name: &str) -> Realm {
-        let id = RealmId::of(name);
-        let anonymous = Anonymous::Nobody;
-        let (rules, histories) = (vec![], vec![]);
-        Realm { id, name: name.into(), strict: false, uri_strict: false, anonymous, rules, histories }
+        Realm::new(name, Anonymous::Nobody)
     }
 
     fn ms(n: u64) -> Duration {

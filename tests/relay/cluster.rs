@@ -153,20 +153,13 @@ impl Drop for Cluster {
 }
 
 fn start(index: usize, shards: usize, change: &impl Fn(usize, &mut Config)) -> (Node, State) {
-    let listener = |transport, path: &str| Listener {
-        transport,
-        address: "127.0.0.1:0".parse().expect("an address"),
-        path: path.to_owned(),
-        connections_max: 10_000,
-        message_max: 1 << 20,
-        backlog: 64,
-        ..Listener::of(Transport::RawSocket)
-    };
+    let address = "127.0.0.1:0".parse().expect("an address");
+    let listener = |transport| Listener { address, ..Listener::of(transport) };
     let mut config = Config {
-        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
+        listeners: vec![listener(Transport::RawSocket), listener(Transport::WebSocket)],
         ..Config::default()
     };
-    config.relay.address = Some("127.0.0.1:0".parse().expect("an address"));
+    config.relay.address = Some(address);
     change(index, &mut config);
     let epoch = BootEpoch(1_000 + index as u64);
     let relay = |shard: usize| {
@@ -240,17 +233,7 @@ fn snapshot(epoch: BootEpoch, shards: usize) -> Snapshot<bytes::Bytes> {
         version: SnapshotVersion(1),
         epoch,
         claims_folded: vec![0; shards],
-        nodes_folded: 0,
-        realms: vec![Realm {
-            id: RealmId::of("realm1"),
-            name: "realm1".to_owned(),
-            strict: false,
-            uri_strict: false,
-            anonymous: Anonymous::Anybody,
-            rules: vec![],
-            histories: vec![],
-        }],
-        routes: Vec::new(),
+        realms: vec![Realm::new("realm1", Anonymous::Anybody)],
         ..Source::default()
     };
     Snapshot::check(bytes::Bytes::from_owner(build(&source, 1))).expect("a built snapshot is valid")

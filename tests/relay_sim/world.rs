@@ -5,7 +5,7 @@ use crate::node::{self, Node};
 use crate::shards::conn_of;
 use crate::wires::{Wire, Wires};
 use common::config::{SlowPolicy, SlowReceiver};
-use common::ids::{Match, RealmId, SnapshotVersion};
+use common::ids::{Match, SnapshotVersion};
 use common::metrics::Counter;
 use common::snapshot::{Anonymous, Realm, Source};
 use common::transport::Framing;
@@ -508,15 +508,7 @@ impl World {
 
 /// One realm, strict.
 fn source() -> Source {
-    let realm = Realm {
-        id: RealmId::of("realm1"),
-        name: "realm1".to_owned(),
-        strict: true,
-        uri_strict: false,
-        anonymous: Anonymous::Anybody,
-        rules: vec![],
-        histories: vec![],
-    };
+    let realm = Realm { strict: true, ..Realm::new("realm1", Anonymous::Anybody) };
     Source { version: SnapshotVersion(1), realms: vec![realm], ..Source::default() }
 }
 

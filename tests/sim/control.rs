@@ -76,15 +76,7 @@ impl Control {
             claims_folded: self.shards.iter().map(|s| if s.resyncing { 0 } else { s.folded }).collect(),
             nodes_folded: 0,
             shares: vec![],
-            realms: vec![Realm {
-                id: RealmId::of("realm1"),
-                name: "realm1".to_owned(),
-                strict: true,
-                uri_strict: false,
-                anonymous: Anonymous::Loopback,
-                rules: vec![],
-                histories: vec![],
-            }],
+            realms: vec![Realm { strict: true, ..Realm::new("realm1", Anonymous::Loopback) }],
             routes: routes
                 .into_iter()
                 .map(|((realm, kind, policy, uri), shards)| Route {

@@ -51,6 +51,20 @@ pub struct Realm {
 }
 
 impl Realm {
+    /// A compatible one without rules and histories.
+    pub fn new(name: &str, anonymous: Anonymous) -> Self {
+        let (rules, histories) = (vec![], vec![]);
+        Self {
+            id: RealmId::of(name),
+            name: name.to_owned(),
+            strict: false,
+            uri_strict: false,
+            anonymous,
+            rules,
+            histories,
+        }
+    }
+
     pub fn view(&self) -> RealmView<'_> {
         let Self { id, strict, uri_strict, anonymous, .. } = *self;
         RealmView { id, name: &self.name, strict, uri_strict, anonymous, rules: &self.rules }

@@ -11,7 +11,7 @@ use crate::io::probe::Features;
 use crate::io::ring::{BUFFER_GROUP, Ring};
 use crate::io::turn::{Accepting, Feed, Turn};
 use crate::io::wake::{LinkWaker, ShardWaker};
-use crate::shard::{HttpConfig, RelayConfig, ResumeConfig, Shard, ShardConfig};
+use crate::shard::{HttpConfig, RelayConfig, Shard, ShardConfig};
 use common::config::{Config, Io, Listener, Transport};
 use common::ids::{BootEpoch, SHARDS_MAX, ShardId};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -227,22 +227,13 @@ impl Drop for TellAtEnd {
 }
 
 fn shard_config(plan: &Plan, index: usize) -> ShardConfig {
-    let shards = plan.cores.len();
-    let config = &plan.config;
+    let (shard, shards) = (ShardId(index as u8), plan.cores.len());
+    let (secret, seed) = (plan.secrets[index], plan.seeds[index]);
     ShardConfig {
-        shard: ShardId(index as u8),
-        shards,
         cpu: plan.cores[index],
-        epoch: plan.epoch,
-        listeners: config.listeners.clone(),
-        limits: config.limits.clone(),
-        timeouts: config.timeouts.clone(),
-        slow_receiver: config.slow_receiver.clone(),
-        resume: ResumeConfig::new(&config.resume, shards, plan.secrets[index]),
         relay: plan.relays.get(index).cloned(),
         http: plan.https.get(index).cloned(),
-        memory_max: config.memory.max / shards as u64,
-        seed: plan.seeds[index],
+        ..ShardConfig::new(&plan.config, shard, shards, plan.epoch, secret, seed)
     }
 }
 

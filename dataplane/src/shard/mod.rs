@@ -18,6 +18,7 @@ mod cancel;
 mod claims;
 mod clock;
 mod compression;
+mod config;
 mod conn;
 mod dealer;
 mod delivery;
@@ -39,6 +40,7 @@ mod nodes;
 mod options;
 mod origin;
 mod outbound;
+mod output;
 mod overlay;
 mod peers;
 mod publication;
@@ -66,10 +68,10 @@ use crate::mesh::{Batch, Caller, Owner};
 use cache::Cache;
 use claims::Claims;
 use clock::Clock;
-use common::config::{Limits, Listener, SlowReceiver, Timeouts};
-use common::ids::{BootEpoch, ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
+use common::ids::{ID_MAX, Match, RealmId, RouteKind, ShardId, ShardSet, SnapshotVersion};
 use common::metrics::{Counter, Metrics};
 use common::uri::is_reserved;
+pub use config::ShardConfig;
 use conn::{Conn, IdMap, Phase, Route, Session};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -80,6 +82,7 @@ pub(crate) use options::CancelMode;
 pub use origin::Origin;
 use outbound::Pool;
 pub use outbound::{Segment, SendBuf};
+pub use output::{Dial, Flow, Output};
 use realm::{Group, Procedure, Realm, Topic};
 use relay::Relay;
 pub use relay::{RelayConfig, TlsConfig, TlsError};
@@ -88,7 +91,6 @@ pub(crate) use resume::{ToPort, ToSeat};
 use routes::Folded;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use timers::{Tick, Timers};
 
@@ -98,61 +100,6 @@ use timers::{Tick, Timers};
 pub struct ConnId {
     pub slot: u32,
     pub generation: u32,
-}
-
-/// What a shard is made from.
-#[derive(Clone, Debug)]
-pub struct ShardConfig {
-    pub shard: ShardId,
-    pub shards: usize,
-    pub cpu: u32,
-    /// This process's life; snapshots name the life whose claims they hold.
-    pub epoch: BootEpoch,
-    pub listeners: Vec<Listener>,
-    pub limits: Limits,
-    pub timeouts: Timeouts,
-    pub slow_receiver: SlowReceiver,
-    pub resume: ResumeConfig,
-    /// None: the node is by itself.
-    pub relay: Option<RelayConfig>,
-    /// None: no listener serves HTTP clients.
-    pub http: Option<HttpConfig>,
-    /// This shard's part of `memory.max`, bytes.
-    pub memory_max: u64,
-    /// Seeds session ids, publication ids and hashes.
-    pub seed: u64,
-}
-
-/// What `receive` asks of the driver.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Flow {
-    Continue,
-    /// Read no more from this connection until [`Output::ResumeReads`].
-    Pause,
-}
-
-/// An attempt to connect, numbered by its shard.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Dial(pub u64);
-
-/// What a shard wants done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Output {
-    /// Call [`Shard::take_send`] and send it whole (`MSG_WAITALL`). Said once until `sent` is called.
-    Send(ConnId),
-    /// Shut down writing; reads go on and are discarded by the shard until the peer closes or `Close` follows.
-    ShutdownWrite(ConnId),
-    /// Close the socket; the shard has forgotten the connection. Operations under way are cancelled, a `SendBuf` still
-    /// with the kernel is dropped when it comes back.
-    Close(ConnId),
-    /// Close the socket, as with `Close`, but keep the slot: a session waits in it. `Close` follows when it may be used again.
-    Park(ConnId),
-    ResumeReads(ConnId),
-    /// Connect by TCP, then say [`Shard::connected`] or [`Shard::dial_failed`], after some seconds at the latest.
-    Connect {
-        dial: Dial,
-        address: SocketAddr,
-    },
 }
 
 /// One core's state.

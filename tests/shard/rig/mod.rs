@@ -6,7 +6,7 @@ mod shards;
 mod wires;
 
 use common::features::FeatureSet;
-use common::ids::{RealmId, RouteKind, SnapshotVersion};
+use common::ids::{RouteKind, SnapshotVersion};
 use common::metrics::{Counter, Gauge};
 use common::rules::{ANONYMOUS, Bounds, RoleRules, Rules};
 use common::share::Share;
@@ -433,15 +433,7 @@ fn open() -> Rules {
 }
 
 pub fn realm(name: &str) -> Realm {
-    Realm {
-        id: RealmId::of(name),
-        name: name.to_owned(),
-        strict: name == "strict",
-        uri_strict: false,
-        anonymous: Anonymous::Anybody,
-        rules: open().pack(),
-        histories: vec![],
-    }
+    Realm { strict: name == "strict", rules: open().pack(), ..Realm::new(name, Anonymous::Anybody) }
 }
 
 /// What the first snapshot is made from, in a version. It stands for no claim.

@@ -3,7 +3,7 @@
 use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, ShardId, ShardSet};
 use dataplane::mesh::Batch;
-use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
+use dataplane::shard::{ConnId, Output, Shard, ShardConfig};
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -57,29 +57,11 @@ pub fn conn_of(output: &Output) -> ConnId {
 
 /// The configuration of a shard of a node by itself: RawSocket and WebSocket, the defaults otherwise.
 pub fn config(shard: usize, shards: usize, epoch: BootEpoch, seed: u64) -> ShardConfig {
-    let defaults = Config::default();
-    let listener = |transport, path: &str| Listener {
-        transport,
-        address: "127.0.0.1:0".parse().expect("an address"),
-        path: path.to_owned(),
-        connections_max: 10_000,
-        message_max: 1 << 20,
-        backlog: 16,
-        ..Listener::of(Transport::RawSocket)
-    };
+    let listeners = vec![Listener::of(Transport::RawSocket), Listener::of(Transport::WebSocket)];
+    let config = Config { listeners, ..Config::default() };
+    let (secret, seed) = ([shard as u8; 32], seed * 1_000 + shard as u64);
     ShardConfig {
-        shard: ShardId(shard as u8),
-        shards,
-        cpu: shard as u32,
-        epoch,
-        listeners: vec![listener(Transport::RawSocket, ""), listener(Transport::WebSocket, "/ws")],
-        limits: defaults.limits,
-        timeouts: defaults.timeouts,
-        slow_receiver: defaults.slow_receiver,
-        resume: ResumeConfig::new(&defaults.resume, shards, [shard as u8; 32]),
-        relay: None,
-        http: None,
         memory_max: 1 << 30,
-        seed: seed * 1_000 + shard as u64,
+        ..ShardConfig::new(&config, ShardId(shard as u8), shards, epoch, secret, seed)
     }
 }

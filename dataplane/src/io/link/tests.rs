@@ -214,15 +214,7 @@ fn listen(data_dir: &Path) -> OwnedFd {
 }
 
 fn snapshot_bytes(version: u64, epoch: BootEpoch) -> Vec<u8> {
-    let realm = Realm {
-        id: RealmId::of("realm1"),
-        name: "realm1".to_owned(),
-        strict: false,
-        uri_strict: false,
-        anonymous: Anonymous::Loopback,
-        rules: vec![],
-        histories: vec![],
-    };
+    let realm = Realm::new("realm1", Anonymous::Loopback);
     let source =
         Source { version: SnapshotVersion(version), epoch, realms: vec![realm], ..Source::default() };
     common::snapshot::build(&source, 5).to_vec()

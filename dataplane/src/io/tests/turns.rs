@@ -11,7 +11,7 @@ use crate::io::ring::{BUFFER_GROUP, Completion, Ring};
 use crate::io::token::{Op, Token};
 use crate::io::turn::{Feed, Turn};
 use crate::io::wake::ShardWaker;
-use crate::shard::{ResumeConfig, ShardConfig};
+use crate::shard::ShardConfig;
 use common::config::Config;
 use common::ids::{ShardId, ShardSet};
 use common::metrics::Counter;
@@ -131,21 +131,8 @@ impl Bench {
 }
 
 fn shard_config(config: &Config, shard: ShardId, shards: usize) -> ShardConfig {
-    ShardConfig {
-        shard,
-        shards,
-        cpu: 0,
-        epoch: common::ids::BootEpoch(1),
-        listeners: config.listeners.clone(),
-        limits: config.limits.clone(),
-        timeouts: config.timeouts.clone(),
-        slow_receiver: config.slow_receiver.clone(),
-        resume: ResumeConfig::new(&config.resume, shards, [shard.0; 32]),
-        relay: None,
-        http: None,
-        memory_max: config.memory.max,
-        seed: 1,
-    }
+    let epoch = common::ids::BootEpoch(1);
+    ShardConfig::new(config, shard, shards, epoch, [shard.0; 32], 1)
 }
 
 fn progress(result: std::io::Result<usize>) -> usize {

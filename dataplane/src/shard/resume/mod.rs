@@ -268,44 +268,19 @@ mod tests {
     const CONN: ConnId = ConnId { slot: 0, generation: 1 };
 
     fn shard(now: Instant) -> Shard {
-        let defaults = Config::default();
-        let config = ShardConfig {
-            shard: ShardId(0),
-            shards: 1,
-            cpu: 0,
-            epoch: BootEpoch(1),
-            listeners: vec![Listener::of(Transport::RawSocket)],
-            limits: defaults.limits,
-            timeouts: defaults.timeouts,
-            slow_receiver: defaults.slow_receiver,
-            resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
-            relay: None,
-            http: None,
-            memory_max: 1 << 30,
-            seed: 1,
-        };
-        let realm = Realm {
-            id: RealmId::of("realm1"),
-            name: "realm1".to_owned(),
-            strict: false,
-            uri_strict: false,
-            anonymous: Anonymous::Loopback,
-            rules: vec![],
-            histories: vec![],
-        };
+        let config = Config { listeners: vec![Listener::of(Transport::RawSocket)], ..Config::default() };
+        let config = ShardConfig::new(&config, ShardId(0), 1, BootEpoch(1), [1; 32], 1);
         let source = Source {
             version: SnapshotVersion(1),
             epoch: BootEpoch(1),
             claims_folded: vec![0],
-            realms: vec![realm],
+            realms: vec![Realm::new("realm1", Anonymous::Loopback)],
             ..Source::default()
         };
         let bytes = bytes::Bytes::from_owner(build(&source, 1));
         let mut shard = Shard::new(config, now);
-        shard.feed(
-            now,
-            FeedDown::Snapshot(Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"))),
-        );
+        let snapshot = Snapshot::check(bytes).expect("a built snapshot is valid");
+        shard.feed(now, FeedDown::Snapshot(Arc::new(snapshot)));
         shard
     }
 
