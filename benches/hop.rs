@@ -5,31 +5,28 @@
 //! come in chunks, as from a client that has as many in flight. `-- --only NAME --chunks N` runs one case so often and measures
 //! nothing: the difference of two such runs under callgrind is what the messages cost in instructions.
 
-use common::config::{Config, Listener, Transport};
-use common::ids::{BootEpoch, NodeId, RealmId, ShardId, SnapshotVersion};
+mod support;
+
+use common::config::Config;
+use common::ids::{BootEpoch, NodeId};
 use common::keys::ClusterKeys;
 use common::link::{Claim, Peer, RouteChange};
 use common::noise::{Entropy, Purpose, Terms};
-use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
-use common::transport::{FrameKind, Framing, rawsocket, write_client_frame};
-use common::wire::encode::{self, Field};
 use common::wire::message::code;
-use common::wire::{OwnedValue, Payload, Serializer};
+use common::wire::{Payload, encode};
 use dataplane::feed::{FeedDown, FeedUp};
-use dataplane::shard::{ConnId, Output, RelayConfig, ResumeConfig, Shard, ShardConfig};
-use rustix::time::{ClockId, clock_gettime};
+use dataplane::shard::{ConnId, Output, RelayConfig, Shard};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use support::cpu_time::cpu_time;
+use support::{
+    Numbered, PAYLOAD_BYTES, PLACE, SERIALIZER, args, config, connect, frame, is_measured, median,
+};
 
-const SERIALIZER: Serializer = Serializer::MsgPack;
 const URI: &str = "com.example.uri";
-const PAYLOAD_BYTES: usize = 128;
-/// In place of a request id: as long as the longest, and found again to be overwritten.
-const PLACE: u64 = (1 << 53) - 1;
-const PLACE_BYTES: [u8; 9] = [0xcf, 0, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-/// Slots of the link between the nodes, at each end.
+/// Slots of the link between the nodes, at each end. The relay's listener is behind the clients' two.
 const RELAY_SLOT: u32 = 1_000;
+const RELAY_LISTENER: usize = 2;
 const ROUNDS: usize = 41;
 const MESSAGES: usize = 16_384;
 
@@ -102,7 +99,7 @@ impl Nodes {
                     self.links[at].push(other);
                     self.links[1 - at].push(slot);
                     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                    assert!(self.shards[1 - at].accept(self.now, conn(other), 1, peer));
+                    assert!(self.shards[1 - at].accept(self.now, conn(other), RELAY_LISTENER, peer));
                     assert!(self.shards[at].connected(self.now, dial, conn(slot)));
                 }
                 other => panic!("{other:?} is not expected"),
@@ -158,16 +155,7 @@ impl Nodes {
     fn join(&mut self, at: usize) -> ConnId {
         self.joined += 1;
         let conn = conn(self.joined);
-        assert!(self.shards[at].accept(self.now, conn, 0, IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        let hello = rawsocket::Handshake { serializer: SERIALIZER, message_bytes_max: 1 << 24 };
-        let mut bytes = rawsocket::write(hello).to_vec();
-        let role = OwnedValue::Dict(vec![]);
-        let roles =
-            ["publisher", "subscriber", "caller", "callee"].map(|name| (name.to_owned(), role.clone()));
-        let roles = OwnedValue::Dict(roles.to_vec());
-        bytes.extend_from_slice(&frame(|out| {
-            encode::uri_dict(SERIALIZER, out, code::HELLO, "realm1", &[("roles", Field::Value(&roles))]);
-        }));
+        let mut bytes = connect(&mut self.shards[at], self.now, conn, &[]);
         self.receive(at, conn, &mut bytes);
         conn
     }
@@ -178,81 +166,16 @@ fn epoch(at: usize) -> BootEpoch {
 }
 
 fn shard(at: usize, now: Instant) -> Shard {
-    let defaults = Config::default();
-    let listener =
-        Listener { transport: Transport::RawSocket, path: String::new(), ..defaults.listeners[0].clone() };
     let keys = ClusterKeys::parse(&"5a".repeat(32)).expect("a key");
-    let config = ShardConfig {
-        shard: ShardId(0),
-        shards: 1,
-        cpu: 0,
-        epoch: epoch(at),
-        listeners: vec![listener],
-        limits: defaults.limits,
-        timeouts: defaults.timeouts,
-        slow_receiver: defaults.slow_receiver,
-        resume: ResumeConfig::new(&defaults.resume, 1, [1; 32]),
-        relay: Some(RelayConfig {
-            terms: Terms { keys, env: "bench".into(), purpose: Purpose::Relay },
-            connections: 1,
-            queue_max: defaults.relay.queue_max as usize,
-            tls: None,
-            entropy: Entropy::new([at as u8 + 1; 32]),
-        }),
-        memory_max: defaults.memory.max,
-        seed: at as u64 + 1,
-        http: None,
-    };
-    let realm = Realm {
-        id: RealmId::of("realm1"),
-        name: "realm1".to_owned(),
-        strict: false,
-        uri_strict: false,
-        anonymous: Anonymous::Loopback,
-        rules: vec![],
-        histories: vec![],
-    };
-    let source = Source {
-        version: SnapshotVersion(1),
-        epoch: epoch(at),
-        claims_folded: vec![0],
-        realms: vec![realm],
-        ..Source::default()
-    };
-    let bytes = bytes::Bytes::from_owner(build(&source, 1));
-    let snapshot = Snapshot::check(bytes).expect("a built snapshot is valid");
-    let mut shard = Shard::new(config, now);
-    shard.feed(now, FeedDown::Snapshot(Arc::new(snapshot)));
-    shard
-}
-
-fn frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let (mut message, mut out) = (Vec::new(), Vec::new());
-    write(&mut message);
-    write_client_frame(Framing::RawSocket, SERIALIZER, FrameKind::Message, &message, [0; 4], &mut out);
-    out
-}
-
-/// A client's messages in one chunk, with ids to be put in.
-struct Chunk {
-    bytes: Vec<u8>,
-    ids: Vec<usize>,
-}
-
-impl Chunk {
-    fn new(messages: usize, write: impl Fn(&mut Vec<u8>)) -> Self {
-        let one = frame(write);
-        let place = one.windows(PLACE_BYTES.len()).position(|bytes| bytes == PLACE_BYTES).expect("an id") + 1;
-        let ids = (0..messages).map(|at| at * one.len() + place).collect();
-        Self { bytes: one.repeat(messages), ids }
-    }
-
-    /// Numbers the messages from `first` on.
-    fn number(&mut self, first: u64) {
-        for (id, at) in (first..).zip(&self.ids) {
-            self.bytes[*at..at + 8].copy_from_slice(&id.to_be_bytes());
-        }
-    }
+    let mut config = config(0, 1, epoch(at));
+    config.relay = Some(RelayConfig {
+        terms: Terms { keys, env: "bench".into(), purpose: Purpose::Relay },
+        connections: 1,
+        queue_max: Config::default().relay.queue_max as usize,
+        tls: None,
+        entropy: Entropy::new([at as u8 + 1; 32]),
+    });
+    support::shard(config, now)
 }
 
 /// Messages from one client to another, answered if they are calls.
@@ -261,8 +184,8 @@ struct Case {
     far: usize,
     source: ConnId,
     target: ConnId,
-    chunk: Chunk,
-    answers: Option<Chunk>,
+    chunk: Numbered,
+    answers: Option<Numbered>,
     last_request: u64,
     last_invocation: u64,
 }
@@ -277,39 +200,36 @@ impl Case {
         let mut begin = frame(|out| encode::id_dict_uri(SERIALIZER, out, kind, 1, &[], URI));
         nodes.receive(far, target, &mut begin);
         nodes.tell();
-        let mut args = Vec::new();
-        OwnedValue::List(vec![OwnedValue::Str("x".repeat(PAYLOAD_BYTES))]).encode(SERIALIZER, &mut args);
+        let args = args();
         let payload = Payload { args: Some(&args), kwargs: None };
-        let chunk = Chunk::new(messages, |out| {
+        let chunk = Numbered::new(messages, |out| {
             if invoke == code::CALL {
                 encode::call(SERIALIZER, out, PLACE, &[], URI, payload);
             } else {
                 encode::publish(SERIALIZER, out, PLACE, &[], URI, payload);
             }
         });
-        let answers =
-            is_call.then(|| Chunk::new(messages, |out| encode::yield_(SERIALIZER, out, PLACE, &[], payload)));
+        let answers = is_call
+            .then(|| Numbered::new(messages, |out| encode::yield_(SERIALIZER, out, PLACE, &[], payload)));
         let (last_request, last_invocation) = (0, 0);
         Self { nodes, far, source, target, chunk, answers, last_request, last_invocation }
     }
 
     fn messages(&self) -> usize {
-        self.chunk.ids.len()
+        self.chunk.messages()
     }
 
     fn round(&mut self) {
         let messages = self.messages() as u64;
         self.nodes.sent = [0; 2];
-        self.chunk.number(self.last_request + 1);
+        self.nodes.receive(0, self.source, self.chunk.number(self.last_request + 1));
         self.last_request += messages;
-        self.nodes.receive(0, self.source, &mut self.chunk.bytes);
         let bytes = messages as usize * PAYLOAD_BYTES;
         assert!(self.nodes.sent[self.far] > bytes, "all have reached the receiver");
         if let Some(answers) = &mut self.answers {
-            answers.number(self.last_invocation + 1);
-            self.last_invocation += messages;
             self.nodes.sent = [0; 2];
-            self.nodes.receive(self.far, self.target, &mut answers.bytes);
+            self.nodes.receive(self.far, self.target, answers.number(self.last_invocation + 1));
+            self.last_invocation += messages;
             assert!(self.nodes.sent[0] > bytes, "all are answered");
         }
     }
@@ -323,21 +243,10 @@ impl Case {
     }
 }
 
-fn cpu_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| arguments.iter().skip_while(|argument| *argument != name).nth(1);
-    let is_bench = arguments.iter().any(|argument| argument == "--bench");
-    let (rounds, messages) = if is_bench { (ROUNDS, MESSAGES) } else { (1, 1) };
+    let (rounds, messages) = if is_measured() { (ROUNDS, MESSAGES) } else { (1, 1) };
     let only = value("--only");
     let chunks: Option<usize> = value("--chunks").and_then(|count| count.parse().ok());
     for (name, is_call) in [("event", false), ("call", true)] {

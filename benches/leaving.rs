@@ -4,19 +4,17 @@
 //! `cargo bench --bench leaving` has 10,000 subscriptions, of one session and of 1,000; `cargo test`, a tenth. Each turn of the shard is timed
 //! alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
 
-use common::config::{Config, Listener, Transport};
-use common::ids::{BootEpoch, RealmId, ShardId, SnapshotVersion};
-use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
-use common::transport::{FrameKind, Framing, rawsocket, write_client_frame};
+mod support;
+
+use common::config::Config;
+use common::ids::{BootEpoch, ShardId};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
-use common::wire::{OwnedValue, Payload, Serializer};
-use dataplane::feed::FeedDown;
-use dataplane::shard::{ConnId, Output, ResumeConfig, Shard, ShardConfig};
-use rustix::time::{ClockId, clock_gettime};
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use common::wire::{OwnedValue, Payload};
+use dataplane::shard::{ConnId, Output, Shard};
 use std::time::{Duration, Instant};
+use support::cpu_time::cpu_time;
+use support::{SERIALIZER, config, connect, frame, is_measured};
 
 const FULL: usize = 10_000;
 const SMOKE: usize = 1_000;
@@ -32,8 +30,7 @@ const OF_EACH: usize = 10;
 const CONN: ConnId = ConnId { slot: 0, generation: 1 };
 
 fn main() {
-    let args: Vec<_> = std::env::args().collect();
-    let measure = args.iter().any(|arg| arg == "--bench") && !args.iter().any(|arg| arg == "--test");
+    let measure = is_measured();
     let (subscriptions, rounds) = if measure { (FULL, ROUNDS) } else { (SMOKE, 2) };
     for heard in [false, true] {
         let mut turns = Vec::new();
@@ -110,29 +107,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
-        let shards = (0..SHARDS).map(|shard| Shard::new(config(shard), now)).collect();
-        let mut bench = Self { shards, now, got: Vec::new() };
-        let source = Source {
-            version: SnapshotVersion(1),
-            epoch: BootEpoch(1),
-            claims_folded: vec![0; SHARDS],
-            realms: vec![Realm {
-                id: RealmId::of("realm1"),
-                name: "realm1".to_owned(),
-                strict: false,
-                uri_strict: false,
-                anonymous: Anonymous::Loopback,
-                rules: vec![],
-                histories: vec![],
-            }],
-            ..Source::default()
-        };
-        let bytes = bytes::Bytes::from_owner(build(&source, 1));
-        let snapshot = Arc::new(Snapshot::check(bytes).expect("a built snapshot is valid"));
-        for shard in &mut bench.shards {
-            shard.feed(now, FeedDown::Snapshot(snapshot.clone()));
-        }
-        bench
+        Self { shards: (0..SHARDS).map(|index| shard(index, now)).collect(), now, got: Vec::new() }
     }
 
     fn join(&mut self, conn: ConnId) {
@@ -141,23 +116,9 @@ impl Bench {
 
     /// `more`: what HELLO says besides roles.
     fn join_with(&mut self, conn: ConnId, more: &[(&str, Field<'_>)]) {
-        let mut bytes = self.hello(conn, more);
+        let mut bytes = connect(&mut self.shards[0], self.now, conn, more);
         self.shards[0].receive(self.now, conn, &mut bytes);
         self.settle();
-    }
-
-    /// A connection, and what its client says first.
-    fn hello(&mut self, conn: ConnId, more: &[(&str, Field<'_>)]) -> Vec<u8> {
-        assert!(self.shards[0].accept(self.now, conn, 0, IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        let serializer = Serializer::MsgPack;
-        let mut bytes =
-            rawsocket::write(rawsocket::Handshake { serializer, message_bytes_max: 1 << 24 }).to_vec();
-        let roles = OwnedValue::dict(["subscriber", "caller"].map(|role| (role, OwnedValue::Dict(vec![]))));
-        frame(&mut bytes, |out| {
-            let details: Vec<_> = more.iter().copied().chain([("roles", Field::Value(&roles))]).collect();
-            encode::uri_dict(serializer, out, code::HELLO, "realm1", &details);
-        });
-        bytes
     }
 
     /// A session that hears of the end of every subscription.
@@ -179,9 +140,8 @@ impl Bench {
     }
 
     fn ask(&mut self, conn: ConnId, request: u64, topic: &str) {
-        let mut bytes = Vec::new();
-        frame(&mut bytes, |out| {
-            encode::id_dict_uri(Serializer::MsgPack, out, code::SUBSCRIBE, request, &[], topic);
+        let mut bytes = frame(|out| {
+            encode::id_dict_uri(SERIALIZER, out, code::SUBSCRIBE, request, &[], topic);
         });
         self.shards[0].receive(self.now, conn, &mut bytes);
     }
@@ -251,10 +211,9 @@ impl Bench {
 impl Bench {
     /// The first session kills the others. The turns of their shard until they have left all topics.
     fn kill_all(&mut self, sessions: usize) -> Vec<Duration> {
-        let mut bytes = Vec::new();
-        frame(&mut bytes, |out| {
+        let mut bytes = frame(|out| {
             let payload = Payload { args: None, kwargs: None };
-            encode::call(Serializer::MsgPack, out, 1, &[], "wamp.session.kill_all", payload);
+            encode::call(SERIALIZER, out, 1, &[], "wamp.session.kill_all", payload);
         });
         let mut turns = Vec::new();
         loop {
@@ -287,23 +246,15 @@ impl Bench {
         let other = ConnId { slot: 2, generation: 3 };
         self.join(other);
         for request in 1..=KEPT {
-            let mut bytes = Vec::new();
-            frame(&mut bytes, |out| {
+            let mut bytes = frame(|out| {
                 let payload = Payload { args: Some(&[0x90]), kwargs: None };
-                encode::publish(
-                    Serializer::MsgPack,
-                    out,
-                    request,
-                    &[],
-                    "com.example.topics.number.1",
-                    payload,
-                );
+                encode::publish(SERIALIZER, out, request, &[], "com.example.topics.number.1", payload);
             });
             self.timed(&mut Vec::new(), |shard, now| _ = shard.receive(now, other, &mut bytes));
         }
         let again = ConnId { slot: 1, generation: 2 };
         let more = [("resume-session", Field::UInt(session)), ("resume-token", Field::Str(&token))];
-        let mut bytes = self.hello(again, &more);
+        let mut bytes = connect(&mut self.shards[0], self.now, again, &more);
         self.timed(&mut turns, |shard, now| _ = shard.receive(now, again, &mut bytes));
         assert!(self.got.len() > KEPT as usize * 10, "the client gets WELCOME and what was kept");
         self.timed(&mut turns, |shard, now| shard.closed(now, again));
@@ -319,7 +270,7 @@ impl Bench {
     /// The session and token in the WELCOME that was sent last.
     fn token(&self) -> (u64, String) {
         let at = self.got.windows(2).position(|bytes| bytes == [0x93, 2]).expect("WELCOME");
-        let welcome = OwnedValue::decode(Serializer::MsgPack, &self.got[at..]).expect("a message");
+        let welcome = OwnedValue::decode(SERIALIZER, &self.got[at..]).expect("a message");
         let [_, session, details] = welcome.as_list().expect("a list") else { panic!("{welcome:?}") };
         let mut details = details.as_dict().expect("details").iter();
         let token = details.find(|(key, _)| key == "resume-token").and_then(|(_, token)| token.as_str());
@@ -341,37 +292,9 @@ impl Bench {
     }
 }
 
-fn config(shard: usize) -> ShardConfig {
-    let defaults = Config::default();
-    let listener =
-        Listener { transport: Transport::RawSocket, path: String::new(), ..defaults.listeners[0].clone() };
-    let mut limits = defaults.limits.clone();
-    limits.subscriptions_max = limits.subscriptions_max.max(FULL as u32);
-    ShardConfig {
-        shard: ShardId(shard as u8),
-        shards: SHARDS,
-        cpu: 0,
-        epoch: BootEpoch(1),
-        listeners: vec![listener],
-        limits,
-        timeouts: defaults.timeouts.clone(),
-        slow_receiver: defaults.slow_receiver.clone(),
-        resume: ResumeConfig::new(&defaults.resume, SHARDS, [1; 32]),
-        relay: None,
-        http: None,
-        memory_max: defaults.memory.max,
-        seed: 1,
-    }
-}
-
-fn frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let mut message = Vec::new();
-    write(&mut message);
-    write_client_frame(Framing::RawSocket, Serializer::MsgPack, FrameKind::Message, &message, [0; 4], out);
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+/// A shard that lets a session have so many subscriptions.
+fn shard(index: usize, now: Instant) -> Shard {
+    let mut config = config(index, SHARDS, BootEpoch(1));
+    config.limits.subscriptions_max = config.limits.subscriptions_max.max(FULL as u32);
+    support::shard(config, now)
 }

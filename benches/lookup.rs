@@ -3,15 +3,16 @@
 //! `cargo bench --bench lookup` measures 1 k, 100 k and 1 M routes; `cargo bench --bench lookup -- --test`, like
 //! `cargo test`, runs each case once on 1 k routes. Each case checks what it finds, and prints a checksum of it.
 
-mod cpu_time;
+mod support;
 
 use common::ids::{Match, RealmId, RouteKind};
 use common::pattern::PatternMap;
 use common::snapshot::{Route, Snapshot, Source, build};
-use cpu_time::CpuTime;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use std::hint::black_box;
 use std::time::Duration;
+use support::cpu_time::CpuTime;
+use support::is_measured;
 
 const REALM: RealmId = RealmId(42);
 const KIND: RouteKind = RouteKind::Topic;
@@ -24,10 +25,7 @@ const FULL: [usize; 3] = [1_000, 100_000, 1_000_000];
 const SMOKE: [usize; 1] = [1_000];
 
 fn main() {
-    // As Criterion does: without `--bench`, or with `--test`, each case is run once.
-    let args: Vec<_> = std::env::args().collect();
-    let measure = args.iter().any(|arg| arg == "--bench") && !args.iter().any(|arg| arg == "--test");
-    let sizes: &[usize] = if measure { &FULL } else { &SMOKE };
+    let sizes: &[usize] = if is_measured() { &FULL } else { &SMOKE };
     let mut criterion = Criterion::default()
         .with_measurement(CpuTime)
         .sample_size(20)

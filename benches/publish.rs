@@ -5,8 +5,9 @@
 //! thread, and the longest one is what it can stop its core for. Snapshots are built and checked on threads that nobody
 //! waits for; what they take is shown too.
 
+mod support;
+
 use bytes::Bytes;
-use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, Match, NodeId, RealmId, RouteKind, ShardId, SnapshotVersion};
 use common::link::{Claim, Down, LINK_PROTOCOL, Peer, RouteChange, Up};
 use common::snapshot::Snapshot;
@@ -15,10 +16,11 @@ use controlplane::fold::Fold;
 use controlplane::node::{LinkId, Node, NodeConfig, Output};
 use controlplane::publish::Policy;
 use dataplane::feed::{FeedDown, FeedUp, SharedSnapshot};
-use dataplane::shard::{ResumeConfig, Shard, ShardConfig};
-use rustix::time::{ClockId, clock_gettime};
+use dataplane::shard::Shard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::cpu_time::cpu_time;
+use support::{config, is_measured};
 
 const FULL: usize = 1_000_000;
 const SMOKE: usize = 20_000;
@@ -34,22 +36,13 @@ const SNAPSHOTS: usize = 10;
 const OVERLAY: usize = controlplane::remote::UNFOLDED_MAX as usize;
 
 fn main() {
-    // As Criterion does: without `--bench`, or with `--test`, each case is run once.
-    let args: Vec<_> = std::env::args().collect();
-    let measure = args.iter().any(|arg| arg == "--bench") && !args.iter().any(|arg| arg == "--test");
-    let routes = if measure { FULL } else { SMOKE };
+    let routes = if is_measured() { FULL } else { SMOKE };
     println!("{routes} routes; microseconds of CPU time of one step");
     println!("{:<58} {:>7} {:>8} {:>8} {:>8}", "", "steps", "p50", "p99", "longest");
     let (mut node, fold) = node(routes);
     control_plane(&mut node, routes / 2);
     control_plane_while_building(&mut node, routes / 2, fold);
     shard(&mut node, routes);
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// How long each step of one kind took.
@@ -214,34 +207,6 @@ fn control_plane_while_building(node: &mut Node, half: usize, first: Box<Fold>) 
     local_changes(node, "control plane: a claim, while building", half, true);
 }
 
-fn shard_config() -> ShardConfig {
-    let defaults = Config::default();
-    let listener = Listener {
-        transport: Transport::RawSocket,
-        address: "127.0.0.1:0".parse().expect("an address"),
-        path: String::new(),
-        connections_max: 10,
-        message_max: 1 << 20,
-        backlog: 16,
-        ..Listener::of(Transport::RawSocket)
-    };
-    ShardConfig {
-        shard: ShardId(1),
-        shards: 2,
-        cpu: 0,
-        epoch: EPOCH,
-        listeners: vec![listener],
-        limits: defaults.limits,
-        timeouts: defaults.timeouts,
-        slow_receiver: defaults.slow_receiver,
-        resume: ResumeConfig::new(&defaults.resume, 2, [1; 32]),
-        relay: None,
-        http: None,
-        memory_max: 1 << 30,
-        seed: 1,
-    }
-}
-
 /// The next snapshot, built and checked as the two planes do.
 fn snapshot(node: &mut Node, now: Instant, n: usize) -> (SharedSnapshot, u64) {
     let mut build = Steps::new("builder's thread: a full snapshot");
@@ -272,7 +237,7 @@ fn feed(shard: &mut Shard, now: Instant, down: FeedDown, steps: &mut Steps) {
 fn shard(node: &mut Node, routes: usize) {
     let now = Instant::now();
     let mut later = now + Duration::from_secs(3_600);
-    let mut shard = Shard::new(shard_config(), now);
+    let mut shard = Shard::new(config(1, 2, EPOCH), now);
     let mut one = Steps::new("shard: one changed route");
     let mut many = Steps::new("shard: a frame of 256 changed routes");
     let mut ended = Steps::new("shard: a turn after a node ended");

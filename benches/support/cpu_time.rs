@@ -7,17 +7,21 @@ use std::time::Duration;
 
 pub struct CpuTime;
 
+pub fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 impl Measurement for CpuTime {
     type Intermediate = Duration;
     type Value = Duration;
 
     fn start(&self) -> Duration {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        cpu_time()
     }
 
     fn end(&self, start: Duration) -> Duration {
-        self.start() - start
+        cpu_time() - start
     }
 
     fn add(&self, a: &Duration, b: &Duration) -> Duration {
