@@ -1,6 +1,6 @@
 //! Rules between values, once each value is within its own bounds.
 
-use super::parse::is_reachable;
+use super::cluster::is_reachable;
 use super::reader::{Section, Source};
 use super::schema::{Bytes, Time};
 use super::{Config, ConfigError, Cores, Discovery, Listener, RealmConfig};

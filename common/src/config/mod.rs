@@ -9,6 +9,7 @@
 //! [`Config::default`]; the size of a configuration is bounded by the size of its text.
 
 mod check;
+mod cluster;
 mod defaults;
 mod histories;
 mod listener;

@@ -231,14 +231,27 @@ const fn integer(section: &'static str, name: &'static str, max: u64) -> Key {
     key(section, name, Kind::Integer { min: 1, max })
 }
 
-/// A bound that may only be narrower than another one; 0 is none.
-const fn narrower(section: &'static str, name: &'static str, max: u64) -> Key {
-    key(section, name, Kind::Integer { min: 0, max })
+/// The same key where it may only narrow what `[limits]` says; 0 does not.
+const fn narrower(section: &'static str, limit: Key) -> Key {
+    let kind = match limit.kind {
+        Kind::Integer { max, .. } => Kind::Integer { min: 0, max },
+        Kind::Size { max, .. } => Kind::Size { min: 0, max },
+        _ => panic!("numbers can be narrowed"),
+    };
+    key(section, limit.name, kind)
 }
 
 const fn time(section: &'static str, name: &'static str, min_ms: u64, max: Duration) -> Key {
     key(section, name, Kind::Time { min: Duration::from_millis(min_ms), max })
 }
+
+// What a realm and a role may narrow.
+const SUBSCRIPTIONS_MAX: Key = integer("limits", "subscriptions_max", 10_000_000);
+const REGISTRATIONS_MAX: Key = integer("limits", "registrations_max", 10_000_000);
+const CALLS_PENDING_MAX: Key = integer("limits", "calls_pending_max", 1 << 20);
+const INVOCATIONS_PENDING_MAX: Key = integer("limits", "invocations_pending_max", 1 << 20);
+const URI_MAX: Key = integer("limits", "uri_max", URI_BYTES_MAX as u64);
+const PAYLOAD_MAX: Key = key("limits", "payload_max", Kind::Size { min: 1, max: MESSAGE_BYTES_MAX as u64 });
 
 /// All keys, in the order of the default text.
 pub const SCHEMA: &[Key] = &[
@@ -262,12 +275,12 @@ pub const SCHEMA: &[Key] = &[
     key("listener", "http", Kind::Boolean),
     key("listener", "origins", Kind::Origins { count_max: ORIGINS_MAX }),
     key("admin", "address", Kind::Address),
-    integer("limits", "subscriptions_max", 10_000_000),
-    integer("limits", "registrations_max", 10_000_000),
-    integer("limits", "calls_pending_max", 1 << 20),
-    integer("limits", "invocations_pending_max", 1 << 20),
-    integer("limits", "uri_max", URI_BYTES_MAX as u64),
-    key("limits", "payload_max", Kind::Size { min: 1, max: MESSAGE_BYTES_MAX as u64 }),
+    SUBSCRIPTIONS_MAX,
+    REGISTRATIONS_MAX,
+    CALLS_PENDING_MAX,
+    INVOCATIONS_PENDING_MAX,
+    URI_MAX,
+    PAYLOAD_MAX,
     time("limits", "call_timeout", 0, DAY),
     time("limits", "call_timeout_max", 1, Duration::from_secs(30 * 24 * 60 * 60)),
     integer("limits", "logins_pending_max", 1_000_000),
@@ -307,20 +320,20 @@ pub const SCHEMA: &[Key] = &[
     key("realm", "uri", Kind::Choice(&["loose", "strict"])),
     key("realm", "anonymous", Kind::Choice(&["nobody", "loopback", "anybody"])),
     key("realm", "features_off", Kind::Features { auto: false }),
-    narrower("realm", "subscriptions_max", 10_000_000),
-    narrower("realm", "registrations_max", 10_000_000),
-    narrower("realm", "calls_pending_max", 1 << 20),
-    narrower("realm", "invocations_pending_max", 1 << 20),
-    narrower("realm", "uri_max", URI_BYTES_MAX as u64),
-    key("realm", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
+    narrower("realm", SUBSCRIPTIONS_MAX),
+    narrower("realm", REGISTRATIONS_MAX),
+    narrower("realm", CALLS_PENDING_MAX),
+    narrower("realm", INVOCATIONS_PENDING_MAX),
+    narrower("realm", URI_MAX),
+    narrower("realm", PAYLOAD_MAX),
     key("realm.role", "name", Kind::Role),
     key("realm.role", "features_off", Kind::Features { auto: true }),
-    narrower("realm.role", "subscriptions_max", 10_000_000),
-    narrower("realm.role", "registrations_max", 10_000_000),
-    narrower("realm.role", "calls_pending_max", 1 << 20),
-    narrower("realm.role", "invocations_pending_max", 1 << 20),
-    narrower("realm.role", "uri_max", URI_BYTES_MAX as u64),
-    key("realm.role", "payload_max", Kind::Size { min: 0, max: MESSAGE_BYTES_MAX as u64 }),
+    narrower("realm.role", SUBSCRIPTIONS_MAX),
+    narrower("realm.role", REGISTRATIONS_MAX),
+    narrower("realm.role", CALLS_PENDING_MAX),
+    narrower("realm.role", INVOCATIONS_PENDING_MAX),
+    narrower("realm.role", URI_MAX),
+    narrower("realm.role", PAYLOAD_MAX),
     key("history", "realm", Kind::Uri),
     key("history", "uri", Kind::Text { min: 0, max: URI_BYTES_MAX }),
     key("history", "match", Kind::Choice(&["exact", "prefix", "wildcard"])),
@@ -386,6 +399,7 @@ pub(super) const SECTIONS: &[(&str, bool)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::BOUNDS;
 
     #[test]
     fn every_key_stands_in_a_section_and_only_once() {
@@ -398,6 +412,16 @@ mod tests {
                 SCHEMA[index + 1..].iter().all(|other| other.to_string() != key.to_string()),
                 "{key} twice"
             );
+        }
+    }
+
+    #[test]
+    fn what_sessions_are_bound_by_is_narrowed_in_realms_and_roles() {
+        let names = BOUNDS.map(|(_, name)| name);
+        for section in ["realm", "realm.role"] {
+            let keys = SCHEMA.iter().filter(|key| key.section == section);
+            let bounds = keys.filter(|key| key.kind.range().is_some()).map(|key| key.name);
+            assert_eq!(bounds.collect::<Vec<_>>(), names);
         }
     }
 
