@@ -167,13 +167,7 @@ fn events_are_streamed_to_clients() {
 #[test]
 fn one_port_serves_everything() {
     let (_node, address) = node("transport = \"auto\"\nhttp = true");
-    let mut clients: Vec<Client> = Wire::all()
-        .map(|wire| {
-            let mut client = Client::connect_to(address, wire).expect("connected");
-            client.hello("realm1");
-            client
-        })
-        .collect();
+    let mut clients: Vec<Client> = Wire::all().map(|wire| Client::join_at(address, wire)).collect();
     use_session(address, &mut clients[0], 0);
     let (status, _) = Http::connect(address).ask("GET", "/", "");
     assert_eq!(status, 404);

@@ -41,13 +41,7 @@ fn answer(address: SocketAddr, header: &[u8]) -> Vec<u8> {
 #[test]
 fn both_transports_are_served_on_one_port() {
     let (_node, address) = node("transport = \"auto\"\naddress = \"127.0.0.1:0\"");
-    let mut clients: Vec<Client> = Wire::all()
-        .map(|wire| {
-            let mut client = Client::connect_to(address, wire).expect("connected");
-            client.hello("realm1");
-            client
-        })
-        .collect();
+    let mut clients: Vec<Client> = Wire::all().map(|wire| Client::join_at(address, wire)).collect();
     for client in &mut clients {
         client.subscribe("com.example.auto");
     }

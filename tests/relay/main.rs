@@ -6,6 +6,7 @@ mod events;
 mod support;
 
 use cluster::{Cluster, Node, terms};
+use common::config::Config;
 use common::metrics::{Counter, Gauge};
 use common::noise::{Handshake, Progress};
 use common::relay::{Hello, Kind, VERSIONS, put_bare};
@@ -20,9 +21,7 @@ use support::{Client, PATIENCE, Wire, eventually};
 
 fn join(node: &Node, wire: Wire) -> Client {
     let address = if wire.framing == Framing::RawSocket { node.rawsocket } else { node.websocket };
-    let mut client = Client::connect_to(address, wire).expect("connected");
-    client.hello("realm1");
-    client
+    Client::join_at(address, wire)
 }
 
 /// Calls until the callee's node is known here.
@@ -43,6 +42,17 @@ fn call_until_known(caller: &mut Client, procedure: &str, callee: &mut Client, a
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Two nodes, a caller on the first and on the second the callee of `com.example.p`, which it can reach.
+fn in_touch(change: impl Fn(&mut Config)) -> (Cluster, Client, Client) {
+    let cluster = Cluster::start(2, 1, change);
+    cluster.wait_connected(&[0, 1]);
+    let mut callee = join(&cluster.nodes[1], Wire::PLAIN);
+    callee.register("com.example.p");
+    let mut caller = join(&cluster.nodes[0], Wire::PLAIN);
+    call_until_known(&mut caller, "com.example.p", &mut callee, &json!([1]));
+    (cluster, caller, callee)
 }
 
 /// Publishes until the subscriber's node is known here.
@@ -119,25 +129,20 @@ fn one_event_goes_to_a_node_once_whatever_the_number_of_its_subscribers() {
 
 #[test]
 fn calls_to_a_node_that_dies_end_in_an_error_and_later_ones_do_not_wait() {
-    let cluster = Cluster::start(2, 1, |_| {});
-    cluster.wait_connected(&[0, 1]);
-    let mut callee = join(&cluster.nodes[1], Wire::PLAIN);
-    callee.register("com.example.doomed");
-    let mut caller = join(&cluster.nodes[0], Wire::PLAIN);
-    call_until_known(&mut caller, "com.example.doomed", &mut callee, &json!([1]));
+    let (cluster, mut caller, mut callee) = in_touch(|_| {});
     let requests: Vec<u64> =
-        (0..10).map(|_| caller.request(json!([48, null, {}, "com.example.doomed", []]))).collect();
+        (0..10).map(|_| caller.request(json!([48, null, {}, "com.example.p", []]))).collect();
     (0..10).for_each(|_| drop(callee.invocation()));
     cluster.kill(1);
     for request in requests {
         assert_eq!(caller.reply(request)[4], "wamp.error.canceled");
     }
     // The node is still in the list: a call waits a moment for it to come back, and not longer.
-    let error = caller.ask_error(json!([48, null, {}, "com.example.doomed", []]));
+    let error = caller.ask_error(json!([48, null, {}, "com.example.p", []]));
     assert_eq!(error, "wamp.error.unavailable");
     cluster.tell_peers(&[0]);
     eventually("the route is gone", || {
-        let error = caller.ask_error(json!([48, null, {}, "com.example.doomed", []]));
+        let error = caller.ask_error(json!([48, null, {}, "com.example.p", []]));
         (error == "wamp.error.no_such_procedure").then_some(())
     });
     assert_eq!(cluster.gauge(0, Gauge::RelayCallsPending), 0);
@@ -210,12 +215,8 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn strangers_and_broken_nodes_disturb_nobody() {
-    let cluster = Cluster::start(2, 1, |config| config.timeouts.login = Duration::from_millis(300));
-    cluster.wait_connected(&[0, 1]);
-    let mut callee = join(&cluster.nodes[1], Wire::PLAIN);
-    callee.register("com.example.p");
-    let mut caller = join(&cluster.nodes[0], Wire::PLAIN);
-    call_until_known(&mut caller, "com.example.p", &mut callee, &json!([1]));
+    let (cluster, mut caller, mut callee) =
+        in_touch(|config| config.timeouts.login = Duration::from_millis(300));
 
     // Bytes that are no handshake, half of one, one with another key, one for another life.
     let connect = || {
@@ -321,12 +322,7 @@ fn answer_as(stream: &mut TcpStream, epoch: common::ids::BootEpoch) {
 
 #[test]
 fn a_silent_node_is_noticed_and_its_calls_end() {
-    let cluster = Cluster::start(2, 1, |_| {});
-    cluster.wait_connected(&[0, 1]);
-    let mut callee = join(&cluster.nodes[1], Wire::PLAIN);
-    callee.register("com.example.p");
-    let mut caller = join(&cluster.nodes[0], Wire::PLAIN);
-    call_until_known(&mut caller, "com.example.p", &mut callee, &json!([1]));
+    let (cluster, mut caller, _callee) = in_touch(|_| {});
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     let mut peer = cluster.peer(1);
     peer.relay = deaf.local_addr().expect("an address").to_string();

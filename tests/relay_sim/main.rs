@@ -10,6 +10,8 @@
 mod client;
 #[path = "../shard/rig/node.rs"]
 mod node;
+#[path = "../sim/seeds.rs"]
+mod seeds;
 #[path = "../shard/rig/shards.rs"]
 mod shards;
 #[path = "../shard/rig/wires.rs"]
@@ -37,23 +39,11 @@ fn run(seed: u64) -> world::Tally {
 
 #[test]
 fn seeded_runs_lose_nothing_on_whole_connections_and_answer_every_call() {
-    let (from, to) = match std::env::var("RELAY_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").expect("RELAY_SEEDS=from..to");
-            (from.parse().expect("a number"), to.parse().expect("a number"))
-        }
-        Err(_) => (1, 300),
-    };
+    let tallies = seeds::run_each("RELAY_SEEDS", 1..300, run);
+    let runs = tallies.len() as u64;
     let mut total = world::Tally::default();
-    for seed in from..to {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        let Ok(tally) = outcome else {
-            panic!("seed {seed} fails; RELAY_SEEDS={seed}..{} replays it", seed + 1);
-        };
-        total.add(&tally);
-    }
-    println!("{total:?} in {} runs", to - from);
-    let runs = to - from;
+    tallies.iter().for_each(|tally| total.add(tally));
+    println!("{total:?} in {runs} runs");
     let exercised = total.hops > 20 * runs && total.lost > runs / 4 && total.results > 5 * runs;
     assert!(runs < 100 || exercised, "the schedule exercises little: {total:?}");
 }

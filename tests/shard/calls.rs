@@ -3,7 +3,7 @@
 
 use super::places::{self, PLACES, Place, REALMS};
 use super::rig::Rig;
-use super::{connect, frames, messages};
+use super::{connect, frames, hello, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
 use dataplane::feed::FeedDown;
 use std::time::Duration;
@@ -29,11 +29,10 @@ struct Pair {
 impl Pair {
     fn new(place: &Place, realm: &str, callee: &str, register: &str) -> Self {
         let mut rig = place.rig(|_| {});
-        let hello = |roles: &str| format!("[1,\"{realm}\",{{\"roles\":{roles}}}]");
         let register = format!("[64,1,{register},\"{PROCEDURE}\"]");
-        let callee = connect(&mut rig, place.second, &[&hello(callee), &register]);
+        let callee = connect(&mut rig, place.second, &[&hello(realm, callee), &register]);
         rig.run();
-        let caller = connect(&mut rig, place.first, &[&hello(ABLE)]);
+        let caller = connect(&mut rig, place.first, &[&hello(realm, ABLE)]);
         rig.run();
         messages(&mut rig, callee);
         messages(&mut rig, caller);
@@ -408,7 +407,7 @@ fn callers_are_named_when_they_or_the_callee_want_it() {
 #[test]
 fn a_call_given_up_before_its_callee_is_ready_never_gets_there() {
     for mode in ["skip", "kill", "killnowait"] {
-        let hello = format!("[1,\"realm1\",{{\"roles\":{ABLE}}}]");
+        let hello = hello("realm1", ABLE);
         let mut rig = Rig::new(2, |_| {});
         let callee = connect(&mut rig, 0, &[&hello]);
         let caller = connect(&mut rig, 0, &[&hello]);

@@ -3,7 +3,7 @@
 
 use super::places::{PLACES, Place, REALMS};
 use super::rig::Rig;
-use super::{connect, event, frames, messages, session};
+use super::{connect, event, frames, hello, messages, session};
 use common::ids::{Match, RealmId, RouteKind, route_id};
 
 /// Announces everything.
@@ -30,11 +30,10 @@ impl Pair {
     /// `topic` is subscribed to with `options`.
     fn new(place: &Place, realm: &'static str, roles: &str, options: &str, topic: &str) -> Self {
         let mut rig = place.rig(|_| {});
-        let hello = |roles: &str| format!("[1,\"{realm}\",{{\"roles\":{roles}}}]");
         let subscribe = format!("[32,1,{options},\"{topic}\"]");
-        let subscriber = connect(&mut rig, place.second, &[&hello(roles), &subscribe]);
+        let subscriber = connect(&mut rig, place.second, &[&hello(realm, roles), &subscribe]);
         rig.run();
-        let publisher = connect(&mut rig, place.first, &[&hello(ABLE)]);
+        let publisher = connect(&mut rig, place.first, &[&hello(realm, ABLE)]);
         rig.run();
         let subscriber_id = session(&messages(&mut rig, subscriber));
         let publisher_id = session(&messages(&mut rig, publisher));
@@ -132,7 +131,7 @@ fn one_event_has_both_forms_for_many_receivers() {
         let mut pair = Pair::new(&PLACES[0], "realm1", PLAIN, "{}", TOPIC);
         let mut others = Vec::new();
         for roles in [PLAIN, ABLE, PLAIN, ABLE] {
-            let hello = format!("[1,\"realm1\",{{\"roles\":{roles}}}]");
+            let hello = hello("realm1", roles);
             let at = connect(&mut pair.rig, 0, &[&hello, &format!("[32,1,{{}},\"{TOPIC}\"]")]);
             others.push((at, roles == ABLE));
         }
@@ -163,7 +162,7 @@ fn attributes_of_payload_passthru_mode_reach_subscribers_untouched() {
 fn payload_passthru_mode_is_to_be_announced_in_strict_realms() {
     for (realm, is_refused) in [("realm1", false), ("strict", true)] {
         let mut pair = Pair::new(&PLACES[1], realm, PLAIN, "{}", TOPIC);
-        let hello = format!("[1,\"{realm}\",{{\"roles\":{PLAIN}}}]");
+        let hello = hello(realm, PLAIN);
         let publish = format!("[16,1,{{\"ppt_scheme\":\"mqtt\"}},\"{TOPIC}\"]");
         let at = connect(&mut pair.rig, 0, &[&hello, &publish]);
         pair.rig.run();

@@ -2,7 +2,7 @@
 
 use super::places::{self, PLACES, Place, REALMS};
 use super::rig::Rig;
-use super::{connect, frames, messages};
+use super::{connect, frames, hello, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ pub struct Seats<'a> {
 impl Hall {
     pub fn new(seats: Seats<'_>, roles: &str) -> Self {
         let mut rig = seats.place.rig(|_| {});
-        let hello = |roles: &str| format!("[1,\"{}\",{{\"roles\":{roles}}}]", seats.realm);
+        let hello = |roles| hello(seats.realm, roles);
         let callees: Vec<usize> =
             seats.callees.iter().map(|shard| connect(&mut rig, *shard, &[&hello(roles)])).collect();
         let caller = connect(&mut rig, seats.place.first, &[&hello(ABLE)]);

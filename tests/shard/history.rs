@@ -3,7 +3,7 @@
 use super::places::{PLACES, Place, REALMS, everywhere};
 use super::rig::node::snapshot;
 use super::rig::{Rig, realm, source};
-use super::{connect, frames, messages};
+use super::{frames, join, messages};
 use common::history::History;
 use common::ids::{Match, RealmId, RouteKind, SnapshotVersion, route_id};
 use common::metrics::Counter;
@@ -58,11 +58,7 @@ impl World {
     }
 
     fn join(&mut self, shard: usize) -> usize {
-        let hello = format!("[1,\"{}\",{{\"roles\":{ROLES}}}]", self.realm);
-        let at = connect(&mut self.rig, shard, &[&hello]);
-        self.rig.run();
-        messages(&mut self.rig, at);
-        at
+        join(&mut self.rig, shard, &self.realm, ROLES).0
     }
 
     /// The realm has these histories from now on.

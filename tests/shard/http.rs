@@ -326,17 +326,23 @@ fn one_request_waits_and_a_second_one_is_refused() {
     }
 }
 
+/// Two answers for a session, of which the kernel has one, on a connection of shard `other`, and does not get rid of it.
+fn stuck_answers(other: usize) -> (Rig, Transport) {
+    let mut rig = Rig::new(2, serving);
+    let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, other);
+    poll.join(&mut rig, "realm1");
+    rig.links[poll.down].stuck = true;
+    poll.wait(&mut rig);
+    assert_eq!(poll.send(&mut rig, r#"[32,1,{},"com.example.a"]"#), 202);
+    assert_eq!(poll.send(&mut rig, r#"[32,2,{},"com.example.b"]"#), 202);
+    (rig, poll)
+}
+
 #[test]
 fn what_a_connection_did_not_carry_comes_again_by_another() {
     for other in [0, 1] {
-        let mut rig = Rig::new(2, serving);
-        let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, other);
-        poll.join(&mut rig, "realm1");
-        rig.links[poll.down].stuck = true;
-        poll.wait(&mut rig);
-        assert_eq!(poll.send(&mut rig, r#"[32,1,{},"com.example.a"]"#), 202);
-        assert_eq!(poll.send(&mut rig, r#"[32,2,{},"com.example.b"]"#), 202);
-        // The answer is with the kernel when the connection breaks; a client that comes meanwhile waits for its turn.
+        let (mut rig, poll) = stuck_answers(other);
+        // The connection breaks; a client that comes meanwhile waits for its turn.
         let next = rig.connect(1 - other, HTTP).expect("there is room");
         let receive = request("POST", &format!("{}/receive", poll.base), "");
         rig.receive(next, receive.as_bytes());
@@ -356,13 +362,7 @@ fn what_a_connection_did_not_carry_comes_again_by_another() {
 #[test]
 fn what_a_client_may_have_read_does_not_come_twice() {
     for other in [0, 1] {
-        let mut rig = Rig::new(2, serving);
-        let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, other);
-        poll.join(&mut rig, "realm1");
-        rig.links[poll.down].stuck = true;
-        poll.wait(&mut rig);
-        assert_eq!(poll.send(&mut rig, r#"[32,1,{},"com.example.a"]"#), 202);
-        assert_eq!(poll.send(&mut rig, r#"[32,2,{},"com.example.b"]"#), 202);
+        let (mut rig, poll) = stuck_answers(other);
         // It closes before the driver says that all was sent.
         rig.close(poll.down);
         rig.run();

@@ -48,6 +48,19 @@ fn connect(rig: &mut Rig, shard: usize, messages: &[&str]) -> usize {
     at
 }
 
+/// HELLO to a realm that announces these roles.
+fn hello(realm: &str, roles: &str) -> String {
+    format!("[1,\"{realm}\",{{\"roles\":{roles}}}]")
+}
+
+/// A session, and its id, after its WELCOME.
+fn join(rig: &mut Rig, shard: usize, realm: &str, roles: &str) -> (usize, u64) {
+    let at = connect(rig, shard, &[&hello(realm, roles)]);
+    rig.run();
+    let id = session(&messages(rig, at));
+    (at, id)
+}
+
 /// The messages a connection got since it was last asked, after the handshake.
 fn messages(rig: &mut Rig, at: usize) -> Vec<String> {
     let got = std::mem::take(&mut rig.links[at].got);

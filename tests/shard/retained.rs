@@ -3,7 +3,7 @@
 
 use super::places::{PLACES, Place, REALMS, everywhere};
 use super::rig::Rig;
-use super::{connect, event, frames, messages, session};
+use super::{event, frames, join, messages};
 use common::metrics::Gauge;
 use std::time::Duration;
 
@@ -24,10 +24,7 @@ struct World {
 impl World {
     fn new(place: &Place, realm: &str) -> Self {
         let mut rig = place.rig(|_| {});
-        let hello = format!("[1,\"{realm}\",{{\"roles\":{ROLES}}}]");
-        let publisher = connect(&mut rig, place.first, &[&hello]);
-        rig.run();
-        let publisher_id = session(&messages(&mut rig, publisher));
+        let (publisher, publisher_id) = join(&mut rig, place.first, realm, ROLES);
         Self { rig, place: *place, realm: realm.to_owned(), publisher, publisher_id, request: 0 }
     }
 
@@ -46,11 +43,7 @@ impl World {
 
     /// A new session at the other place, which is told who it is.
     fn join(&mut self) -> (usize, u64) {
-        let hello = format!("[1,\"{}\",{{\"roles\":{ROLES}}}]", self.realm);
-        let at = connect(&mut self.rig, self.place.second, &[&hello]);
-        self.rig.run();
-        let id = session(&messages(&mut self.rig, at));
-        (at, id)
+        join(&mut self.rig, self.place.second, &self.realm, ROLES)
     }
 
     /// Subscribes with the first request of a session and says what came after SUBSCRIBED: `details payload` of each event.

@@ -2,7 +2,7 @@
 
 use super::places::{PLACES, Place, everywhere};
 use super::rig::Rig;
-use super::{connect, frames, messages};
+use super::{connect, frames, hello, messages};
 use serde_json::{Value, json};
 
 const ROLES: &str = r#"{"caller":{},"callee":{},"publisher":{},"subscriber":{}}"#;
@@ -18,7 +18,7 @@ struct Two {
 impl Two {
     fn new(place: &Place, realm: &str) -> Self {
         let mut rig = place.rig(|_| {});
-        let hello = hello(realm);
+        let hello = hello(realm, ROLES);
         let peers = [place.first, place.second].map(|shard| connect(&mut rig, shard, &[&hello]));
         rig.run();
         let mut two = Self { rig, peers };
@@ -55,10 +55,6 @@ impl Two {
 fn is_error(message: &Value, code: u64, request: u64, uri: &str) -> bool {
     (&message[0], &message[1], &message[2], &message[4])
         == (&8.into(), &code.into(), &request.into(), &uri.into())
-}
-
-fn hello(realm: &str) -> String {
-    format!(r#"[1,"{realm}",{{"roles":{ROLES}}}]"#)
 }
 
 fn in_every_place(history: impl Fn(&mut Two)) {
@@ -171,7 +167,7 @@ fn before_the_session_is_established_only_hello_is_taken() {
         r#"[5,"signature",{}]"#,
     ] {
         let mut rig = Rig::new(2, |_| {});
-        let at = connect(&mut rig, 0, &[first, &hello("realm1")]);
+        let at = connect(&mut rig, 0, &[first, &hello("realm1", ROLES)]);
         rig.run();
         let heard = messages(&mut rig, at);
         assert_eq!(heard.len(), 1, "{first}: {heard:?}");

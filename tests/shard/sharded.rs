@@ -3,7 +3,7 @@
 
 use super::places::{PLACES, Place, REALMS, everywhere};
 use super::rig::Rig;
-use super::{connect, frames, messages};
+use super::{frames, join, messages};
 use std::collections::BTreeSet;
 
 const ROLES: &str = r#"{"publisher":{},"subscriber":{}}"#;
@@ -35,11 +35,7 @@ impl World {
     }
 
     fn join(&mut self, shard: usize) -> usize {
-        let hello = format!("[1,\"{}\",{{\"roles\":{ROLES}}}]", self.realm);
-        let at = connect(&mut self.rig, shard, &[&hello]);
-        self.rig.run();
-        messages(&mut self.rig, at);
-        at
+        join(&mut self.rig, shard, &self.realm, ROLES).0
     }
 
     /// A new subscriber, at the first place for even numbers, at the second one for odd ones. Its number.

@@ -9,6 +9,7 @@
 
 mod client;
 mod control;
+mod seeds;
 #[path = "../shard/rig/shards.rs"]
 mod shards;
 mod world;
@@ -30,24 +31,14 @@ fn run(seed: u64) -> world::Tally {
 
 #[test]
 fn seeded_runs_lose_nothing_and_leave_nothing() {
-    let (from, to) = match std::env::var("SIM_SEEDS") {
-        Ok(range) => {
-            let (from, to) = range.split_once("..").expect("SIM_SEEDS=from..to");
-            (from.parse().expect("a number"), to.parse().expect("a number"))
-        }
-        Err(_) => (1, 700),
-    };
+    let tallies = seeds::run_each("SIM_SEEDS", 1..700, run);
+    let runs = tallies.len() as u64;
     let mut total = world::Tally::default();
-    for seed in from..to {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        let Ok(tally) = outcome else {
-            panic!("seed {seed} fails; SIM_SEEDS={seed}..{} replays it", seed + 1);
-        };
+    for tally in &tallies {
         total.events += tally.events;
         total.results += tally.results;
     }
-    println!("{} events and {} answered calls checked in {} runs", total.events, total.results, to - from);
-    let runs = to - from;
+    println!("{} events and {} answered calls checked in {runs} runs", total.events, total.results);
     assert!(
         runs < 100 || total.events > 5 * runs && total.results > 5 * runs,
         "the schedule exercises little"

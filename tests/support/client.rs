@@ -91,6 +91,13 @@ impl Client {
         Self::connect_to(node.address(wire), wire)
     }
 
+    /// By another address than the node's first ones.
+    pub fn join_at(address: SocketAddr, wire: Wire) -> Self {
+        let mut client = Self::connect_to(address, wire).expect("a connection");
+        client.hello("realm1");
+        client
+    }
+
     /// For threads that do not have the node.
     pub fn connect_to(address: SocketAddr, wire: Wire) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
