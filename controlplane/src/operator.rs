@@ -6,8 +6,7 @@ pub use cluster::{conflicts, forget, join, leave, members, status as cluster_sta
 
 use crate::io::lock::ADMIN_FILE;
 use common::config::{Config, RealmConfig};
-use common::snapshot::Anonymous;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -32,19 +31,7 @@ pub fn status(config: &Config) -> ExitCode {
 
 /// `signalbox realm add`
 pub fn realm_add(config: &Config, realm: RealmConfig) -> ExitCode {
-    let mut body = json!({
-        "degree": if realm.strict { "strict" } else { "compatible" },
-        "uri": if realm.uri_strict { "strict" } else { "loose" },
-        "anonymous": match realm.anonymous {
-            Anonymous::Nobody => "nobody",
-            Anonymous::Loopback => "loopback",
-            Anonymous::Anybody => "anybody",
-        },
-        "history": realm.histories.iter().map(crate::admin::show_history).collect::<Vec<_>>(),
-    });
-    if let Some(body) = body.as_object_mut() {
-        crate::admin::rules::show(&realm.rules, body);
-    }
+    let body = Value::Object(crate::admin::show_wanted(&realm));
     let answer = call(config, "PUT", &realm_path(&realm.name), Some(&body));
     report(answer.map(|answer| changed("added", &realm.name, &answer)))
 }
@@ -266,6 +253,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn an_answer_is_taken_apart() {

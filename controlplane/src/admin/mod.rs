@@ -12,9 +12,9 @@ mod guard;
 mod metrics;
 mod pages;
 mod realms;
-pub(crate) mod rules;
+mod rules;
 
-pub use realms::show_history;
+pub use realms::show_wanted;
 
 use crate::io::driver::Handle;
 use crate::io::udp::Cluster;

@@ -132,28 +132,36 @@ pub async fn remove(
 
 /// A realm as JSON.
 pub fn show(entry: &Entry, sessions: Option<u64>) -> Value {
-    let realm = &entry.config;
-    let mut shown = json!({
-        "name": realm.name,
-        "degree": if realm.strict { "strict" } else { "compatible" },
-        "uri": if realm.uri_strict { "strict" } else { "loose" },
-        "anonymous": match realm.anonymous {
-            Anonymous::Nobody => "nobody",
-            Anonymous::Loopback => "loopback",
-            Anonymous::Anybody => "anybody",
-        },
-        "history": realm.histories.iter().map(show_history).collect::<Vec<_>>(),
-        "origin": entry.origin.name(),
-        "sessions": sessions.unwrap_or(0),
-    });
-    if let Some(shown) = shown.as_object_mut() {
-        rules::show(&realm.rules, shown);
-    }
+    let mut shown = show_wanted(&entry.config);
+    shown.insert("name".to_owned(), json!(entry.config.name));
+    shown.insert("origin".to_owned(), json!(entry.origin.name()));
+    shown.insert("sessions".to_owned(), json!(sessions.unwrap_or(0)));
+    Value::Object(shown)
+}
+
+/// A realm without its name as JSON, as it is put.
+pub fn show_wanted(realm: &RealmConfig) -> Map<String, Value> {
+    let degree = if realm.strict { "strict" } else { "compatible" };
+    let uri = if realm.uri_strict { "strict" } else { "loose" };
+    let anonymous = match realm.anonymous {
+        Anonymous::Nobody => "nobody",
+        Anonymous::Loopback => "loopback",
+        Anonymous::Anybody => "anybody",
+    };
+    let history = realm.histories.iter().map(show_history).collect();
+    let values = [
+        ("degree", json!(degree)),
+        ("uri", json!(uri)),
+        ("anonymous", json!(anonymous)),
+        ("history", history),
+    ];
+    let mut shown: Map<_, _> = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    rules::show(&realm.rules, &mut shown);
     shown
 }
 
 /// A history as JSON, as it is put.
-pub fn show_history(history: &History) -> Value {
+fn show_history(history: &History) -> Value {
     json!({
         "uri": history.uri,
         "match": history.policy.name(),
