@@ -72,8 +72,14 @@ fn every_metric_that_the_documents_name_exists() {
         }
     }
     let mut wrong = BTreeSet::new();
-    for document in ["README.md", "deploy/README.md", "tuning.md", "ARCHITECTURE.md"] {
-        let text = read(document);
+    let mut documents = ["README.md", "deploy/README.md", "tuning.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+        .map(str::to_owned)
+        .to_vec();
+    for entry in fs::read_dir(root().join("docs")).expect("the folder of documents").flatten() {
+        documents.push(format!("docs/{}", entry.file_name().to_string_lossy()));
+    }
+    for document in documents {
+        let text = read(&document);
         for (at, _) in text.match_indices("signalbox_") {
             let is_inside = text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '/');
             let name: String = text[at..]

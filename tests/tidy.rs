@@ -192,17 +192,51 @@ fn every_dependency_is_used() {
 #[test]
 fn documents_link_to_files_that_exist() {
     let mut missing = vec![];
-    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "tuning.md"] {
-        let text = read(document);
+    for (document, text) in documents() {
+        let folder = Path::new(&document).parent().expect("a file is in a folder").to_owned();
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
             let file = target.split('#').next().unwrap_or(target);
-            if !root().join(file).exists() {
+            if !root().join(&folder).join(file).exists() {
                 missing.push(format!("{document}: {target}"));
             }
         }
     }
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// What stands in backquotes and begins like a key is one.
+#[test]
+fn documents_name_no_key_that_is_not_there() {
+    let known: Vec<String> = SCHEMA.iter().map(ToString::to_string).collect();
+    let is_like_a_key = |text: &str| {
+        let mut parts = text.split('.');
+        let of_section =
+            parts.next().is_some_and(|name| !name.is_empty() && SCHEMA.iter().any(|key| key.section == name));
+        let mut rest = parts.peekable();
+        let named = rest.peek().is_some();
+        let letters =
+            |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+        of_section && named && rest.all(letters) && !text.ends_with(".rs") && !text.ends_with(".toml")
+    };
+    let mut wrong = vec![];
+    for (document, text) in documents() {
+        let quoted = text.split('`').skip(1).step_by(2);
+        let unknown = quoted.filter(|text| is_like_a_key(text) && !known.iter().any(|key| key == text));
+        wrong.extend(unknown.map(|text| format!("{document}: {text}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The documents that people read, with their text.
+fn documents() -> Vec<(String, String)> {
+    let mut documents = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "tuning.md", "deploy/README.md"]
+        .map(str::to_owned)
+        .to_vec();
+    for entry in fs::read_dir(root().join("docs")).expect("the folder of documents").flatten() {
+        documents.push(format!("docs/{}", entry.file_name().to_string_lossy()));
+    }
+    documents.into_iter().map(|document| (document.clone(), read(&document))).collect()
 }
 
 /// Every place where code holds one of the words that are forbidden in its file.

@@ -118,7 +118,7 @@ table! {
     SessionsCarried "signalbox_sessions_carried" "" "Connections that carry a session of another slot, shard or node.";
     Subscriptions "signalbox_subscriptions" "" "Subscriptions held by sessions.";
     Registrations "signalbox_registrations" "" "Registrations held by sessions.";
-RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";
+    RetainedTopics "signalbox_retained_topics" "" "Topics that retain an event.";
     RetainedBytes "signalbox_retained_bytes" "" "Bytes of retained events.";
     HistoryEvents "signalbox_history_events" "" "Events in histories.";
     HistoryBytes "signalbox_history_bytes" "" "Bytes of events in histories.";
