@@ -1,8 +1,8 @@
 //! For how long a session with many subscriptions stops its shard when it leaves, or loses its connection, waits for its client, is
-//! resumed and ends in the end, and many sessions that are killed at once.
+//! resumed and ends in the end; and for how long many sessions do that are killed at once, or told that the node shuts down.
 //!
-//! `cargo bench --bench leaving` has 10,000 subscriptions, of one session and of 1,000; `cargo test`, a tenth. Each turn of the shard is timed
-//! alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
+//! `cargo bench --bench leaving` has 10,000 subscriptions, of one session and of 1,000, and 10,000 sessions; `cargo test`, a tenth.
+//! Each turn of the shard is timed alone, in CPU time of its thread, with what it hands to another shard and to the link thread.
 
 mod support;
 
@@ -11,6 +11,7 @@ use common::ids::{BootEpoch, ShardId};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{OwnedValue, Payload};
+use dataplane::feed::FeedDown;
 use dataplane::shard::{ConnId, Output, Shard};
 use std::time::{Duration, Instant};
 use support::cpu_time::cpu_time;
@@ -79,6 +80,19 @@ fn main() {
         turns,
         measure,
     );
+    drains(subscriptions, rounds, measure);
+}
+
+fn drains(sessions: usize, rounds: usize, measure: bool) {
+    let mut turns = Vec::new();
+    for _ in 0..rounds {
+        let mut bench = Bench::new();
+        for session in 0..sessions as u32 {
+            bench.join(ConnId { slot: session, generation: session + 1 });
+        }
+        turns.extend(bench.drain(sessions));
+    }
+    report(&format!("a shard with {sessions} sessions drains and nobody answers"), turns, measure);
 }
 
 fn report(what: &str, mut turns: Vec<Duration>, measure: bool) {
@@ -176,7 +190,7 @@ impl Bench {
                     shard.sent(self.now, conn, buf, true);
                 }
                 Output::Close(conn) => closed |= conn == CONN,
-                Output::Park(_) => {}
+                Output::Park(_) | Output::ShutdownWrite(_) => {}
                 other => panic!("{other:?} is not expected"),
             }
         }
@@ -238,6 +252,21 @@ impl Bench {
 }
 
 impl Bench {
+    /// The turns until the last session was told, and then those until all are closed because nobody has answered.
+    fn drain(&mut self, sessions: usize) -> Vec<Duration> {
+        let mut turns = Vec::new();
+        self.timed(&mut turns, |shard, now| shard.feed(now, FeedDown::Drain));
+        while !self.shards[0].is_drained() {
+            assert!(turns.len() <= sessions, "it is drained in the end");
+            match self.shards[0].deadline() {
+                Some(at) => self.now = self.now.max(at),
+                None => panic!("there is something to wait for"),
+            }
+            self.timed(&mut turns, |shard, now| shard.timeout(now));
+        }
+        turns
+    }
+
     /// The connection breaks, events are kept, the client comes back by another one, which breaks too, and the session ends. The
     /// turns of its shard in all that, but those of the events.
     fn resume(&mut self, subscriptions: usize, (session, token): (u64, String)) -> Vec<Duration> {

@@ -2,6 +2,7 @@
 
 mod calls;
 mod clients;
+mod draining;
 mod events;
 mod hall;
 mod history;

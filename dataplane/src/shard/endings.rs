@@ -1,20 +1,25 @@
-//! Many sessions that are ended together: killed by the meta API, or with their realm.
+//! Many sessions that are ended together: killed by the meta API, with their realm, or because the shard drains.
 //!
 //! To end a session is to say so to its peers, to other shards and to the control plane, so it is done in slices, one a turn.
-//! Sessions that join meanwhile are not meant.
+//! Sessions that join meanwhile are not meant; while a shard drains there are none. A drain goes on slot by slot beside the
+//! endings that were begun, and what it has not come to is served as ever.
 
 use super::Shard;
 use super::conn::{Phase, Session};
 use super::meta::Part;
+use super::timers::{TICK, Tick, Timers};
 use common::ids::ShardId;
 use common::metrics::Counter;
+use common::uri::wamp;
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Sessions ended in one turn.
 const END_SLICE: usize = 32;
-/// Sessions looked at in one turn.
+/// Sessions, or connections, looked at in one turn.
 const LOOK_SLICE: usize = 1_024;
+/// Connections whose time has come that are looked at in one turn.
+const DUE_SLICE: usize = 256;
 /// Endings for which questions wait; more are refused.
 const ENDINGS_MAX: usize = 64;
 /// How long the connection of such a session may take to answer GOODBYE.
@@ -58,17 +63,30 @@ struct Begun {
     part: Part,
 }
 
+/// How far a drain has come.
+#[derive(Debug)]
+struct Drain {
+    /// Connections in slots below this one were told.
+    next: u32,
+    /// Until when clients have time to answer GOODBYE, also those that are told late.
+    until: Tick,
+}
+
 /// The endings of one shard, first come first.
 #[derive(Debug, Default)]
-pub(super) struct Endings(VecDeque<Begun>);
+pub(super) struct Endings {
+    begun: VecDeque<Begun>,
+    /// None: the shard does not drain, or everybody was told.
+    drain: Option<Drain>,
+}
 
 impl Endings {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.begun.is_empty() && self.drain.is_none()
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.begun.len()
     }
 }
 
@@ -100,18 +118,31 @@ impl Shard {
         if self.endings.is_empty() && self.end_some(&mut begun, &mut Budget::new()) {
             return Some(begun.part);
         }
-        self.endings.0.push_back(begun);
+        self.endings.begun.push_back(begun);
         None
+    }
+
+    /// Says GOODBYE to every session and refuses new connections. The first are told at once, the others in turns to come.
+    pub(super) fn drain(&mut self) {
+        if std::mem::replace(&mut self.draining, true) {
+            return;
+        }
+        let wait = self.config.timeouts.drain.max(TICK);
+        let until = self.tick + Timers::<super::ConnId>::ticks(wait);
+        self.endings.drain = Some(Drain { next: 0, until });
+        if self.endings.begun.is_empty() {
+            self.drain_some(&mut Budget::new());
+        }
     }
 
     /// One turn's share of what waits.
     pub(super) fn go_on_ending(&mut self) {
         let mut budget = Budget::new();
         while !budget.is_spent()
-            && let Some(mut begun) = self.endings.0.pop_front()
+            && let Some(mut begun) = self.endings.begun.pop_front()
         {
             if !self.end_some(&mut begun, &mut budget) {
-                self.endings.0.push_front(begun);
+                self.endings.begun.push_front(begun);
                 return;
             }
             let Begun { ending, part, .. } = begun;
@@ -119,6 +150,43 @@ impl Shard {
                 self.tell_shard(shard, token, part);
             }
         }
+        self.drain_some(&mut budget);
+    }
+
+    /// Tells the connections that come next that the node shuts down.
+    fn drain_some(&mut self, budget: &mut Budget) {
+        let Some(Drain { mut next, until }) = self.endings.drain.take() else { return };
+        while !budget.is_spent() {
+            if next as usize >= self.conns.len() {
+                return;
+            }
+            budget.looks -= 1;
+            budget.ends -= usize::from(self.drain_one(next, until));
+            next += 1;
+        }
+        self.endings.drain = Some(Drain { next, until });
+    }
+
+    /// True: there was one.
+    fn drain_one(&mut self, slot: u32, until: Tick) -> bool {
+        let Some(Some(conn)) = self.conns.get(slot as usize) else { return false };
+        let phase = conn.phase;
+        let left = TICK * until.saturating_sub(self.tick).max(1);
+        match phase {
+            Phase::Open => {
+                self.leave(slot, wamp::SYSTEM_SHUTDOWN, "the node is shutting down");
+                self.drain_transport(slot);
+                self.set_deadline(slot, left);
+            }
+            // The session says GOODBYE where it is.
+            Phase::Carrying if self.carries_own(slot) => {}
+            Phase::Opening | Phase::Login | Phase::Resuming | Phase::Carrying | Phase::Echo => {
+                self.hang_up(slot, 1001);
+            }
+            Phase::Http => self.drain_peer(slot, left),
+            Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
+        }
+        true
     }
 
     /// True: all are ended.
@@ -141,6 +209,22 @@ impl Shard {
             }
         }
         false
+    }
+
+    /// One turn's share of the connections whose time has come. Those of many sessions may come in one tick: they began together,
+    /// or were told to end together.
+    pub(super) fn look_at_due(&mut self) {
+        if self.due.is_empty() {
+            self.timers.advance(self.tick, &mut self.due);
+        }
+        let before = self.sessions;
+        for _ in 0..DUE_SLICE {
+            if before.saturating_sub(self.sessions) >= END_SLICE as u32 {
+                return;
+            }
+            let Some(conn) = self.due.pop() else { return };
+            self.look_at(conn);
+        }
     }
 
     fn is_meant(&self, slot: u32, Begun { ending, before, .. }: &Begun) -> bool {

@@ -4,7 +4,7 @@
 use super::conn::{Conn, Phase};
 use super::outbound::Pool;
 use super::resume::Keeping;
-use super::timers::{TICK, Tick, Timers};
+use super::timers::{Tick, Timers};
 use super::{ConnId, Flow, Output, SPARE_BATCHES_MAX, Shard};
 use crate::mesh::{Batch, Item};
 use bytes::Bytes;
@@ -549,32 +549,6 @@ impl Shard {
         self.set_now(now);
         self.mesh_blocked = full;
         self.resume();
-    }
-
-    /// Says GOODBYE to every session and refuses new connections.
-    pub(super) fn drain(&mut self) {
-        if std::mem::replace(&mut self.draining, true) {
-            return;
-        }
-        let wait = self.config.timeouts.drain.max(TICK);
-        for slot in 0..self.conns.len() as u32 {
-            let Some(Some(conn)) = self.conns.get(slot as usize) else { continue };
-            let phase = conn.phase;
-            match phase {
-                Phase::Open => {
-                    self.leave(slot, wamp::SYSTEM_SHUTDOWN, "the node is shutting down");
-                    self.drain_transport(slot);
-                    self.set_deadline(slot, wait);
-                }
-                // The session says GOODBYE where it is.
-                Phase::Carrying if self.carries_own(slot) => {}
-                Phase::Opening | Phase::Login | Phase::Resuming | Phase::Carrying | Phase::Echo => {
-                    self.hang_up(slot, 1001);
-                }
-                Phase::Http => self.drain_peer(slot),
-                Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
-            }
-        }
     }
 
     /// Says GOODBYE first: the session is over, the connection waits for the peer's GOODBYE. The caller sets the

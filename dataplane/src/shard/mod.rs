@@ -184,6 +184,7 @@ pub struct Shard {
     doomed: Vec<ConnId>,
     outputs: VecDeque<Output>,
     timers: Timers<ConnId>,
+    /// Entries that came up and were not yet looked at.
     due: Vec<ConnId>,
     claims: Claims,
     feed_up: VecDeque<FeedUp>,
@@ -483,7 +484,7 @@ impl Shard {
     /// When [`Shard::timeout`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         let upkeep = self.has_upkeep() || !self.leaving.is_empty() || !self.endings.is_empty();
-        let waits = upkeep || !self.inflating.is_empty();
+        let waits = upkeep || !self.inflating.is_empty() || !self.due.is_empty();
         let upkeep = waits.then_some(self.now);
         let (asks, expired) = (self.asks.deadline(), self.resumption.deadline(self.now));
         [upkeep, self.timers.deadline(), self.relay.deadline(), self.calls_deadline(), asks, expired]
@@ -500,12 +501,7 @@ impl Shard {
         self.go_on_ending();
         self.go_on_expiring();
         self.go_on_inflating();
-        let mut due = std::mem::take(&mut self.due);
-        self.timers.advance(self.tick, &mut due);
-        for conn in due.drain(..) {
-            self.look_at(conn);
-        }
-        self.due = due;
+        self.look_at_due();
         self.calls_timeout();
         self.asks_timeout();
         self.relay_timeout();

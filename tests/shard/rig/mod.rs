@@ -102,6 +102,12 @@ impl Rig {
         self.nodes[node].taken[shard].take()
     }
 
+    /// Whether a shard has said that it is drained.
+    pub fn is_drained(&self, shard: usize) -> bool {
+        let (node, shard) = self.places[shard];
+        self.nodes[node].drained[shard]
+    }
+
     /// A new connection on listener 0 (RawSocket) or 1 (WebSocket), or nothing when the shard refuses it or is dead.
     pub fn connect(&mut self, shard: usize, listener: usize) -> Option<usize> {
         let (at, index) = self.places[shard];

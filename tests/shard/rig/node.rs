@@ -52,6 +52,8 @@ pub struct Node {
     last_seq: u64,
     /// The version each shard last said it uses.
     pub taken: Vec<Option<SnapshotVersion>>,
+    /// Shards that said so.
+    pub drained: Vec<bool>,
     /// What topics retain, to be told to all nodes.
     pub retained: Vec<RetainedTopic>,
     /// Slots to be used again, by shard.
@@ -92,6 +94,7 @@ impl Node {
             feeds: (0..shards).map(|_| VecDeque::new()).collect(),
             last_seq: 0,
             taken: vec![None; shards],
+            drained: vec![false; shards],
             retained: Vec::new(),
             free: vec![Vec::new(); shards],
             slots,
@@ -209,7 +212,14 @@ impl Node {
             }
             FeedUp::Taken { version, .. } => self.taken[shard] = Some(version),
             FeedUp::Retain { topic, .. } => self.retained.push(topic),
-            FeedUp::Stats { .. } | FeedUp::Drained { .. } => {}
+            FeedUp::Drained { .. } => {
+                assert!(
+                    self.shards[shard].is_drained() && !self.drained[shard],
+                    "said once, when it is true"
+                );
+                self.drained[shard] = true;
+            }
+            FeedUp::Stats { .. } => {}
         }
     }
 

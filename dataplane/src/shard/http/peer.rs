@@ -423,9 +423,8 @@ impl Shard {
         }
     }
 
-    /// The node drains.
-    pub(in crate::shard) fn drain_peer(&mut self, slot: u32) {
-        let wait = self.config.timeouts.drain;
+    /// The node drains; `wait` is what is left of the time for it.
+    pub(in crate::shard) fn drain_peer(&mut self, slot: u32, wait: Duration) {
         let peer = self.peer(slot);
         let is_idle = peer.step == Step::Head && peer.reader.is_idle();
         peer.manner.keep_alive = false;

@@ -1,0 +1,149 @@
+//! Much that ends at once, slice by slice. A node that drains with many sessions serves those that wait for their turn, and says
+//! that it is drained when nobody is left; connections whose time is over at one instant share the turns.
+
+use super::clients::World;
+use super::connect;
+use super::places::{PLACES, everywhere};
+use super::rig::Rig;
+use dataplane::feed::FeedDown;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const GOODBYE: &[u8] = b"wamp.close.system_shutdown";
+/// Sessions of one shard: more than a turn ends, several times.
+const MANY: usize = 150;
+
+fn is_told(rig: &Rig, at: usize) -> bool {
+    rig.links[at].got.windows(GOODBYE.len()).any(|text| text == GOODBYE)
+}
+
+/// Turns until `is_done`, and how many there were.
+fn turns(rig: &mut Rig, is_done: impl Fn(&mut Rig) -> bool) -> usize {
+    let done = (0..1_000).find(|_| {
+        let done = is_done(rig);
+        if !done {
+            rig.pass(Duration::ZERO);
+            rig.run();
+        }
+        done
+    });
+    done.expect("it is done in the end")
+}
+
+#[test]
+fn sessions_end_slice_by_slice_and_are_served_until_then() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let early = world.join(true);
+        world.register(early, "com.example.early", json!({}));
+        let mut others: Vec<usize> = (0..MANY).map(|_| world.join(true)).collect();
+        let (callee, watcher) = (world.join(true), world.join(true));
+        world.register(callee, "com.example.late", json!({}));
+        world.subscribe(watcher, "wamp.session.on_leave", "exact");
+        world.subscribe(watcher, "com.example.will", "exact");
+        world.ask(early, "wamp.session.add_testament", json!(["com.example.will", [1], {}]));
+        world.asks(watcher, json!([48, null, {}, "com.example.early"]));
+        world.rig.feed(&FeedDown::Drain);
+
+        others.push(early);
+        let heard: Vec<Vec<Value>> = others.iter().map(|who| world.hears(*who)).collect();
+        let goodbye = |heard: &Vec<Value>| {
+            let last = heard.last();
+            last.is_some_and(|message| message[0] == 6 && message[2] == "wamp.close.system_shutdown")
+        };
+        let told: BTreeSet<u64> = (others.iter().zip(&heard))
+            .filter(|(_, heard)| goodbye(heard))
+            .map(|(who, _)| world.ids[*who])
+            .collect();
+        assert!(!told.is_empty() && told.len() < MANY / 2, "{} are told in one turn", told.len());
+        let got = world.hears(watcher);
+        assert!(got.iter().any(|message| message[0] == 8 && message[4] == "wamp.error.canceled"), "{got:?}");
+        assert!(got.iter().any(|message| message[0] == 36 && message[4] == json!([1])), "{got:?}");
+        let left = got.iter().filter(|message| message[0] == 36).filter_map(|message| message[4][0].as_u64());
+        let left: BTreeSet<u64> = left.collect();
+        assert!(told.is_subset(&left), "each is told of");
+        // Who waits for its turn is served as ever.
+        world.asks(watcher, json!([48, null, {}, "com.example.late"]));
+        let invocation = world.hears(callee).remove(0);
+        world.says(callee, &json!([70, invocation[1], {}, ["yes"]]));
+        assert_eq!(world.hears(watcher)[0][3], json!(["yes"]));
+        assert_eq!(world.rig.connect(place.second, 0), None, "nobody comes in");
+        assert!(!world.rig.is_drained(place.second));
+
+        let all = [others, vec![callee, watcher]].concat();
+        let links: Vec<usize> = all.iter().map(|who| world.links[*who]).collect();
+        let last = *links.last().expect("the watcher");
+        let count = turns(&mut world.rig, |rig| is_told(rig, last));
+        assert!((3..20).contains(&count), "{count} turns");
+        for who in &all {
+            world.says(*who, &json!([6, {}, "wamp.close.goodbye_and_out"]));
+            assert!(!world.rig.is_drained(place.second));
+            world.rig.close_lingering(world.links[*who]);
+        }
+        // The lanes of a relay have a moment to say what is queued.
+        for _ in 0..10 {
+            world.rig.pass(Duration::from_secs(1));
+            world.rig.run();
+        }
+        for shard in 0..place.shards() {
+            assert!(world.rig.is_drained(shard), "shard {shard} says so");
+        }
+        world.end();
+    });
+}
+
+#[test]
+fn who_is_told_late_has_no_more_time_than_the_others() {
+    let mut rig = PLACES[0].rig(|config| config.timeouts.drain = Duration::from_secs(5));
+    let hello = r#"[1,"realm1",{"roles":{"caller":{}}}]"#;
+    let links: Vec<usize> = (0..MANY).map(|_| connect(&mut rig, 0, &[hello])).collect();
+    // Nobody says who it is, and that takes a turn too.
+    let strangers: Vec<usize> = (0..MANY).map(|_| connect(&mut rig, 0, &[])).collect();
+    rig.run();
+    rig.feed(&FeedDown::Drain);
+    rig.pass(Duration::from_secs(4));
+    rig.run();
+    let told = |rig: &mut Rig| links.iter().filter(|at| is_told(rig, **at)).count();
+    let soon = told(&mut rig);
+    turns(&mut rig, |rig| strangers.iter().all(|at| rig.links[*at].shut));
+    assert!(told(&mut rig) > soon, "some were told later");
+    assert!(links.iter().all(|at| !rig.links[*at].shut), "they have time to answer");
+    rig.pass(Duration::from_millis(1_100));
+    turns(&mut rig, |rig| links.iter().all(|at| rig.links[*at].shut));
+    for _ in 0..3 {
+        rig.pass(Duration::from_secs(2));
+        rig.run();
+    }
+    turns(&mut rig, |rig| rig.is_drained(0));
+    rig.check_empty();
+}
+
+#[test]
+fn many_connections_whose_time_comes_at_once_share_the_turns() {
+    const PEERS: usize = 1_000;
+    let mut rig = Rig::new(1, |config| {
+        config.timeouts.ping_interval = Duration::from_secs(10);
+        config.timeouts.ping_timeout = Duration::from_secs(10);
+        config.limits.logins_pending_max = PEERS as u32;
+    });
+    let hello = r#"[1,"realm1",{"roles":{"caller":{}}}]"#;
+    let links: Vec<usize> = (0..PEERS).map(|_| connect(&mut rig, 0, &[hello])).collect();
+    rig.run();
+    let count = |rig: &mut Rig, is: fn(&super::rig::Link) -> bool| {
+        links.iter().filter(|at| is(&rig.links[**at])).count()
+    };
+    rig.links.iter_mut().for_each(|link| link.got.clear());
+    rig.pass(Duration::from_secs(11));
+    rig.run();
+    let pinged = count(&mut rig, |link| !link.got.is_empty());
+    assert!((1..PEERS / 2).contains(&pinged), "{pinged} are pinged in one turn");
+    turns(&mut rig, |rig| count(rig, |link| !link.got.is_empty()) == PEERS);
+    // Nobody answers: their sessions end, and that costs more than a ping.
+    rig.pass(Duration::from_secs(11));
+    rig.run();
+    let open = count(&mut rig, |link| link.open);
+    assert!((PEERS * 9 / 10..PEERS).contains(&open), "{open} wait for turns to come");
+    turns(&mut rig, |rig| count(rig, |link| link.open) == 0);
+    rig.check_empty();
+}
