@@ -1,5 +1,5 @@
 //! Much that ends at once, slice by slice. A node that drains with many sessions serves those that wait for their turn, and says
-//! that it is drained when nobody is left; connections whose time is over at one instant share the turns.
+//! that it is drained when nobody is left; connections and calls whose time is over at one instant share the turns.
 
 use super::clients::World;
 use super::connect;
@@ -146,4 +146,34 @@ fn many_connections_whose_time_comes_at_once_share_the_turns() {
     assert!((PEERS * 9 / 10..PEERS).contains(&open), "{open} wait for turns to come");
     turns(&mut rig, |rig| count(rig, |link| link.open) == 0);
     rig.check_empty();
+}
+
+#[test]
+fn many_calls_whose_time_is_over_at_once_share_the_turns() {
+    const CALLS: usize = 1_000;
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (caller, callee) = (world.join(false), world.join(true));
+        world.register(callee, "com.example.slow", json!({}));
+        let call = |n| json!([48, n, {"timeout": 500}, "com.example.slow"]).to_string();
+        let calls: Vec<String> = (1..=CALLS).map(call).collect();
+        for part in calls.chunks(200) {
+            let part: Vec<&str> = part.iter().map(String::as_str).collect();
+            world.rig.receive(world.links[caller], &super::frames(&part));
+            world.rig.run();
+        }
+        assert_eq!(world.hears(callee).len(), CALLS);
+        world.rig.pass(Duration::from_secs(1));
+        world.rig.run();
+        let mut got = world.hears(caller);
+        assert!((1..CALLS / 2).contains(&got.len()), "{} in one turn", got.len());
+        for _ in 0..10 {
+            world.rig.pass(Duration::ZERO);
+            world.rig.run();
+            got.extend(world.hears(caller));
+        }
+        assert_eq!(got.len(), CALLS);
+        assert!(got.iter().all(|message| message[0] == 8 && message[4] == "wamp.error.timeout"));
+        world.end();
+    });
 }

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use super::flow::Class;
 
+/// Calls ended in one turn because their time is over.
+const TIMEOUT_SLICE: usize = 256;
+
 impl Shard {
     /// CANCEL. One for a call that is not open is late and ignored; in a strict realm one for a call that never was is a
     /// violation.
@@ -177,9 +180,11 @@ impl Shard {
         self.deadlines.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Ends calls whose time is over.
+    /// Ends calls whose time is over, some in each turn.
     pub(super) fn calls_timeout(&mut self) {
-        while let Some(entry) = self.deadlines.first_entry().filter(|entry| entry.key().0 <= self.now) {
+        for _ in 0..TIMEOUT_SLICE {
+            let due = self.deadlines.first_entry().filter(|entry| entry.key().0 <= self.now);
+            let Some(entry) = due else { return };
             let (_, (caller, _)) = entry.remove_entry();
             if self.session_of(caller.owner).is_none() {
                 continue;
