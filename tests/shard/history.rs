@@ -400,3 +400,134 @@ fn a_snapshot_brings_histories_too() {
         world.end();
     }
 }
+
+/// Events that a search looks at in several turns, with one of another topic before and one behind them, in one history.
+fn haystack(place: &Place, realm: &str) -> (World, u64, [u64; 2]) {
+    let mut world = World::new(place, realm);
+    world.change(vec![History { events_max: 100_000, ..History::of(Match::Prefix, "com.log") }]);
+    let first = world.publish("{}", "com.log.needle", "[1]");
+    let hay: Vec<String> = (0..5_000)
+        .map(|_| {
+            world.requests += 1;
+            format!("[16,{},{{}},\"com.log.a\",[]]", world.requests)
+        })
+        .collect();
+    for part in hay.chunks(500) {
+        let part: Vec<&str> = part.iter().map(String::as_str).collect();
+        world.rig.receive(world.publisher, &frames(&part));
+        world.rig.run();
+    }
+    let last = world.publish("{}", "com.log.needle", "[2]");
+    let id = world.id(Match::Prefix, "com.log");
+    (world, id, [first, last])
+}
+
+fn search(request: u64, id: u64, reverse: bool) -> String {
+    let filter = json!({"topic": "com.log.needle", "reverse": reverse});
+    json!([48, request, {}, "wamp.subscription.get_events", [id], filter]).to_string()
+}
+
+/// Answers to the asker or another session, and after how many turns they are there.
+fn answers(world: &mut World, at: Option<usize>, count: usize) -> (usize, Vec<Value>) {
+    let (at, mut got) = (at.unwrap_or(world.asker), Vec::new());
+    for turns in 0..10_000 {
+        let answered =
+            messages(&mut world.rig, at).into_iter().filter(|message| !message.starts_with("[17,"));
+        got.extend(answered.map(|message| serde_json::from_str(&message).expect("JSON")));
+        if got.len() >= count {
+            return (turns, got);
+        }
+        world.pass(0);
+    }
+    panic!("{count} answers: {got:?}");
+}
+
+fn publications(answer: &Value) -> Vec<u64> {
+    let events = answer[3].as_array().unwrap_or_else(|| panic!("a RESULT: {answer}"));
+    events.iter().map(|event| event["publication"].as_u64().expect("an id")).collect()
+}
+
+#[test]
+fn a_filter_that_takes_little_is_answered_over_several_turns() {
+    everywhere(|place, realm| {
+        let (mut world, id, [first, last]) = haystack(place, realm);
+        for (request, reverse) in [(1, false), (2, true)] {
+            world.rig.receive(world.asker, &frames(&[&search(request, id, reverse)]));
+            world.rig.run();
+            assert_eq!(
+                messages(&mut world.rig, world.asker),
+                Vec::<String>::new(),
+                "it takes more than a turn"
+            );
+            // What is published meanwhile comes later than what was asked for.
+            world.publish("{}", "com.log.a", "[]");
+            if request == 1 {
+                world.publish("{}", "com.log.needle", "[3]");
+            }
+            let (turns, got) = answers(&mut world, None, 1);
+            assert!((1..10).contains(&turns), "{turns} turns");
+            let got = got.into_iter().next().expect("one");
+            let mut expected = vec![first, last];
+            if reverse {
+                expected.reverse();
+                assert_eq!(publications(&got)[1..], expected, "the third needle is there by now");
+            } else {
+                assert_eq!(publications(&got), expected);
+            }
+            assert_eq!(got.get(4), None, "nothing was left out: {got}");
+        }
+        world.end();
+    });
+}
+
+#[test]
+fn a_search_ends_with_its_asker_or_with_the_history() {
+    for place in &PLACES {
+        for asker_leaves in [true, false] {
+            let (mut world, id, _) = haystack(place, REALMS[0]);
+            world.rig.receive(world.asker, &frames(&[&search(1, id, false)]));
+            world.rig.run();
+            if asker_leaves {
+                world.rig.close(world.asker);
+                (0..5).for_each(|_| world.pass(0));
+            } else {
+                world.change(vec![]);
+                let (_, got) = answers(&mut world, None, 1);
+                assert!(got[0][0] == 50 || got[0][4] == "wamp.error.history_unavailable", "{got:?}");
+            }
+            world.rig.close_all();
+            (0..10).for_each(|_| world.pass(0));
+            world.end();
+        }
+    }
+}
+
+#[test]
+fn searches_under_way_are_bounded_for_a_session_and_for_a_shard() {
+    for place in &PLACES {
+        let (mut world, id, needles) = haystack(place, REALMS[0]);
+        let calls: Vec<String> = (1..=10).map(|request| search(request, id, false)).collect();
+        let calls: Vec<&str> = calls.iter().map(String::as_str).collect();
+        world.rig.receive(world.asker, &frames(&calls));
+        let (_, got) = answers(&mut world, None, 10);
+        let refused = got.iter().filter(|answer| answer[4] == "wamp.error.unavailable").count();
+        assert_eq!(refused, 2, "eight of one session");
+        assert!(got.iter().filter(|answer| answer[0] == 50).all(|answer| publications(answer) == needles));
+        // Many sessions, on all shards: each is answered, if not with everything then it says so.
+        let others: Vec<usize> = (0..16).map(|n| world.join(n % place.shards())).collect();
+        for at in &others {
+            world.rig.receive(*at, &frames(&calls[..8]));
+        }
+        for at in others {
+            let (_, got) = answers(&mut world, Some(at), 8);
+            for answer in got {
+                let is_refused = answer[4] == "wamp.error.unavailable";
+                assert!(
+                    is_refused || answer[4]["partial"] == true || publications(&answer) == needles,
+                    "{answer}"
+                );
+            }
+        }
+        world.end();
+    }
+}

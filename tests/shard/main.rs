@@ -16,6 +16,7 @@ mod resumption;
 mod retained;
 mod rig;
 mod rules;
+mod searches;
 mod sharded;
 mod switches;
 

@@ -150,6 +150,7 @@ pub struct Shard {
     cache: Cache,
     /// Questions of the meta API that are under way.
     asks: meta::Asks,
+    searches: meta::Searches,
     ids: meta::Ids,
     /// Slots whose ended sessions still hold subscriptions.
     leaving: VecDeque<u32>,
@@ -240,6 +241,7 @@ impl Shard {
             generation: 0,
             cache: Cache::new(hasher.clone()),
             asks: meta::Asks::new(&hasher),
+            searches: meta::Searches::default(),
             ids: meta::Ids::default(),
             leaving: VecDeque::new(),
             endings: endings::Endings::default(),
@@ -501,6 +503,7 @@ impl Shard {
         self.go_on_ending();
         self.go_on_expiring();
         self.go_on_inflating();
+        self.go_on_searching();
         self.look_at_due();
         self.calls_timeout();
         self.asks_timeout();
@@ -533,6 +536,7 @@ impl Shard {
             self.now = now;
             self.tick = self.timers.tick(now);
             self.inflating.next_turn();
+            self.searches.next_turn();
         }
     }
 

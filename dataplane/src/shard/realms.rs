@@ -53,11 +53,16 @@ impl Shard {
 
     /// True when a slice of work waits.
     pub(super) fn has_upkeep(&self) -> bool {
-        self.upkeep.taking.is_some() || self.upkeep.sweep.is_some() || !self.retained.scans.is_empty()
+        self.upkeep.taking.is_some()
+            || self.upkeep.sweep.is_some()
+            || !self.retained.scans.is_empty()
+            || !self.searches.is_empty()
+            || self.histories.owes()
     }
 
     pub(super) fn go_on_upkeep(&mut self) {
         self.go_on_scans();
+        self.histories.go_on_dropping();
         if self.upkeep.taking.is_some() {
             self.go_on_taking();
         } else {

@@ -12,6 +12,7 @@ impl Shard {
             ("logins", self.logins as usize),
             ("sessions of realms", of_realms(|realm| realm.sessions as usize)),
             ("sessions that are to end", self.endings.len()),
+            ("questions that are looked into", self.searches.len()),
             ("subscriptions", self.subscriptions as usize),
             ("topics", self.topics.len() - self.histories.len()),
             ("topics of realms", of_realms(|realm| realm.topics.len() - realm.kept.len())),

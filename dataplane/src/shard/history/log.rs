@@ -3,7 +3,7 @@
 //! Invariants: each publication is there once; `bytes` is the sum over the events; what is over a bound goes oldest first.
 
 use super::event::{Event, Key};
-use super::stamp::ms_of;
+use super::stamp::{first_of, ms_of};
 use crate::shard::conn::IdMap;
 use common::history::History;
 use foldhash::fast::RandomState;
@@ -27,6 +27,22 @@ impl Filter {
             && event.admits(&self.authid, &self.authrole)
     }
 }
+
+/// The events that a filter takes, and how far they were looked for.
+#[derive(Debug)]
+pub(in crate::shard) struct Selection {
+    /// Between its bounds is what was not looked at.
+    filter: Filter,
+    events_max: usize,
+    bytes_max: usize,
+    pub events: Vec<Event>,
+    bytes: usize,
+}
+
+/// Bytes of events whose copying counts as one look.
+const LOOK_BYTES: usize = 256;
+/// Events that are given up at a time for their age or their number.
+const TRIM_SLICE: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Log {
@@ -64,20 +80,33 @@ impl Log {
         self.stamps.contains_key(&publication)
     }
 
-    /// Gives up what is over a bound, or too old.
+    /// Gives up what is over a bound, or too old: a slice of it, if the bytes fit.
     pub fn trim(&mut self, now_ms: u64, bytes_max: usize) {
         let bytes_max = bytes_max.min(usize::try_from(self.bounds.bytes_max).unwrap_or(usize::MAX));
         let (events_max, age_max_ms) = (self.bounds.events_max as usize, self.bounds.age_max_ms);
+        let mut slice = TRIM_SLICE;
         while let Some((key, _)) = self.events.first_key_value() {
             let is_old = age_max_ms > 0 && ms_of(key.0).saturating_add(age_max_ms) < now_ms;
-            if !is_old && self.events.len() <= events_max && self.bytes <= bytes_max {
+            let may_wait = !is_old && self.events.len() <= events_max || slice == 0;
+            if may_wait && self.bytes <= bytes_max {
                 return;
             }
-            if let Some((_, event)) = self.events.pop_first() {
-                self.bytes -= event.bytes();
-                self.stamps.remove(&event.publication);
-            }
+            slice = slice.saturating_sub(1);
+            self.drop_oldest();
         }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((_, event)) = self.events.pop_first() {
+            self.bytes -= event.bytes();
+            self.stamps.remove(&event.publication);
+        }
+    }
+
+    /// Drops so many events of a log that nobody wants any more. True: there is none left.
+    pub fn drop_some(&mut self, events: usize) -> bool {
+        (0..events).for_each(|_| self.drop_oldest());
+        self.events.is_empty()
     }
 
     /// An event without what it says.
@@ -86,35 +115,67 @@ impl Log {
         self.events.get(&(*stamp, publication)).map(Event::head)
     }
 
-    /// The first events that `filter` takes, in its direction, and whether there are more. Always one if there is one.
-    pub fn select(&self, filter: &Filter, events_max: usize, bytes_max: usize) -> (Vec<Event>, bool) {
-        if filter.from > filter.until {
-            return (Vec::new(), false);
+    /// Begins to look for the first events that `filter` takes, in its direction. Those that are too old are not meant, nor what is
+    /// put behind the last one from now on.
+    pub fn begin(
+        &self,
+        mut filter: Filter,
+        (events_max, bytes_max): (usize, usize),
+        now_ms: u64,
+    ) -> Selection {
+        if self.bounds.age_max_ms > 0 {
+            let first_ms = now_ms.saturating_sub(self.bounds.age_max_ms);
+            filter.from = filter.from.max((first_of(first_ms), 0));
         }
-        let between = self.events.range(filter.from..=filter.until).map(|(_, event)| event);
-        if filter.reverse {
-            first_of(between.rev(), filter, events_max, bytes_max)
-        } else {
-            first_of(between, filter, events_max, bytes_max)
+        if let Some((last, _)) = self.events.last_key_value() {
+            filter.until = filter.until.min(*last);
+        }
+        Selection { filter, events_max, bytes_max, events: Vec::new(), bytes: 0 }
+    }
+
+    /// Looks at the next events, at most `looks`, from which they are taken. Whether there are more than may be told, of which
+    /// one is always told; none: not all were looked at.
+    pub fn go_on(&self, selection: &mut Selection, looks: &mut usize) -> Option<bool> {
+        let Filter { from, until, reverse, .. } = selection.filter;
+        if from > until {
+            return Some(false);
+        }
+        let mut between = self.events.range(from..=until);
+        loop {
+            let next = if reverse { between.next_back() } else { between.next() };
+            let Some((_, event)) = next else { return Some(false) };
+            if *looks == 0 {
+                return None;
+            }
+            *looks -= 1;
+            match selection.look_at(event) {
+                Some(true) => *looks = looks.saturating_sub(event.bytes() / LOOK_BYTES),
+                Some(false) => return Some(true),
+                None => {}
+            }
         }
     }
 }
 
-fn first_of<'a>(
-    events: impl Iterator<Item = &'a Event>,
-    filter: &Filter,
-    events_max: usize,
-    bytes_max: usize,
-) -> (Vec<Event>, bool) {
-    let (mut found, mut bytes) = (Vec::new(), 0);
-    for event in events.filter(|event| filter.takes(event)) {
-        bytes += event.bytes();
-        if found.len() >= events_max || !found.is_empty() && bytes > bytes_max {
-            return (found, true);
+impl Selection {
+    /// Whether there was room for an event; none: the filter does not take it.
+    fn look_at(&mut self, event: &Event) -> Option<bool> {
+        let (stamp, publication) = event.key();
+        if self.filter.reverse {
+            self.filter.until = (stamp, publication - 1);
+        } else {
+            self.filter.from = (stamp, publication + 1);
         }
-        found.push(event.clone());
+        if !self.filter.takes(event) {
+            return None;
+        }
+        self.bytes += event.bytes();
+        if self.events.len() >= self.events_max || !self.events.is_empty() && self.bytes > self.bytes_max {
+            return Some(false);
+        }
+        self.events.push(event.clone());
+        Some(true)
     }
-    (found, false)
 }
 
 #[cfg(test)]
@@ -151,8 +212,19 @@ pub(in crate::shard) mod tests {
         Log::new(bounds, &RandomState::default())
     }
 
+    /// All slices of a selection, each of so many looks.
+    fn select(log: &Log, filter: &Filter, bounds: (usize, usize), slice: usize) -> (Vec<Event>, bool) {
+        let mut selection = log.begin(filter.clone(), bounds, 0);
+        let more = (0..1_000).find_map(|_| log.go_on(&mut selection, &mut { slice }));
+        (selection.events, more.expect("it comes to an end"))
+    }
+
     fn ids(log: &Log, filter: &Filter) -> Vec<u64> {
-        log.select(filter, 100, 1 << 20).0.iter().map(|event| event.publication).collect()
+        let whole = select(log, filter, (100, 1 << 20), 1_000);
+        for slice in 1..5 {
+            assert_eq!(select(log, filter, (100, 1 << 20), slice), whole, "slices do not matter");
+        }
+        whole.0.iter().map(|event| event.publication).collect()
     }
 
     #[test]
@@ -197,10 +269,12 @@ pub(in crate::shard) mod tests {
         assert_eq!(ids(&log, &of(2, 4)), [2, 3, 4]);
         assert_eq!(ids(&log, &of(5, 4)), Vec::<u64>::new());
         assert_eq!(ids(&log, &Filter { topic: Some("a".into()), ..all() }), [2, 4, 6]);
-        let (found, more) = log.select(&Filter { reverse: true, ..of(1, 5) }, 2, 1 << 20);
-        assert_eq!((found.len(), found[0].publication, more), (2, 5, true));
-        assert_eq!(log.select(&all(), 100, 1).0.len(), 1, "one always fits");
-        assert!(!log.select(&all(), 6, 1 << 20).1);
+        for slice in [1, 2, 100] {
+            let (found, more) = select(&log, &Filter { reverse: true, ..of(1, 5) }, (2, 1 << 20), slice);
+            assert_eq!((found.len(), found[0].publication, more), (2, 5, true));
+            assert_eq!(select(&log, &all(), (100, 1), slice).0.len(), 1, "one always fits");
+            assert!(!select(&log, &all(), (6, 1 << 20), slice).1);
+        }
     }
 
     #[test]

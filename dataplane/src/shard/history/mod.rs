@@ -23,15 +23,17 @@ use common::ids::{Match, RouteKind, ShardId, route_id};
 use common::metrics::Counter;
 use common::uri::is_reserved;
 pub(super) use event::{Event, Key};
-pub(super) use log::Filter;
 use log::Log;
 #[cfg(test)]
 pub(super) use log::tests as test_events;
+pub(super) use log::{Filter, Selection};
 pub(super) use stamp::{Stamps, first_of, last_of, ms_of};
 use std::collections::BTreeMap;
 
 /// Logs that are looked at, whenever an event is kept, for events that are too old.
 const SWEEP_LOGS: usize = 2;
+/// Events of histories that were given up that go in one turn.
+const DROP_SLICE: usize = 1_024;
 
 /// The logs of a shard.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ pub(super) struct Histories {
     /// By index of the topic.
     logs: BTreeMap<u32, Log>,
     bytes: usize,
+    /// Of histories that nobody wants any more.
+    given_up: Vec<Log>,
     /// Where the sweep for events that are too old is.
     swept: u32,
 }
@@ -82,16 +86,41 @@ impl Histories {
         self.logs.get(&topic)?.find(publication)
     }
 
-    /// See [`Log::select`]. None: there is no log of this topic.
-    pub fn select(
+    /// Begins to look for the events of a log that `filter` takes, so many and of so many bytes at most. None: there is no
+    /// log of this topic.
+    pub fn begin(
         &mut self,
         topic: u32,
-        filter: &Filter,
-        (events_max, bytes_max): (usize, usize),
+        filter: Filter,
+        bounds: (usize, usize),
         now_ms: u64,
-    ) -> Option<(Vec<Event>, bool)> {
+    ) -> Option<Selection> {
         self.change(topic, |log, _| log.trim(now_ms, usize::MAX));
-        self.logs.get(&topic).map(|log| log.select(filter, events_max, bytes_max))
+        self.logs.get(&topic).map(|log| log.begin(filter, bounds, now_ms))
+    }
+
+    /// Looks at so many events more. Whether there are more than may be told; none: not all were looked at.
+    pub fn go_on(&self, topic: u32, selection: &mut Selection, looks: &mut usize) -> Option<bool> {
+        self.logs.get(&topic).map_or(Some(false), |log| log.go_on(selection, looks))
+    }
+
+    /// Forgets a log; its events go in turns to come.
+    fn give_up(&mut self, topic: u32) {
+        let Some(log) = self.logs.remove(&topic) else { return };
+        self.bytes -= log.bytes();
+        self.given_up.push(log);
+    }
+
+    /// True when logs that were given up have events still.
+    pub fn owes(&self) -> bool {
+        !self.given_up.is_empty()
+    }
+
+    /// One turn's share of them.
+    pub fn go_on_dropping(&mut self) {
+        if self.given_up.last_mut().is_some_and(|log| log.drop_some(DROP_SLICE)) {
+            self.given_up.pop();
+        }
     }
 }
 
@@ -112,7 +141,7 @@ impl Shard {
             let state = &mut self.topics[topic as usize];
             if !mine.iter().any(|history| history.policy == state.policy && *history.uri == *state.uri) {
                 state.kept = false;
-                self.histories.bytes -= self.histories.logs.remove(&topic).map_or(0, |log| log.bytes());
+                self.histories.give_up(topic);
                 self.drop_topic_if_unused(topic);
             }
         }

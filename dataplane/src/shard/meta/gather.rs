@@ -28,7 +28,10 @@ const ENDING_TIME: Duration = Duration::from_secs(28);
 const ASKS_MAX: usize = 256;
 /// Those of them that are about events: their parts are long.
 const ASKS_EVENTS_MAX: usize = 32;
+/// And those of one session.
+const ASKS_EVENTS_OF_SESSION_MAX: usize = 8;
 
+const _: () = assert!(ASKS_EVENTS_OF_SESSION_MAX < ASKS_EVENTS_MAX && ASKS_EVENTS_MAX < ASKS_MAX);
 const _: () = assert!(GUEST_ASK_TIME.as_millis() < ASK_TIME.as_millis());
 
 /// Who asks.
@@ -68,6 +71,23 @@ impl Asks {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
+    fn has_room(&self, asker: Asker, query: &Query) -> bool {
+        let about_events = || self.open.values().filter(|asked| asked.query.op.is_about_events());
+        let of_session = |asked: &&Asked| match (asked.asker, asker) {
+            (Asker::Session(one), Asker::Session(other)) => one.owner == other.owner,
+            _ => false,
+        };
+        self.open.len() < ASKS_MAX
+            && (!query.op.is_about_events()
+                || about_events().count() < ASKS_EVENTS_MAX
+                    && about_events().filter(of_session).count() < ASKS_EVENTS_OF_SESSION_MAX)
+    }
+
+    /// Somebody waits for the answer.
+    pub fn is_open(&self, token: u64) -> bool {
+        self.open.contains_key(&token)
+    }
+
     fn take(&mut self, token: u64) -> Option<Asked> {
         let asked = self.open.remove(&token)?;
         self.deadlines.remove(&(asked.deadline, token));
@@ -78,11 +98,7 @@ impl Asks {
 impl Shard {
     /// Asks everybody. The token by which the question may be given up; none: it was answered.
     pub(super) fn ask(&mut self, asker: Asker, realm: u32, query: Query) -> Option<u64> {
-        let about_events = |asked: &&Asked| asked.query.op.is_about_events();
-        if self.asks.open.len() >= ASKS_MAX
-            || query.op.is_about_events()
-                && self.asks.open.values().filter(about_events).count() >= ASKS_EVENTS_MAX
-        {
+        if !self.asks.has_room(asker, &query) {
             self.metrics.count(Counter::LimitReached);
             self.told(asker, &query, None);
             return None;

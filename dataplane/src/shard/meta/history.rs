@@ -16,7 +16,7 @@ use crate::shard::answers::{Answer, Answering};
 use crate::shard::clock::{iso_8601, rfc_3339};
 use crate::shard::conn::Route;
 use crate::shard::delivery::TRUST;
-use crate::shard::history::{Event, Filter, Key, first_of, last_of, ms_of};
+use crate::shard::history::{Event, Filter, Key, Selection, first_of, last_of, ms_of};
 use crate::shard::publication::Extra;
 use common::features::Feature;
 use common::ids::{Match, RouteKind};
@@ -211,29 +211,34 @@ impl Shard {
         Ok(Query { kind: RouteKind::Topic, id, limit, details: wanted.pack(), ..Query::new(op) })
     }
 
-    /// What this shard keeps. `count`: it is the home of the history; the route: of the subscription, if it is there at all.
-    pub(super) fn look_for_events(&mut self, realm: u32, query: &Query) -> Part {
+    /// What this shard keeps, and what is to be looked for. `count`: it is the home of the history; the route: of the
+    /// subscription, if it is there at all.
+    pub(super) fn look_for_events(&mut self, realm: u32, query: &Query) -> (Part, Option<Selection>) {
         let mut part = Part::default();
-        let Some(topic) = self.topic_of(realm, query.id) else { return part };
+        let Some(topic) = self.topic_of(realm, query.id) else { return (part, None) };
         part.add_route(self.topic_info(topic));
-        let Some(wanted) = Wanted::unpack(&query.details) else { return part };
+        let Some(wanted) = Wanted::unpack(&query.details) else { return (part, None) };
         if !self.topics[topic as usize].kept {
-            return part;
+            return (part, None);
         }
         part.count = 1;
+        let mut selection = None;
         if query.op == Op::FindEvents {
             let ids = wanted.bookmarks.into_iter().flatten();
             part.events = ids.filter_map(|id| self.histories.find(topic, id)).collect();
         } else {
             let bounds = (query.limit.min(EVENTS_MAX), EVENTS_BYTES_MAX);
-            let found = self.histories.select(topic, &wanted.filter, bounds, self.unix_ms());
-            (part.events, part.more) = found.unwrap_or_default();
+            selection = self.histories.begin(topic, wanted.filter, bounds, self.unix_ms());
         }
-        part
+        (part, selection)
     }
 
     /// All have told what they keep: asks for what lies between the publications that were named, or answers.
     pub(super) fn events_told(&mut self, caller: Caller, realm: u32, query: &Query, part: &Part) {
+        if part.count == 0 && part.partial {
+            let text = "whoever keeps the history has not answered in time, or has too much to look for";
+            return self.answer_error(caller, wamp::UNAVAILABLE, text);
+        }
         if part.count == 0 {
             let (uri, text) = match part.routes.first() {
                 Some(_) => (wamp::HISTORY_UNAVAILABLE, "no history is kept of subscription"),

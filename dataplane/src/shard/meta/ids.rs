@@ -2,6 +2,7 @@
 
 use common::ids::RouteKind;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// Sessions, subscriptions and registrations of one shard.
 #[derive(Debug, Default)]
@@ -30,9 +31,9 @@ impl Ids {
         self.sessions.range(session.saturating_add(1)..).next().map(|(id, slot)| (*id, *slot))
     }
 
-    /// Slots of sessions with greater ids, ascending.
-    pub fn slots_after(&self, session: u64) -> impl Iterator<Item = u32> {
-        self.sessions.range(session.saturating_add(1)..).map(|(_, slot)| *slot)
+    /// Sessions with greater ids, and their slots, ascending.
+    pub fn sessions_after(&self, session: u64) -> impl Iterator<Item = (u64, u32)> {
+        self.sessions.range(session.saturating_add(1)..).map(|(id, slot)| (*id, *slot))
     }
 
     pub fn insert(&mut self, kind: RouteKind, id: u64, index: usize) {
@@ -48,9 +49,9 @@ impl Ids {
         self.routes[kind as usize].range((id, 0)..=(id, u32::MAX)).map(|(_, index)| *index)
     }
 
-    /// Indexes of what has greater ids, ascending.
-    pub fn after(&self, kind: RouteKind, id: u64) -> impl Iterator<Item = u32> {
-        self.routes[kind as usize].range((id.saturating_add(1), 0)..).map(|(_, index)| *index)
+    /// Ids and indexes of what comes after one, ascending.
+    pub fn routes_after(&self, kind: RouteKind, after: (u64, u32)) -> impl Iterator<Item = (u64, u32)> {
+        self.routes[kind as usize].range((Bound::Excluded(after), Bound::Unbounded)).copied()
     }
 }
 
@@ -65,16 +66,18 @@ mod tests {
             ids.insert(RouteKind::Procedure, id, index);
         }
         assert_eq!(ids.of(RouteKind::Procedure, 5).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(ids.after(RouteKind::Procedure, 3).collect::<Vec<_>>(), [0, 1, 4]);
+        let after = |id, index| ids.routes_after(RouteKind::Procedure, (id, index)).collect::<Vec<_>>();
+        assert_eq!(after(3, u32::MAX), [(5, 0), (5, 1), (9, 4)]);
+        assert_eq!(after(5, 0), [(5, 1), (9, 4)]);
         assert_eq!(ids.of(RouteKind::Topic, 5).count(), 0);
         ids.remove(RouteKind::Procedure, 5, 0);
         assert_eq!(ids.of(RouteKind::Procedure, 5).collect::<Vec<_>>(), [1]);
         ids.join(7, 3);
         ids.join(2, 8);
         assert_eq!((ids.slot_of(7), ids.slot_of(8)), (Some(3), None));
-        assert_eq!(ids.slots_after(0).collect::<Vec<_>>(), [8, 3]);
+        assert_eq!(ids.sessions_after(0).collect::<Vec<_>>(), [(2, 8), (7, 3)]);
         assert_eq!((ids.session_after(2), ids.session_after(7)), (Some((7, 3)), None));
         ids.leave(7);
-        assert_eq!(ids.slots_after(2).count(), 0);
+        assert_eq!(ids.sessions_after(2).count(), 0);
     }
 }

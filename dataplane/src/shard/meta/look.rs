@@ -1,6 +1,7 @@
 //! What this shard has to say to a question: its own sessions, and the routes they hold.
 
 use super::query::{Op, Part, Query, RouteInfo};
+use super::searches::{LOOK_SLICE, Place};
 use crate::shard::Shard;
 use crate::shard::conn::{Conn, Phase, Session};
 use crate::shard::endings::{Ending, Whom};
@@ -59,28 +60,33 @@ impl Shard {
     /// What is said here to a question about a realm; none: it is told to the asker later, as what is asked for takes more
     /// than one turn. The asker is a shard, and its question.
     pub(super) fn answer_of(&mut self, realm: u32, query: &Query, asker: (ShardId, u64)) -> Option<Part> {
-        if query.op.ends_many() { self.kill_many(realm, query, asker) } else { Some(self.look(realm, query)) }
+        let begun = match query.op {
+            op if op.ends_many() => return self.kill_many(realm, query, asker),
+            // Without roles the realm knows.
+            Op::CountSessions if !query.texts.is_empty() => (Place::Sessions(0), Part::default()),
+            Op::ListSessions => (Place::Sessions(query.after), Part::default()),
+            Op::ListRoutes => (Place::Routes(query.after, u32::MAX), Part::default()),
+            Op::ListPeers => {
+                let count = self.peers_count(realm, query);
+                let part = Part { count, ..Part::default() };
+                if count <= LOOK_SLICE as u64 {
+                    return Some(Part { count, ..self.peers_of(realm, query) });
+                }
+                (Place::Sessions(query.after), part)
+            }
+            Op::GetEvents => match self.look_for_events(realm, query) {
+                (part, Some(selection)) => (Place::Events(selection), part),
+                (part, None) => return Some(part),
+            },
+            _ => return Some(self.look(realm, query)),
+        };
+        self.search(realm, query, asker, begun)
     }
 
     fn look(&mut self, realm: u32, query: &Query) -> Part {
         match query.op {
             Op::CountSessions => {
-                let roles = &query.texts;
-                let wanted = |session: &Session| roles.is_empty() || has_role(session, roles);
-                let count = if roles.is_empty() {
-                    self.realms[realm as usize].sessions.into()
-                } else {
-                    self.sessions_of(realm).filter(|(_, session)| wanted(session)).count() as u64
-                };
-                Part { count, ..Part::default() }
-            }
-            Op::ListSessions => {
-                let roles = &query.texts;
-                let wanted = |session: &&Session| roles.is_empty() || has_role(session, roles);
-                let here = self.ids.slots_after(query.after).filter_map(|slot| self.session_in(realm, slot));
-                // One more than is wanted shows that there are more.
-                let ids = here.map(|(_, session)| session).filter(wanted).map(|session| session.id);
-                ids_of(ids.take(query.limit + 1), query.limit)
+                Part { count: self.realms[realm as usize].sessions.into(), ..Part::default() }
             }
             Op::GetSession => {
                 let found = self.session_by_id(realm, query.session);
@@ -90,8 +96,8 @@ impl Shard {
             Op::Kill => self.kill(realm, query),
             // See `answer_of`: they take more than one turn.
             Op::KillByAuthid | Op::KillByAuthrole | Op::KillAll => Part::default(),
+            Op::ListSessions | Op::ListRoutes | Op::ListPeers | Op::GetEvents => Part::default(),
             Op::ModifyDetails => self.modify_details(realm, query),
-            Op::ListRoutes => self.list_routes(realm, query),
             Op::MatchRoutes => self.match_routes(realm, query),
             Op::GetRoute => {
                 let mut part = Part::default();
@@ -109,14 +115,14 @@ impl Shard {
                 part.count = part.routes.len() as u64;
                 part
             }
-            Op::ListPeers | Op::CountPeers => self.peers_of(realm, query),
+            Op::CountPeers => Part { count: self.peers_count(realm, query), ..Part::default() },
             Op::RemovePeer => self.remove_peer(realm, query),
-            Op::FindEvents | Op::GetEvents => self.look_for_events(realm, query),
+            Op::FindEvents => self.look_for_events(realm, query).0,
         }
     }
 
     /// The open session in a slot, if it is of this realm.
-    fn session_in(&self, realm: u32, slot: u32) -> Option<(&Conn, &Session)> {
+    pub(super) fn session_in(&self, realm: u32, slot: u32) -> Option<(&Conn, &Session)> {
         let conn = self.conns.get(slot as usize)?.as_deref()?;
         let session = conn.session.as_deref()?;
         (session.realm == realm && conn.phase == Phase::Open).then_some((conn, session))
@@ -125,11 +131,6 @@ impl Shard {
     fn session_by_id(&self, realm: u32, session: u64) -> Option<(u32, &Conn, &Session)> {
         let slot = self.ids.slot_of(session)?;
         self.session_in(realm, slot).map(|(conn, session)| (slot, conn, session))
-    }
-
-    fn sessions_of(&self, realm: u32) -> impl Iterator<Item = (u32, &Session)> {
-        let here = self.ids.slots_after(0);
-        here.filter_map(move |slot| self.session_in(realm, slot).map(|(_, session)| (slot, session)))
     }
 
     /// Ends one session (WAMP, advanced profile, "Session Meta API").
@@ -184,24 +185,8 @@ impl Shard {
         Part { count: 1, ..Part::default() }
     }
 
-    fn list_routes(&self, realm: u32, query: &Query) -> Part {
-        let mut part = Part::default();
-        for at in self.ids.after(query.kind, query.after) {
-            let Some((policy, id)) = self.listed(realm, query.kind, at) else { continue };
-            let ids = &mut part.ids[policy as usize];
-            // One more than is wanted shows that there are more.
-            if ids.len() <= query.limit {
-                ids.push(id);
-            } else if part.ids.iter().all(|ids| ids.len() > query.limit) {
-                break;
-            }
-        }
-        part.bound(query.limit);
-        part
-    }
-
     /// Policy and id of a route of this realm that somebody here holds.
-    fn listed(&self, realm: u32, kind: RouteKind, at: u32) -> Option<(Match, u64)> {
+    pub(super) fn listed(&self, realm: u32, kind: RouteKind, at: u32) -> Option<(Match, u64)> {
         match kind {
             RouteKind::Topic => {
                 let topic = self.topics.get(at as usize)?;
@@ -286,18 +271,24 @@ impl Shard {
                 held.into_iter().map(|at| self.procedures[at as usize].callee).collect()
             }
         };
-        let count = slots.len() as u64;
-        if query.op == Op::CountPeers {
-            return Part { count, ..Part::default() };
-        }
         let session = |slot: &u32| Some(self.conns.get(*slot as usize)?.as_ref()?.session.as_ref()?.id);
         let ids = slots.iter().filter_map(session).filter(|id| *id > query.after);
-        Part { count, ..ids_of(ids, query.limit) }
+        ids_of(ids, query.limit)
+    }
+
+    fn peers_count(&self, realm: u32, query: &Query) -> u64 {
+        match query.kind {
+            RouteKind::Topic => {
+                let topic = self.topic_of(realm, query.id);
+                topic.map_or(0, |topic| self.topics[topic as usize].subscribers.len() as u64)
+            }
+            RouteKind::Procedure => self.procedures_of(realm, query.id).len() as u64,
+        }
     }
 
     /// Takes a route from a session. `count`: how many hold it; the first list names the session if it did.
     fn remove_peer(&mut self, realm: u32, query: &Query) -> Part {
-        let count = self.peers_of(realm, &Query { op: Op::CountPeers, ..query.clone() }).count;
+        let count = self.peers_count(realm, query);
         let mut part = Part { count, ..Part::default() };
         let found = self.session_by_id(realm, query.session);
         if let Some((slot, ..)) = found {
@@ -312,7 +303,7 @@ impl Shard {
     }
 }
 
-fn has_role(session: &Session, roles: &[String]) -> bool {
+pub(super) fn has_role(session: &Session, roles: &[String]) -> bool {
     roles.iter().any(|role| session.identity.authrole == **role)
 }
 

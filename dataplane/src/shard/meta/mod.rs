@@ -14,10 +14,12 @@ mod ids;
 mod look;
 mod procedures;
 mod query;
+mod searches;
 mod testaments;
 
 pub(super) use events::ROUTERS;
 pub(super) use gather::{Asker, Asks};
 pub(super) use ids::Ids;
 pub(super) use query::Part;
+pub(super) use searches::Searches;
 pub(super) use testaments::Testaments;
