@@ -83,6 +83,7 @@ table! {
     RelayLost "signalbox_relay_lost_total" "" "Established relay connections that ended, or were given up because nothing came any more.";
     RelayBadFrames "signalbox_relay_bad_frames_total" "" "Relay connections closed because of a malformed frame.";
     RelaySlow "signalbox_relay_slow_total" "" "Relay connections closed because the other end did not take its answers.";
+    RelayMemoryFull "signalbox_relay_memory_full_total" "" "Frames for other nodes refused because queues to them have their part of memory.max.";
     RelayHops "signalbox_relay_hops_total" "" "Events and calls passed to another node.";
     RelayFramesSent "signalbox_relay_frames_total" "direction=\"sent\"" "Frames between nodes.";
     RelayFramesReceived "signalbox_relay_frames_total" "direction=\"received\"" "Frames between nodes.";

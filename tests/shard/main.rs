@@ -1,5 +1,6 @@
 //! Shards driven by hand: histories that depend on what arrives in one piece, and on what does not arrive.
 
+mod backlog;
 mod calls;
 mod clients;
 mod draining;

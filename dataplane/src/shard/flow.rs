@@ -436,7 +436,7 @@ impl Shard {
 
     /// Bytes that count against `memory.max`.
     fn memory(&self) -> u64 {
-        (self.queued_bytes + self.partial_bytes + self.context_bytes) as u64
+        (self.queued_bytes + self.partial_bytes + self.context_bytes + self.relay.queued_bytes) as u64
     }
 
     /// Whether a connection may be read further, after an input of it was handled.

@@ -231,7 +231,7 @@ impl Shard {
             deadlines: BTreeMap::new(),
             folded: Folded::default(),
             nodes: Nodes::default(),
-            relay: Relay::new(config.relay.clone(), &hasher),
+            relay: Relay::new(config.relay.clone(), config.memory_max, &hasher),
             resumption: resume::Resumption::new(&hasher),
             changes: remote::Changes::default(),
             upkeep: realms::Upkeep::default(),

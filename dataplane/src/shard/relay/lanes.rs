@@ -257,7 +257,9 @@ impl Shard {
         events: u64,
         append: impl FnOnce(&mut Outbound, &mut Pool) -> usize,
     ) -> Passed {
-        let queue_max = self.relay.lane_queue_max;
+        let is_crowded = self.relay.queued_bytes + bytes_max > self.relay.memory_max / 2;
+        let (queue_max, fits) =
+            if is_crowded { self.relay.crowded(bytes_max) } else { (self.relay.lane_queue_max, true) };
         let Some(Some(lane)) = self.relay.lanes.get_mut(at) else { return Passed::Down };
         let link = match lane.state {
             LaneState::Linked { slot, open: true } => self
@@ -281,7 +283,10 @@ impl Shard {
         };
         // Whatever its length, one frame fits into an empty queue.
         // One that may not be refused says that it has no bytes.
-        if queued + bytes_max > queue_max && queued > 0 && bytes_max > 0 {
+        if (queued + bytes_max > queue_max && queued > 0 || !fits) && bytes_max > 0 {
+            if is_crowded {
+                self.metrics.count(Counter::RelayMemoryFull);
+            }
             return Passed::Full;
         }
         self.relay.queued_bytes += append(out, &mut self.pool);

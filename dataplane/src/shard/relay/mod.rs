@@ -82,7 +82,9 @@ pub(super) struct Relay {
     /// Links to flush.
     dirty: Vec<u32>,
     /// Bytes queued to all links and lanes.
-    queued_bytes: usize,
+    pub(super) queued_bytes: usize,
+    /// What lanes may have of the shard's memory, bytes.
+    memory_max: usize,
     /// A frame on its way to several lanes.
     scratch: Vec<u8>,
     /// When to look at lanes, links and publications.
@@ -109,6 +111,10 @@ const STANDSTILL: Duration = Duration::from_millis(1_500);
 /// How long a drained shard waits for the other ends to take what is queued.
 const FINISH_TIME: Duration = Duration::from_secs(1);
 
+/// Of the shard's memory lanes may have one part in so many. Up to half of that each lane has what it needs; the other half
+/// is shared evenly, so that nodes that keep up have room beside any number that do not.
+const MEMORY_PART: u64 = 2;
+
 /// Accepted links of a shard.
 const GUESTS_MAX: usize = 16_384;
 /// Publications of a shard that wait for acknowledgements.
@@ -120,7 +126,8 @@ const _: () = assert!(SILENCE_MAX.as_millis() > 3 * PING_INTERVAL.as_millis());
 const _: () = assert!(SILENCE_MAX.as_millis() > 2 * STANDSTILL.as_millis());
 
 impl Relay {
-    pub fn new(config: Option<RelayConfig>, hasher: &RandomState) -> Self {
+    /// `memory_max`: the shard's part of `memory.max`, bytes.
+    pub fn new(config: Option<RelayConfig>, memory_max: u64, hasher: &RandomState) -> Self {
         Self {
             lane_queue_max: config.as_ref().map_or(0, |config| config.queue_max / config.connections),
             config,
@@ -135,6 +142,7 @@ impl Relay {
             last_ping: 0,
             dirty: Vec::new(),
             queued_bytes: 0,
+            memory_max: usize::try_from(memory_max / MEMORY_PART).unwrap_or(usize::MAX),
             scratch: Vec::new(),
             next: None,
             finishing: false,
@@ -185,6 +193,15 @@ impl Relay {
             link.dirty = true;
             self.dirty.push(slot);
         }
+    }
+
+    /// Another frame of so many bytes would take lanes over the half that is for any of them: what one lane may have, and whether
+    /// there is room for the frame at all. Whatever its length, it has room where nothing is queued.
+    #[cold]
+    pub fn crowded(&self, bytes: usize) -> (usize, bool) {
+        let share = self.memory_max / 2 / self.lanes.len().max(1);
+        let fits = self.queued_bytes == 0 || self.queued_bytes + bytes <= self.memory_max;
+        (share.min(self.lane_queue_max), fits)
     }
 
     /// Lets a paused link be read again. False: it is gone.
@@ -304,6 +321,7 @@ impl Shard {
         if more {
             self.relay.mark_dirty(conn.slot);
         }
+        self.resume();
     }
 
     /// The next thing to do for a link.
