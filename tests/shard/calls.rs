@@ -6,6 +6,7 @@ use super::rig::Rig;
 use super::{connect, frames, hello, messages};
 use common::ids::{Match, RealmId, RouteKind, route_id};
 use dataplane::feed::FeedDown;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Announces everything.
@@ -330,12 +331,42 @@ fn a_call_in_parts_is_one_invocation() {
         pair.callee_hears(&[
             r#"[68,1,REG,{"receive_progress":true,"progress":true},[1]]"#,
             r#"[68,2,REG,{},["other"]]"#,
-            r#"[68,1,REG,{"progress":true,"receive_progress":true},[2]]"#,
+            r#"[68,1,REG,{"receive_progress":true,"progress":true},[2]]"#,
             r#"[68,1,REG,{"receive_progress":true},[3]]"#,
         ]);
         pair.callee(&[r#"[70,1,{},["all"]]"#, "[70,2,{}]"]);
         pair.caller_hears(&[r#"[50,1,{"progress":true},["so far"]]"#, r#"[50,1,{},["all"]]"#, "[50,2,{}]"]);
     });
+}
+
+/// "Freezing of Options in Progressive Call Invocations".
+#[test]
+fn what_the_first_part_of_a_call_asks_for_holds_for_all() {
+    let roles = ABLE.replace("\"registration_revocation\":true", "\"call_trustlevels\":true");
+    for invoke in ["single", "random"] {
+        let register = format!(r#"{{"match":"prefix","invoke":"{invoke}","forward_timeout":true}}"#);
+        everywhere(&roles, &register, |pair| {
+            pair.caller(&[
+                r#"[48,1,{"progress":true,"disclose_me":true,"timeout":60000,"ppt_scheme":"x"},"com.example.p",[1]]"#,
+                r#"[48,1,{"progress":true,"timeout":5,"ppt_scheme":"y","ppt_keyid":"k"},"com.example.p",[2]]"#,
+                r#"[48,1,{"receive_progress":true},"com.example.p",[3]]"#,
+            ]);
+            let heard = messages(&mut pair.rig, pair.callee);
+            let heard: Vec<Value> =
+                heard.iter().map(|text| serde_json::from_str(text).expect("JSON")).collect();
+            assert_eq!(heard.iter().map(|part| &part[4][0]).collect::<Vec<_>>(), [1, 2, 3]);
+            let caller = &heard[0][3]["caller"];
+            assert!(caller.is_u64(), "{heard:?}");
+            let mut details = json!({"procedure": "com.example.p", "progress": true, "trustlevel": 0, "timeout": 60_000,
+                "caller": caller, "caller_authid": heard[0][3]["caller_authid"], "caller_authrole": "anonymous",
+                "ppt_scheme": "x"});
+            assert_eq!((&heard[0][3], &heard[1][3]), (&details, &details));
+            details.as_object_mut().expect("details").remove("progress");
+            assert_eq!(heard[2][3], details);
+            pair.callee(&["[70,1,{}]"]);
+            pair.caller_hears(&["[50,1,{}]"]);
+        });
+    }
 }
 
 #[test]
@@ -396,7 +427,7 @@ fn callers_are_named_when_they_or_the_callee_want_it() {
         everywhere(PLAIN, register, |pair| {
             pair.caller(&[&format!(r#"[48,1,{call},"com.example.p"]"#)]);
             let heard = messages(&mut pair.rig, pair.callee);
-            let invocation: serde_json::Value = serde_json::from_str(&heard[0]).expect("JSON");
+            let invocation: Value = serde_json::from_str(&heard[0]).expect("JSON");
             let caller = invocation[3]["caller"].as_u64().expect("a session id");
             assert_eq!(invocation[3]["caller_authid"], format!("{caller:x}"));
             assert_eq!(invocation[3]["caller_authrole"], "anonymous");

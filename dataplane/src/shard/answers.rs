@@ -55,11 +55,12 @@ impl Shard {
             }
             return;
         }
-        let Some(open) = self.session(slot).invocations.get(&request).copied() else {
+        let Some(open) = self.session(slot).invocations.get(&request) else {
             return self.late_answer(slot, "YIELD", request);
         };
+        let caller = open.caller;
         if open.progress {
-            self.answer(open.caller, &Answering { kind: Answer::Progress, ppt: &ppt, from, payload });
+            self.answer(caller, &Answering { kind: Answer::Progress, ppt: &ppt, from, payload });
         } else if self.session(slot).strict {
             let text = format!("progressive YIELD for request {request}, which did not ask for progress");
             self.violation(slot, &text);
@@ -137,9 +138,9 @@ impl Shard {
     }
 
     /// An invocation that is still open and belongs to this caller.
-    pub(super) fn invocation_of(&self, slot: u32, invocation: u64, caller: Caller) -> Option<Invocation> {
+    pub(super) fn invocation_of(&self, slot: u32, invocation: u64, caller: Caller) -> Option<&Invocation> {
         let session = self.conns.get(slot as usize)?.as_ref()?.session.as_ref()?;
-        session.invocations.get(&invocation).filter(|open| open.caller == caller).copied()
+        session.invocations.get(&invocation).filter(|open| open.caller == caller)
     }
 
     /// The callee of these invocations has left.

@@ -18,6 +18,7 @@ use super::meta::Testaments;
 use super::replay::Held;
 use super::resume::Away;
 use super::rules::SessionRules;
+use super::said::Kept;
 use crate::mesh::{Caller, Terms};
 use common::ids::ShardId;
 use common::resume::ResumeToken;
@@ -214,12 +215,14 @@ pub(super) enum Route {
 }
 
 /// An invocation that waits for an answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Invocation {
     pub caller: Caller,
     pub registration: u64,
     /// The callee was asked for progressive results.
     pub progress: bool,
+    /// What further parts of the call say; nothing, when the last one has come.
+    pub parts: Option<Box<Kept>>,
 }
 
 /// Most ids in [`Session::unfinished`]; beyond it the oldest is forgotten.

@@ -8,9 +8,9 @@ use super::Shard;
 use super::conn::{Call, Invocation, Route, Session};
 use super::features::Features;
 use super::flow::{Class, Queued};
-use super::identity::{self, Disclosed};
-use super::options::{BadOption, call_key, call_terms, passthru, unpacked};
+use super::options::{BadOption, call_key, call_terms, passthru};
 use super::routes::{Callee, Sharer, resolve_procedure};
+use super::said::Said;
 use super::shared::is_shared;
 use crate::mesh::{Caller, Item, Terms};
 use common::features::Feature;
@@ -139,7 +139,7 @@ impl Shard {
                 let text = format!("CALL.Request {request} is the id of a call that is not yet answered");
                 return self.violation(slot, &text);
             }
-            let calling = Calling { caller, terms, key, who: &[], ppt: &ppt, from, payload };
+            let calling = Calling { caller, terms, key, who: &[], ppt: &[], from, payload };
             return self.continue_call(slot, &calling);
         }
         let in_parts = terms.is(Terms::PROGRESS);
@@ -363,17 +363,23 @@ impl Shard {
         let session = self.session(slot);
         let request = if session.last_invocation == ID_MAX { 1 } else { session.last_invocation + 1 };
         let progress = calling.terms.is(Terms::RECEIVE_PROGRESS) && gives_progress(session);
+        let mut parts = None;
         let queued = if plain {
             self.send_invocation(slot, request, registration, &[], calling)
         } else {
-            self.send_rich_invocation(slot, request, index, uri, progress, calling)
+            let said = self.what_is_said(slot, index, uri, progress, calling);
+            let in_parts = calling.terms.is(Terms::PROGRESS);
+            parts = in_parts.then(|| said.keep());
+            said.details(in_parts, |details| {
+                self.send_invocation(slot, request, registration, details, calling)
+            })
         };
         if !self.was_invoked(queued, caller) {
             return None;
         }
         let session = self.session(slot);
         session.last_invocation = request;
-        session.invocations.insert(request, Invocation { caller, registration, progress });
+        session.invocations.insert(request, Invocation { caller, registration, progress, parts });
         let route = Route::Here { slot, invocation: request };
         if caller.owner.shard != self.me {
             self.foreign.insert(caller, route);
@@ -481,46 +487,29 @@ impl Shard {
         })
     }
 
-    /// An INVOCATION with details.
+    /// What the INVOCATIONs of a call say to the callee of a procedure.
     #[cold]
-    fn send_rich_invocation(
+    fn what_is_said<'a>(
         &mut self,
         slot: u32,
-        request: u64,
         index: u32,
-        uri: &str,
-        progress: bool,
-        calling: &Calling<'_>,
-    ) -> Option<Queued> {
+        uri: &'a str,
+        receive_progress: bool,
+        calling: &Calling<'a>,
+    ) -> Said<'a> {
         let features = self.session(slot).features;
-        let timed = features.has(Features::CALLEE_TIMEOUT);
-        let trusts = features.has(Features::CALLEE_TRUSTLEVELS);
         let procedure = &self.procedures[index as usize];
-        let (registration, terms) = (procedure.id, calling.terms);
-        let mut details = Vec::new();
-        if procedure.policy != Match::Exact {
-            details.push(("procedure", Field::Str(uri)));
+        let terms = calling.terms;
+        let is_timed = features.has(Features::CALLEE_TIMEOUT) || procedure.options.forward_timeout;
+        let is_named = procedure.options.disclose_caller || terms.is(Terms::DISCLOSE);
+        Said {
+            procedure: (procedure.policy != Match::Exact).then_some(uri),
+            receive_progress,
+            trustlevel: features.has(Features::CALLEE_TRUSTLEVELS),
+            timeout_ms: if is_timed { terms.timeout_ms } else { 0 },
+            caller: is_named.then_some((terms.session, calling.who)),
+            ppt: calling.ppt,
         }
-        if progress {
-            details.push(("receive_progress", Field::Bool(true)));
-        }
-        if terms.is(Terms::PROGRESS) {
-            details.push(("progress", Field::Bool(true)));
-        }
-        if trusts {
-            // Callers are anonymous: nothing is known of them.
-            details.push(("trustlevel", Field::UInt(0)));
-        }
-        if terms.timeout_ms > 0 && (timed || procedure.options.forward_timeout) {
-            details.push(("timeout", Field::UInt(terms.timeout_ms.into())));
-        }
-        let disclosed = (procedure.options.disclose_caller || terms.is(Terms::DISCLOSE))
-            .then(|| Disclosed::of_caller(terms.session, calling.who));
-        if let Some(disclosed) = &disclosed {
-            details.extend(disclosed.fields(identity::CALLER));
-        }
-        details.extend(unpacked(calling.ppt).map(|(key, text)| (key, Field::Str(text))));
-        self.send_invocation(slot, request, registration, &details, calling)
     }
 
     /// True when an INVOCATION was queued; else the call was answered.
@@ -578,16 +567,19 @@ impl Shard {
 
     /// Another INVOCATION of the same id. Without room for it the call cannot go on: it ends with an error.
     fn invoke_more(&mut self, slot: u32, invocation: u64, calling: &Calling<'_>) {
-        let Some(open) = self.invocation_of(slot, invocation, calling.caller) else { return };
-        let mut details = Vec::new();
-        if calling.terms.is(Terms::PROGRESS) {
-            details.push(("progress", Field::Bool(true)));
+        let more = calling.terms.is(Terms::PROGRESS);
+        let Some(open) = self.session(slot).invocations.get_mut(&invocation) else { return };
+        if open.caller != calling.caller {
+            return;
         }
-        if open.progress {
-            details.push(("receive_progress", Field::Bool(true)));
+        let registration = open.registration;
+        let Some(parts) = open.parts.take() else { return };
+        let queued = parts
+            .said()
+            .details(more, |details| self.send_invocation(slot, invocation, registration, details, calling));
+        if more && let Some(open) = self.session(slot).invocations.get_mut(&invocation) {
+            open.parts = Some(parts);
         }
-        details.extend(unpacked(calling.ppt).map(|(key, text)| (key, Field::Str(text))));
-        let queued = self.send_invocation(slot, invocation, open.registration, &details, calling);
         if queued != Some(Queued::Yes) {
             self.drop_invocation(slot, invocation, Some(wamp::UNAVAILABLE));
             self.was_invoked(queued, calling.caller);

@@ -56,6 +56,7 @@ mod resume;
 mod retained;
 mod routes;
 mod rules;
+mod said;
 mod scans;
 mod session;
 mod sharded;
