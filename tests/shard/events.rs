@@ -174,6 +174,24 @@ fn payload_passthru_mode_is_to_be_announced_in_strict_realms() {
 }
 
 #[test]
+fn attributes_of_payload_passthru_mode_are_strings() {
+    let able = r#"{"publisher":{"features":{"payload_passthru_mode":true}}}"#;
+    for options in [r#""ppt_scheme":1"#, r#""ppt_scheme":"x","ppt_cipher":[]"#, r#""ppt_keyid":7"#] {
+        for (realm, is_refused) in [("realm1", false), ("strict", true)] {
+            let mut pair = Pair::new(&PLACES[1], realm, PLAIN, "{}", TOPIC);
+            let hello = format!("[1,\"{realm}\",{{\"roles\":{able}}}]");
+            let at = connect(&mut pair.rig, 0, &[&hello, &format!("[16,1,{{{options}}},\"{TOPIC}\"]")]);
+            pair.rig.run();
+            let got = messages(&mut pair.rig, at);
+            let aborted = got.iter().any(|message| message.contains("wamp.error.protocol_violation"));
+            let events = pair.events();
+            assert_eq!((aborted, events.len()), (is_refused, usize::from(!is_refused)), "{options}");
+            pair.end();
+        }
+    }
+}
+
+#[test]
 fn only_whom_every_list_admits_gets_the_event() {
     everywhere(PLAIN, |pair| {
         for yes in [

@@ -179,6 +179,27 @@ fn before_the_session_is_established_only_hello_is_taken() {
     }
 }
 
+/// "HELLO" and "Feature Announcement" give each detail its type.
+#[test]
+fn details_of_hello_have_their_types_in_strict_realms() {
+    for details in [
+        r#""roles":{"caller":{"features":5}}"#,
+        r#""roles":{"caller":{"features":{"call_timeout":"yes"}}}"#,
+        r#""roles":{"caller":{}},"agent":5"#,
+        r#""roles":{"caller":{}},"authid":[]"#,
+        r#""roles":{"caller":{}},"authextra":"x""#,
+    ] {
+        for (realm, code) in [("realm1", "[2,"), ("strict", "[3,")] {
+            let mut rig = Rig::new(2, |_| {});
+            let at = connect(&mut rig, 0, &[&format!("[1,\"{realm}\",{{{details}}}]")]);
+            rig.run();
+            let heard = messages(&mut rig, at);
+            assert!(heard[0].starts_with(code), "{details} in {realm}: {heard:?}");
+            assert_eq!(heard[0].contains("wamp.error.protocol_violation"), realm == "strict");
+        }
+    }
+}
+
 /// "IDs": a router counts its requests to a session from 1, whoever calls.
 #[test]
 fn invocations_of_a_callee_are_numbered_from_one() {

@@ -70,7 +70,7 @@ impl Shard {
     fn what_yield_says(&mut self, slot: u32, options: &Dict<'_>) -> Result<(bool, Vec<u8>), BadOption> {
         let session = self.session(slot);
         let (strict, features) = (session.strict, session.features);
-        let ppt = passthru(options, "YIELD")?;
+        let ppt = passthru(options, "YIELD", strict)?;
         if strict && !ppt.is_empty() && !features.has(Features::PASSTHRU) {
             let text = "YIELD asks for payload_passthru_mode, which this client did not announce";
             return Err(BadOption(text.to_owned()));
@@ -91,7 +91,8 @@ impl Shard {
             let text = format!("ERROR.REQUEST.Type is {kind}; a client may only answer an INVOCATION (68)");
             return self.violation(slot, &text);
         }
-        let ppt = match passthru(details, "ERROR") {
+        let strict = self.session(slot).strict;
+        let ppt = match passthru(details, "ERROR", strict) {
             Ok(ppt) => ppt,
             Err(bad) => return self.bad_option(slot, &bad),
         };

@@ -210,7 +210,7 @@ impl Shard {
         let mut terms = call_terms(options, strict)?;
         let (flags, key) = call_key(options, strict)?;
         terms.flags |= flags;
-        let ppt = passthru(options, "CALL")?;
+        let ppt = passthru(options, "CALL", strict)?;
         for (asked, feature, name) in [
             (
                 terms.is(Terms::PROGRESS),

@@ -313,6 +313,9 @@ impl Shard {
             let text = format!("there is no realm {:?} here", shorten(realm));
             return Err(Refusal::new(wamp::NO_SUCH_REALM, text));
         };
+        if settings.strict {
+            check_types(details)?;
+        }
         check_auth(
             settings,
             details,
@@ -423,6 +426,36 @@ fn check_roles(details: &Dict<'_>) -> Result<(), Refusal> {
         Some(_) => Err(refusal("HELLO.Details.roles must be a dictionary")),
         None => Err(refusal("HELLO.Details.roles is missing")),
     }
+}
+
+/// What HELLO says of the client has the types of the specification; in compatible realms what has not counts as not there.
+fn check_types(details: &Dict<'_>) -> Result<(), Refusal> {
+    let bad = |key: &str, allowed: &str| {
+        Err(Refusal::new(wamp::PROTOCOL_VIOLATION, format!("HELLO.Details.{key} must be {allowed}")))
+    };
+    for key in ["agent", "authid", "authrole"] {
+        if !matches!(details.get(key), None | Some(Value::Str(_))) {
+            return bad(key, "a string");
+        }
+    }
+    if !matches!(details.get("authextra"), None | Some(Value::Dict(_))) {
+        return bad("authextra", "a dictionary");
+    }
+    let Some(Value::Dict(roles)) = details.get("roles") else { return Ok(()) };
+    for (role, value) in roles.iter() {
+        let Value::Dict(role_details) = value else { continue };
+        let is_right = match role_details.get("features") {
+            None => true,
+            Some(Value::Dict(features)) => {
+                features.iter().all(|(_, value)| matches!(value, Value::Bool(_) | Value::Null))
+            }
+            Some(_) => false,
+        };
+        if !is_right {
+            return bad(&format!("roles.{}.features", shorten(&role)), "a dictionary of booleans");
+        }
+    }
+    Ok(())
 }
 
 /// Only anonymous authentication is offered.

@@ -70,25 +70,27 @@ const ABSENT: u16 = u16::MAX;
 pub(super) const PASSTHRU_BYTES_MAX: usize = PASSTHRU.len() * (2 + PASSTHRU_TEXT_MAX);
 
 /// Packs the attributes; their content is the peers' business.
-pub(super) fn passthru(dict: &Dict<'_>, message: &'static str) -> Result<Passthru, BadOption> {
-    let mut packed = Vec::new();
-    if !matches!(dict.get(PASSTHRU[0]), Some(Value::Str(scheme)) if !scheme.is_empty()) {
-        return Ok(packed);
+pub(super) fn passthru(dict: &Dict<'_>, message: &'static str, strict: bool) -> Result<Passthru, BadOption> {
+    let is_used = matches!(dict.get(PASSTHRU[0]), Some(Value::Str(scheme)) if !scheme.is_empty());
+    if !is_used && !strict {
+        return Ok(Vec::new());
     }
+    let mut packed = Vec::new();
     for key in PASSTHRU {
         match dict.get(key) {
             Some(Value::Str(text)) if text.len() <= PASSTHRU_TEXT_MAX => {
                 packed.extend_from_slice(&(text.len() as u16).to_le_bytes());
                 packed.extend_from_slice(text.as_bytes());
             }
-            None => packed.extend_from_slice(&ABSENT.to_le_bytes()),
-            Some(_) => {
+            // Without one of its attributes a payload may be read as something else, so a long one is not passed over.
+            Some(value) if strict || matches!(value, Value::Str(_)) => {
                 let allowed = format!("a string of at most {PASSTHRU_TEXT_MAX} bytes");
                 return Err(BadOption(format!("{message}.Options.{key} must be {allowed}")));
             }
+            _ => packed.extend_from_slice(&ABSENT.to_le_bytes()),
         }
     }
-    Ok(packed)
+    Ok(if is_used { packed } else { Vec::new() })
 }
 
 /// The attributes in packed form again, by name. Ends early when the bytes were not packed here.
@@ -308,14 +310,24 @@ mod tests {
     #[test]
     fn passthru_attributes_come_back_as_they_were() {
         let text = r#"{"ppt_scheme": "mqtt", "ppt_keyid": "k", "ppt_serializer": "native", "other": 1}"#;
-        let packed = with(text, |dict| passthru(dict, "CALL")).unwrap();
+        let packed = with(text, |dict| passthru(dict, "CALL", true)).unwrap();
         let all: Vec<_> = unpacked(&packed).collect();
         assert_eq!(all, [("ppt_scheme", "mqtt"), ("ppt_serializer", "native"), ("ppt_keyid", "k")]);
         assert!(packed.len() <= PASSTHRU_BYTES_MAX);
-        assert!(with(r#"{"ppt_keyid": "k"}"#, |dict| passthru(dict, "CALL")).unwrap().is_empty());
-        let long = format!(r#"{{"ppt_scheme": "x", "ppt_cipher": "{}"}}"#, "c".repeat(1_025));
-        assert!(with(&long, |dict| passthru(dict, "CALL")).is_err());
-        assert!(with(r#"{"ppt_scheme": "x", "ppt_cipher": 1}"#, |dict| passthru(dict, "CALL")).is_err());
+        for strict in [false, true] {
+            let read = |text: &str| with(text, |dict| passthru(dict, "CALL", strict));
+            assert!(read(r#"{"ppt_keyid": "k"}"#).unwrap().is_empty());
+            assert!(read(r#"{"ppt_scheme": "", "ppt_cipher": null}"#).unwrap().is_empty());
+            let long = format!(r#"{{"ppt_scheme": "x", "ppt_cipher": "{}"}}"#, "c".repeat(1_025));
+            assert!(read(&long).is_err());
+            for wrong in
+                [r#"{"ppt_scheme": 1}"#, r#"{"ppt_keyid": []}"#, r#"{"ppt_scheme": "x", "ppt_cipher": 1}"#]
+            {
+                let packed = read(wrong);
+                assert_eq!(packed.is_err(), strict, "{wrong}");
+                assert!(packed.is_err() || unpacked(&packed.unwrap()).all(|(key, _)| key == "ppt_scheme"));
+            }
+        }
         for cut in 0..packed.len() {
             assert!(unpacked(&packed[..cut]).count() <= 3);
         }

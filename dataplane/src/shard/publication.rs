@@ -43,8 +43,8 @@ impl PublishOptions {
                     options.retain = flag("retain", &value, false, strict)?;
                     options.is_plain &= !options.retain;
                 }
-                "disclose_me" | "ppt_scheme" | "rkey" => options.is_plain &= value.is_null(),
-                key if LISTS.contains(&key) => options.is_plain &= value.is_null(),
+                "disclose_me" | "rkey" => options.is_plain &= value.is_null(),
+                key if key.starts_with("ppt_") || LISTS.contains(&key) => options.is_plain &= value.is_null(),
                 _ => {}
             }
         }
@@ -133,7 +133,7 @@ pub(super) fn pack(dict: &Dict<'_>, publisher: &Disclosed<'_>, strict: bool) -> 
         Some(Value::Bool(false)) | None => {}
         Some(value) => _ = flag("disclose_me", &value, false, strict)?,
     }
-    let packed = passthru(dict, "PUBLISH")?;
+    let packed = passthru(dict, "PUBLISH", strict)?;
     if !packed.is_empty() {
         flags |= PASSTHRU;
         put_bytes(&mut out, &packed);
