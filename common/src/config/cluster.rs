@@ -43,6 +43,7 @@ pub(super) fn aae(source: &Source<'_>, default: Aae) -> Result<Aae, ConfigError>
         enabled: section.boolean("enabled", default.enabled)?,
         exchange_timer: section.time("exchange_timer", default.exchange_timer)?,
         data_exchange_timeout: section.time("data_exchange_timeout", default.data_exchange_timeout)?,
+        exchange_rate: section.u64("exchange_rate", default.exchange_rate)?,
         hashtree_timer: section.time("hashtree_timer", default.hashtree_timer)?,
         hashtree_ttl: section.time("hashtree_ttl", default.hashtree_ttl)?,
         tombstone_grace: section.time("tombstone_grace", default.tombstone_grace)?,
@@ -154,6 +155,7 @@ mod tests {
             enabled = false
             exchange_timer = "1s"
             data_exchange_timeout = "2s"
+            exchange_rate = "3MiB"
             hashtree_timer = "3s"
             hashtree_ttl = "4m"
             tombstone_grace = "5s"
@@ -192,6 +194,7 @@ mod tests {
             enabled: false,
             exchange_timer: Duration::from_secs(1),
             data_exchange_timeout: Duration::from_secs(2),
+            exchange_rate: 3 << 20,
             hashtree_timer: Duration::from_secs(3),
             hashtree_ttl: Duration::from_secs(240),
             tombstone_grace: Duration::from_secs(5),

@@ -92,6 +92,7 @@ impl Default for Config {
                 enabled: true,
                 exchange_timer: Duration::from_secs(10),
                 data_exchange_timeout: Duration::from_secs(60),
+                exchange_rate: 2 << 20,
                 hashtree_timer: Duration::from_secs(10),
                 hashtree_ttl: Duration::from_secs(7 * 86_400),
                 tombstone_grace: Duration::from_secs(86_400),

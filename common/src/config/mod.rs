@@ -334,6 +334,8 @@ pub struct Aae {
     pub exchange_timer: Duration,
     /// Longest exchange.
     pub data_exchange_timeout: Duration,
+    /// What a node sends for exchanges with nodes it is in touch with, bytes a second.
+    pub exchange_rate: u64,
     /// How often it is looked whether a part of the hash tree is to be scrubbed.
     pub hashtree_timer: Duration,
     /// Every part of the hash tree is scrubbed once in this time.

@@ -360,6 +360,7 @@ pub const SCHEMA: &[Key] = &[
     key("aae", "enabled", Kind::Boolean),
     time("aae", "exchange_timer", 100, DAY),
     time("aae", "data_exchange_timeout", 1_000, HOUR),
+    key("aae", "exchange_rate", Kind::Size { min: 128 << 10, max: 1 << 40 }),
     time("aae", "hashtree_timer", 100, DAY),
     time("aae", "hashtree_ttl", 60_000, Duration::from_secs(365 * 24 * 60 * 60)),
     time("aae", "tombstone_grace", 1_000, Duration::from_secs(365 * 24 * 60 * 60)),

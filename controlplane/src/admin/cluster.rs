@@ -257,6 +257,8 @@ fn exchange(exchange: &ExchangeStatus) -> Value {
         "refused": exchange.refused,
         "bytes_in": exchange.bytes_in,
         "bytes_out": exchange.bytes_out,
+        "held": exchange.held,
+        "too_busy": exchange.too_busy,
     })
 }
 

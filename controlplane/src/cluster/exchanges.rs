@@ -4,12 +4,16 @@
 //! link up, owed ─▶ soon ─┐
 //! exchange_timer ────────┴▶ Start ─▶ (store) ─▶ question ─▶ peer's store ─▶ answer ─▶ Step ─▶ (store) ─▶ ... ─▶ Ended
 //! ```
+//! What goes to a peer with which an exchange of ours has ended is held back beyond so many bytes a second. A peer that has come
+//! up is given all it lacks at once: that is how nodes join and cuts heal.
+//!
 //! On the wire: `0 message` (see [`crate::replica::message`]), `1 round u64` too busy to answer, `2 round u64` the asker is done.
 //!
 //! Invariants: one exchange of ours at a time; [`INBOUND_MAX`] of others'; what the asker sent is answered in its order; a peer
-//! that is owed an exchange gets it or goes.
+//! that is owed an exchange gets it or goes; what is held back is bounded by [`HELD_MAX`].
 
-use super::{GREET_DELAY, INBOUND_MAX, RETRY_MIN};
+use super::budget::Budget;
+use super::{GREET_DELAY, HELD_MAX, HELD_TIME_MAX, INBOUND_MAX, RETRY_MIN};
 use crate::replica::exchange::{Exchange, ExchangeError, Next, STEP_TIMEOUT, Tally};
 use crate::replica::message::{Body, Message};
 use crate::store::record::{Reader, RecordError, require};
@@ -29,6 +33,8 @@ pub struct Settings {
     pub timer: Duration,
     /// `aae.data_exchange_timeout`
     pub timeout: Duration,
+    /// `aae.exchange_rate`, bytes a second
+    pub rate: u64,
     /// Of all random choices, and of the numbers of rounds.
     pub seed: u64,
 }
@@ -121,6 +127,9 @@ pub struct Counts {
     pub refused: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// Messages that had to wait, and answers that were not given because they would have waited too long.
+    pub held: u64,
+    pub too_busy: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +140,7 @@ pub struct Exchanges {
     outbound: Option<Outbound>,
     /// Whom we answer, and until when that counts.
     inbound: BTreeMap<NodeId, Instant>,
+    budget: Budget<Held>,
     next_at: Instant,
     rounds_last: u64,
     todo: VecDeque<Todo>,
@@ -146,11 +156,22 @@ struct Peer {
     failures: u32,
 }
 
+/// A message that waits for its turn.
+#[derive(Debug)]
+struct Held {
+    to: NodeId,
+    /// In an exchange of ours.
+    is_ours: bool,
+    bytes: Bytes,
+}
+
 #[derive(Debug)]
 struct Outbound {
     peer: NodeId,
     round: u64,
     began: Instant,
+    /// Its message waits for its turn.
+    is_held: bool,
     /// None: it is at the store.
     exchange: Option<Box<Exchange>>,
 }
@@ -163,6 +184,7 @@ impl Exchanges {
             peers: BTreeMap::new(),
             outbound: None,
             inbound: BTreeMap::new(),
+            budget: Budget::new(now, settings.rate),
             next_at: now + settings.timer,
             rounds_last: settings.seed,
             todo: VecDeque::new(),
@@ -180,6 +202,7 @@ impl Exchanges {
     pub fn down(&mut self, now: Instant, peer: NodeId) {
         self.peers.remove(&peer);
         self.inbound.remove(&peer);
+        self.budget.retain(|held| held.to != peer);
         if self.outbound.as_ref().is_some_and(|outbound| outbound.peer == peer) {
             self.abort(now, Abort::Down);
         }
@@ -213,6 +236,7 @@ impl Exchanges {
             2 => {
                 round(rest)?;
                 self.inbound.remove(&from);
+                self.budget.retain(|held| held.to != from || held.is_ours);
                 return Ok(());
             }
             _ => return Err(RecordError::Form("type of frame")),
@@ -235,8 +259,7 @@ impl Exchanges {
         match begun {
             Some((exchange, message)) => {
                 outbound.exchange = Some(exchange);
-                let peer = outbound.peer;
-                self.send(peer, &message);
+                self.ask(now, &message);
             }
             None => self.abort(now, Abort::Store),
         }
@@ -245,12 +268,11 @@ impl Exchanges {
     /// The store has taken an answer in the exchange of `round`; none: it could not.
     pub fn stepped(&mut self, now: Instant, round: u64, stepped: Option<Step>) {
         let Some(outbound) = self.outbound.as_mut().filter(|ours| ours.round == round) else { return };
-        let peer = outbound.peer;
         match stepped {
             Some((exchange, Ok(next))) => {
                 outbound.exchange = Some(exchange);
                 match next {
-                    Some(Next::Send(message)) => self.send(peer, &message),
+                    Some(Next::Send(message)) => self.ask(now, &message),
                     Some(Next::Done(tally)) => self.ended(now, tally),
                     None => {}
                 }
@@ -264,12 +286,23 @@ impl Exchanges {
     }
 
     /// The store has answered a question of `peer`; no reply: it could not, or there is nothing to say.
-    pub fn answered(&mut self, peer: NodeId, reply: Option<Message>) {
+    pub fn answered(&mut self, now: Instant, peer: NodeId, reply: Option<Message>) {
         let Some(message) = reply.filter(|_| self.peers.contains_key(&peer)) else { return };
         if matches!(message.body, Body::Shards { bits: 0, .. } | Body::Refused(_)) {
             self.inbound.remove(&peer);
         }
-        self.send(peer, &message);
+        let bytes = packed(&message);
+        if self.may_go(now, peer, bytes.len()) {
+            self.send(peer, bytes);
+        } else if self.budget.len() >= HELD_MAX || self.budget.delay(now) > HELD_TIME_MAX {
+            self.counts.too_busy += 1;
+            self.unanswered(peer, message.round);
+        } else {
+            if let Some(until) = self.inbound.get_mut(&peer) {
+                *until = now + self.budget.delay(now) + STEP_TIMEOUT;
+            }
+            self.hold(Held { to: peer, is_ours: false, bytes });
+        }
     }
 
     /// A question was not put to the store because it has enough to do.
@@ -281,6 +314,13 @@ impl Exchanges {
     /// The deadline has passed.
     pub fn timeout(&mut self, now: Instant) {
         self.inbound.retain(|_, until| *until > now);
+        while let Some(Held { to, is_ours, bytes }) = self.budget.pop(now) {
+            if let Some(outbound) = self.outbound.as_mut().filter(|_| is_ours) {
+                outbound.is_held = false;
+                outbound.exchange.iter_mut().for_each(|exchange| exchange.sent(now));
+            }
+            self.send(to, bytes);
+        }
         if self.outbound_deadline().is_some_and(|at| at <= now) {
             self.abort(now, Abort::TimedOut);
         }
@@ -304,12 +344,13 @@ impl Exchanges {
 
     /// When to call [`Exchanges::timeout`].
     pub fn deadline(&self) -> Option<Instant> {
+        let held = self.budget.deadline();
         if self.outbound.is_some() {
-            return self.outbound_deadline();
+            return self.outbound_deadline().into_iter().chain(held).min();
         }
         let soon = self.peers.values().filter_map(|peer| peer.soon).min();
         let timer = (self.settings.enabled && !self.peers.is_empty()).then_some(self.next_at);
-        soon.into_iter().chain(timer).min()
+        soon.into_iter().chain(timer).chain(held).min()
     }
 
     pub fn poll(&mut self) -> Option<Todo> {
@@ -350,7 +391,7 @@ impl Exchanges {
         self.rounds_last = self.rounds_last.wrapping_add(1);
         let round = self.rounds_last;
         self.counts.begun += 1;
-        self.outbound = Some(Outbound { peer, round, began: now, exchange: None });
+        self.outbound = Some(Outbound { peer, round, began: now, is_held: false, exchange: None });
         self.todo.push_back(Todo::Start { peer, round });
     }
 
@@ -367,16 +408,17 @@ impl Exchanges {
     fn answer(&mut self, from: NodeId, message: Message) {
         let ours = |ours: &&mut Outbound| (ours.peer, ours.round) == (from, message.round);
         let Some(outbound) = self.outbound.as_mut().filter(ours) else { return };
-        // While it is at the store no answer is awaited: this is a copy.
-        if let Some(exchange) = outbound.exchange.take() {
+        // While it is at the store, or its question waits, no answer is awaited: this is a copy.
+        if let Some(exchange) = outbound.exchange.take_if(|_| !outbound.is_held) {
             self.todo.push_back(Todo::Step { peer: from, exchange, message });
         }
     }
 
     fn outbound_deadline(&self) -> Option<Instant> {
         let outbound = self.outbound.as_ref()?;
-        let at_store = outbound.began + self.settings.timeout + STEP_TIMEOUT;
-        Some(outbound.exchange.as_ref().map_or(at_store, |exchange| exchange.deadline()))
+        let at_last = outbound.began + self.settings.timeout + STEP_TIMEOUT;
+        let awaits = outbound.exchange.as_ref().filter(|_| !outbound.is_held);
+        Some(awaits.map_or(at_last, |exchange| exchange.deadline()))
     }
 
     fn ended(&mut self, now: Instant, tally: Tally) {
@@ -397,6 +439,7 @@ impl Exchanges {
 
     fn abort(&mut self, now: Instant, why: Abort) {
         let Some(Outbound { peer, round, .. }) = self.outbound.take() else { return };
+        self.budget.retain(|held| !held.is_ours);
         self.counts.aborted[why as usize] += 1;
         let pause = match self.peers.get_mut(&peer) {
             Some(_) if why == Abort::Busy => RETRY_MIN,
@@ -420,11 +463,33 @@ impl Exchanges {
         time.mul_f64(self.rng.random_range(0.5..1.5))
     }
 
-    fn send(&mut self, to: NodeId, message: &Message) {
-        let mut bytes = vec![0];
-        bytes.extend_from_slice(&message.encode());
+    /// The next message of the exchange of ours.
+    fn ask(&mut self, now: Instant, message: &Message) {
+        let Some(peer) = self.outbound.as_ref().map(|outbound| outbound.peer) else { return };
+        let bytes = packed(message);
+        if self.may_go(now, peer, bytes.len()) {
+            return self.send(peer, bytes);
+        }
+        if let Some(outbound) = &mut self.outbound {
+            outbound.is_held = true;
+        }
+        self.hold(Held { to: peer, is_ours: true, bytes });
+    }
+
+    /// Whether so many bytes go to a peer now. One with which nothing was compared since it came up is not made to wait.
+    fn may_go(&mut self, now: Instant, peer: NodeId, bytes: usize) -> bool {
+        let is_new = self.peers.get(&peer).is_some_and(|peer| peer.synced.is_none());
+        is_new || self.budget.spend(now, bytes)
+    }
+
+    fn hold(&mut self, held: Held) {
+        self.counts.held += 1;
+        self.budget.push(held.bytes.len(), held);
+    }
+
+    fn send(&mut self, to: NodeId, bytes: Bytes) {
         self.counts.bytes_out += bytes.len() as u64;
-        self.todo.push_back(Todo::Send { to, bytes: bytes.into() });
+        self.todo.push_back(Todo::Send { to, bytes });
     }
 
     fn say(&mut self, to: NodeId, kind: u8, round: u64) {
@@ -432,6 +497,10 @@ impl Exchanges {
         self.counts.bytes_out += bytes.len() as u64;
         self.todo.push_back(Todo::Send { to, bytes: bytes.into() });
     }
+}
+
+fn packed(message: &Message) -> Bytes {
+    [&[0][..], &message.encode()].concat().into()
 }
 
 fn is_question(body: &Body) -> bool {

@@ -166,6 +166,7 @@ impl Machine {
             enabled: settings.aae.enabled,
             timer: settings.aae.exchange_timer,
             timeout: settings.aae.data_exchange_timeout,
+            rate: settings.aae.exchange_rate,
             seed: settings.seed,
         };
         let joining =
@@ -313,7 +314,7 @@ impl Machine {
             }
             (Purpose::Answer { peer }, StoreDone::Answer(Ok(answered))) => {
                 self.repaired(answered.changes);
-                self.exchanges.answered(peer, answered.reply);
+                self.exchanges.answered(now, peer, answered.reply);
             }
             // The one who asked runs into its time-out.
             (Purpose::Answer { .. }, StoreDone::Answer(Err(_))) => {}

@@ -13,6 +13,7 @@
 //! order in which it was asked; at most one exchange of ours and [`INBOUND_MAX`] of others' run at a time; work that waits for
 //! the store is bounded by [`STORE_TASKS_MAX`]; every wait has an end that is named here.
 
+mod budget;
 mod exchanges;
 mod joining;
 mod machine;
@@ -38,6 +39,10 @@ use std::time::Duration;
 
 /// Exchanges of others that are answered at a time.
 pub const INBOUND_MAX: usize = 2;
+/// Messages of exchanges that wait for their turn under `aae.exchange_rate`; one more is answered with busy, and so is what would
+/// wait for longer than half of what its asker waits.
+pub const HELD_MAX: usize = 2 * INBOUND_MAX;
+pub const HELD_TIME_MAX: Duration = Duration::from_millis(2_500);
 /// Work for the store that may wait; beyond it broadcasts are dropped and owed, and exchanges answered with busy.
 pub const STORE_TASKS_MAX: usize = 1_024;
 /// A node that joins asks at once; others compare notes with a peer that has come up this much later, give or take a half.

@@ -98,6 +98,9 @@ pub struct ExchangeStatus {
     pub refused: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// Messages that `aae.exchange_rate` has made wait, and questions not answered for it.
+    pub held: u64,
+    pub too_busy: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -229,6 +232,8 @@ impl Machine {
             refused: counts.refused,
             bytes_in: counts.bytes_in,
             bytes_out: counts.bytes_out,
+            held: counts.held,
+            too_busy: counts.too_busy,
         }
     }
 

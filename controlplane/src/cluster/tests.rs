@@ -4,6 +4,7 @@ use super::members::tests::member;
 use super::*;
 use crate::claims::{About, RouteKey};
 use crate::peers::Channel;
+use crate::replica::objects::Objects;
 use crate::store::memory::Memory;
 use crate::store::record::Kind;
 use crate::store::worker::{Sources, Worker};
@@ -56,10 +57,17 @@ struct One {
 
 impl World {
     fn new(seed: u64, nodes: usize) -> Self {
+        Self::with_rate(seed, nodes, Config::default().aae.exchange_rate)
+    }
+
+    /// `rate`: `aae.exchange_rate`.
+    fn with_rate(seed: u64, nodes: usize, rate: u64) -> Self {
         let start = Instant::now();
         let wall_ms = Arc::new(AtomicU64::new(WALL_MS));
         let one = |node| {
-            let machine = Machine::new(start, settings(node, seed));
+            let mut settings = settings(node, seed);
+            settings.aae.exchange_rate = rate;
+            let machine = Machine::new(start, settings);
             let worker = worker(node, seed, &wall_ms);
             One {
                 machine,
@@ -88,14 +96,43 @@ impl World {
     /// All nodes live, are linked and have joined, each with a data plane.
     fn joined(seed: u64, nodes: usize) -> Self {
         let mut world = Self::new(seed, nodes);
-        (0..nodes).for_each(|node| world.data_plane(node, 1));
-        world.tell_members(&vec![State::Alive; nodes]);
-        for a in 0..nodes {
-            (a + 1..nodes).for_each(|b| world.link(a, b));
-        }
-        world.run(secs(5));
-        assert!(world.nodes.iter().all(|node| node.machine.waiting().is_none()));
+        world.join();
         world
+    }
+
+    fn join(&mut self) {
+        let nodes = self.nodes.len();
+        (0..nodes).for_each(|node| self.data_plane(node, 1));
+        self.tell_members(&vec![State::Alive; nodes]);
+        for a in 0..nodes {
+            (a + 1..nodes).for_each(|b| self.link(a, b));
+        }
+        self.run(secs(5));
+        assert!(self.nodes.iter().all(|node| node.machine.waiting().is_none()));
+    }
+
+    /// Puts so many records of a kilobyte on a node's disk behind its machine's back: only an exchange finds them.
+    fn hide(&mut self, node: usize, records: usize) {
+        for key in 0..records {
+            let bytes = Some(vec![node as u8; 1_000]);
+            self.nodes[node].worker.put(Kind::Realm, &format!("hidden{node}.{key}"), bytes).unwrap();
+        }
+    }
+
+    /// Gives one node what another has, at once.
+    fn copy(&mut self, from: usize, to: usize) {
+        let mut records = vec![];
+        let mut found = |_: &_, _, record: &[u8]| {
+            records.push(record.to_vec());
+            std::ops::ControlFlow::Continue(())
+        };
+        self.nodes[from].worker.walk(&[0; 32], &mut found).unwrap();
+        records.chunks(256).for_each(|records| _ = self.nodes[to].worker.merge(records));
+    }
+
+    fn are_equal(&self) -> bool {
+        let digest = |node: &One| node.worker.tree().roots().to_vec();
+        self.nodes.iter().all(|node| digest(node) == digest(&self.nodes[0]))
     }
 
     /// Every node sees every other one like this.
@@ -494,4 +531,59 @@ fn a_peer_that_sends_nonsense_loses_its_link_and_changes_nothing() {
         }
     }
     assert!(world.nodes[0].realms.is_empty());
+}
+
+#[test]
+fn exchanges_between_nodes_that_are_in_touch_keep_to_the_rate() {
+    const RATE: u64 = 64 << 10;
+    for seed in 0..4 {
+        let mut world = World::with_rate(seed, 3, RATE);
+        world.join();
+        world.run(secs(10));
+        let before: Vec<u64> = (0..3).map(|node| world.status(node).exchange.bytes_out).collect();
+        // Two of them have what the others lack.
+        (0..2).for_each(|node| world.hide(node, 1_000));
+        let began = world.now;
+        let mut slow = 0;
+        while !world.are_equal() {
+            world.run(secs(1));
+            let passed = (world.now - began).as_secs();
+            assert!(passed < 120, "seed {seed}: they agree in the end");
+            for (node, before) in before.iter().enumerate() {
+                let sent = world.status(node).exchange.bytes_out - before;
+                // A second in advance, and one message on credit.
+                let allowed = RATE * (passed + 1) + (300 << 10);
+                assert!(sent <= allowed, "seed {seed}: node {node} sent {sent} in {passed} s");
+            }
+            slow += 1;
+        }
+        assert!(slow > 10, "seed {seed}: 2 MB take their time: {slow} s");
+        let held: u64 = (0..3).map(|node| world.status(node).exchange.held).sum();
+        assert!(held > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn who_comes_up_is_given_all_it_lacks_whatever_the_rate() {
+    for seed in 0..4 {
+        let mut world = World::with_rate(seed, 3, 16 << 10);
+        (0..3).for_each(|node| world.data_plane(node, 1));
+        world.hide(0, 2_000);
+        world.tell_members(&[State::Alive; 3]);
+        world.link(0, 1);
+        world.link(1, 2);
+        world.link(0, 2);
+        world.run(secs(5));
+        assert!(world.are_equal(), "seed {seed}: who joins does not wait");
+        // A cut, in which either side gets something of its own.
+        world.unlink(0, 1);
+        world.unlink(0, 2);
+        (0..2).for_each(|node| world.hide(node, 2_500));
+        world.copy(1, 2);
+        world.run(secs(20));
+        world.link(0, 1);
+        world.link(0, 2);
+        world.run(secs(25));
+        assert!(world.are_equal(), "seed {seed}: what heals does not wait");
+    }
 }

@@ -116,6 +116,11 @@ impl Exchange {
         self.step_deadline.min(self.deadline)
     }
 
+    /// The last message has gone out only now: from now on its answer is awaited.
+    pub fn sent(&mut self, now: Instant) {
+        self.step_deadline = now + STEP_TIMEOUT;
+    }
+
     pub fn timeout(&self, now: Instant) -> Result<(), ExchangeError> {
         if now >= self.deadline() { Err(ExchangeError::TimedOut) } else { Ok(()) }
     }

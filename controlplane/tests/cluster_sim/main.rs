@@ -77,6 +77,7 @@ fn clusters_agree_once_the_faults_are_gone() {
             total.shared,
             total.retained,
             total.repaired,
+            total.held,
         ] {
             assert!(happened > 0, "{total:?}");
         }

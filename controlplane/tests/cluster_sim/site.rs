@@ -87,7 +87,10 @@ impl Site {
 
     /// Starts the control plane from the disk.
     pub fn start(&mut self, now: Instant, site: usize, serial: u64, seed: u64) -> Result<(), String> {
-        let config = Config::default();
+        let mut config = Config::default();
+        if site % 2 == 1 {
+            config.aae.exchange_rate = SLOW_RATE;
+        }
         let mut rng = fastrand::Rng::with_seed(seed);
         let (worker, loaded) = self.open(&config, rng.u64(..))?;
         let node = NodeId(worker.actor().node);
@@ -201,6 +204,8 @@ fn membership(
     }
 }
 
+/// `aae.exchange_rate` of every other site: little enough for exchanges of the few objects there are to wait.
+const SLOW_RATE: u64 = 32 << 10;
 const KEY: &str = "0101010101010101010101010101010101010101010101010101010101010101";
 /// Milliseconds since 1970 when a run begins.
 const WALL_MS: u64 = 1_795_000_000_000;

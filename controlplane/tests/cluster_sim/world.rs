@@ -36,6 +36,8 @@ pub struct Tally {
     pub retained: u64,
     pub siblings: u64,
     pub repaired: u64,
+    /// Messages of exchanges that waited for the rate.
+    pub held: u64,
     pub converged_s_max: u64,
 }
 
@@ -106,6 +108,7 @@ impl Tally {
         self.retained += other.retained;
         self.siblings += other.siblings;
         self.repaired += other.repaired;
+        self.held += other.held;
         self.converged_s_max = self.converged_s_max.max(other.converged_s_max);
     }
 }
@@ -159,6 +162,9 @@ impl World {
         self.check_converged()?;
         before.check(&self)?;
         self.tally.repaired = before.repaired();
+        let processes = self.sites.iter().filter_map(|site| site.process.as_ref());
+        let held = processes.map(|process| process.plane.status(self.now, Default::default()).exchange.held);
+        self.tally.held = held.sum();
         self.tally.datagrams_lost = self.network.lost;
         self.tally.overflown = self.network.overflown;
         Ok(self.tally)

@@ -43,6 +43,10 @@ fn exchanges(text: &mut Text, status: &ExchangeStatus) {
     text.head(name, "counter", "Bytes of exchanges.");
     text.sample(name, "direction=\"in\"", status.bytes_in);
     text.sample(name, "direction=\"out\"", status.bytes_out);
+    let name = "signalbox_exchange_messages_held_total";
+    text.counter(name, "Messages of exchanges that waited because of aae.exchange_rate.", status.held);
+    let name = "signalbox_exchange_too_busy_total";
+    text.counter(name, "Questions not answered because they would have waited too long.", status.too_busy);
 }
 
 fn broadcasts(text: &mut Text, status: &BroadcastStatus) {
