@@ -147,11 +147,9 @@ impl<V: Clone> Table<V> {
                 (group, chunk) = (group + 1, 0);
                 continue;
             }
-            let groups = self.groups.len();
+            // Where a chunk goes, and its group with the last one, the next one takes its place.
             if self.sweep_chunk(group, chunk, &wanted, &mut change) {
                 chunk += 1;
-            } else if self.groups.len() < groups {
-                chunk = 0;
             }
         }
     }
@@ -270,17 +268,31 @@ impl<V: Clone> Table<V> {
         }
     }
 
-    /// Joins a chunk that has lost a row with the next one of its group, when both are short, and its group with the next.
+    /// Joins a chunk that has lost a row with its neighbours in its group where both are short, and its group with its own.
     fn merge(&mut self, group: usize, chunk: usize) {
         if self.groups[group][chunk].is_empty() {
             self.remove_chunk(group, chunk);
-        } else if let Some(next) = self.groups[group].get(chunk + 1)
-            && self.groups[group][chunk].len() + next.len() <= CHUNK_ROWS_MAX / 2
-        {
+        } else {
+            self.join_chunks(group, chunk);
+            chunk.checked_sub(1).into_iter().for_each(|before| self.join_chunks(group, before));
+        }
+        self.join_groups(group);
+        group.checked_sub(1).into_iter().for_each(|before| self.join_groups(before));
+    }
+
+    /// Joins a chunk with the next one of its group, if there is one and both are short.
+    fn join_chunks(&mut self, group: usize, chunk: usize) {
+        let chunks = &self.groups[group];
+        let Some(next) = chunks.get(chunk + 1) else { return };
+        if chunks[chunk].len() + next.len() <= CHUNK_ROWS_MAX / 2 {
             let next = Arc::make_mut(&mut self.groups[group]).remove(chunk + 1);
             let next = Arc::try_unwrap(next).unwrap_or_else(|shared| (*shared).clone());
             self.chunk(group, chunk).extend(next);
         }
+    }
+
+    /// Joins a group with the next one, if there is one and both are short.
+    fn join_groups(&mut self, group: usize) {
         if let (Some(one), Some(next)) = (self.groups.get(group), self.groups.get(group + 1))
             && one.len() + next.len() <= GROUP_CHUNKS_MAX / 2
         {
@@ -384,17 +396,21 @@ mod tests {
         check(&table, &model);
         assert!(table.groups.len() > 3);
         let shared = table.share();
+        let mut emptied = table.clone();
+        emptied.sweep_all(|_| true, |_| false);
+        check(&emptied, &BTreeMap::new());
         table.sweep_all(|value| value % 3 == 0, |_| false);
         model.retain(|_, value| *value % 3 != 0);
         check(&table, &model);
         for (uri, value) in model.clone() {
-            if value % 1_000 > 0 {
+            if value % 1_009 > 0 {
                 table.update(key(&uri), |_| false);
                 model.remove(&uri);
             }
         }
         check(&table, &model);
-        assert!(table.groups.len() <= 2, "short groups are joined");
+        assert_eq!(table.groups.len(), 1, "short groups are joined");
+        assert!(chunks(&table).count() <= 4, "and short chunks in them");
         assert_eq!(shared.iter().count(), rows as usize);
     }
 
