@@ -423,6 +423,7 @@ mod tests {
     use crate::store::memory::Memory;
     use crate::store::record::Kind;
     use crate::store::worker::{Change, Request, Sources, Worker};
+    use common::ids::NodeId;
     use std::sync::Arc;
 
     const TIMEOUT: Duration = Duration::from_secs(60);
@@ -524,11 +525,14 @@ mod tests {
         // All in one shard, so in one group.
         let keys: Vec<usize> = (0..).filter(|key| bucket_of(*key) == 0).take(7).collect();
         keys.iter().for_each(|key| put(&mut other, *key, &large));
-        let (tally, ..) = run(&mut one, &mut other);
+        let (tally, messages, _) = run(&mut one, &mut other);
         assert_eq!((tally.merged, one.tree() == other.tree()), (7, true));
+        // Two of them are in one message: roots, buckets, four times rows.
+        assert_eq!(messages, 2 * (1 + 1 + 4));
         let mut third = replica(3);
-        let (tally, ..) = run(&mut one, &mut third);
+        let (tally, messages, _) = run(&mut one, &mut third);
         assert_eq!((tally.sent, one.tree() == third.tree()), (7, true));
+        assert_eq!(messages, 2 * (1 + 1 + 1 + 4));
     }
 
     #[test]
@@ -548,9 +552,12 @@ mod tests {
         assert_eq!((reply.body, records(&mut third).len()), (Body::Taken { refused: 1 }, 1));
     }
 
+    const PEER: NodeId = NodeId([9; 16]);
+    const MARK: Hlc = Hlc::at(500);
+
     fn shards(bits: u64) -> Body {
         let zero = || Box::new([Hlc::default(); SHARDS]);
-        let (floors, marks, bounds) = (zero(), zero(), zero());
+        let (floors, marks, bounds) = (zero(), Box::new([MARK; SHARDS]), zero());
         let state = State { fingerprint: [0; 16], promise: Hlc::default(), floors, marks, bounds };
         Body::Shards { state, bits }
     }
@@ -568,5 +575,70 @@ mod tests {
         assert_eq!(handle(7, Body::Differing(vec![1]), now + STEP_TIMEOUT), Err(ExchangeError::TimedOut));
         let (exchange, _) = Exchange::start(8, &mut one, now, TIMEOUT);
         assert_eq!(exchange.timeout(exchange.deadline()), Err(ExchangeError::TimedOut));
+    }
+
+    #[test]
+    fn answers_that_lead_nowhere_break_it_off() {
+        let (mut one, now) = (replica(1), Instant::now());
+        let stopped = Body::Offer { records: vec![], wanted: vec![], stopped: Some(first_place(0)) };
+        for answers in [
+            vec![Body::Differing(vec![1, 0])],
+            vec![Body::Differing(vec![1, 1])],
+            // It would be asked for the same again.
+            vec![Body::Differing(vec![0]), stopped],
+        ] {
+            let (mut exchange, _) = Exchange::start(7, &mut one, now, TIMEOUT);
+            let mut handle = |body| exchange.handle(&mut one, Message { round: 7, body }, now);
+            assert!(matches!(handle(shards(1)), Ok(Some(Next::Send(_)))));
+            let last = answers.into_iter().map(handle).last();
+            assert_eq!(last, Some(Err(ExchangeError::Unexpected)));
+        }
+    }
+
+    #[test]
+    fn a_shard_of_which_something_was_refused_is_not_synced() {
+        for records in [vec![], vec![b"no record".to_vec()]] {
+            let (mut one, now) = (replica(1), Instant::now());
+            let (mut exchange, _) = one.exchange_start(PEER, 7, now, TIMEOUT);
+            let is_whole = records.is_empty();
+            let offer = Body::Offer { records, wanted: vec![], stopped: None };
+            let answers = [shards(1), Body::Differing(vec![0]), offer];
+            let step = |body| one.exchange_step(PEER, &mut exchange, Message { round: 7, body }, now).next;
+            let last = answers.map(step).into_iter().last();
+            assert!(matches!(last, Some(Ok(Some(Next::Done(_))))), "{last:?}");
+            assert_eq!((one.marks()[0] == MARK, one.marks()[1] == MARK), (is_whole, true));
+        }
+    }
+
+    #[test]
+    fn stores_with_other_keys_or_a_new_epoch_are_not_compared() {
+        let (mut one, mut other, now) = (replica(1), replica(2), Instant::now());
+        let (mut exchange, mut message) = Exchange::start(7, &mut one, now, TIMEOUT);
+        let Body::Roots { state, .. } = &mut message.body else { panic!("it begins with roots") };
+        state.fingerprint[0] ^= 1;
+        let reply = answer(&mut other, message).unwrap().unwrap();
+        assert_eq!(reply.body, Body::Refused(Refusal::Key));
+        assert_eq!(exchange.handle(&mut one, reply, now), Err(ExchangeError::Refused(Refusal::Key)));
+        let (mut exchange, _) = Exchange::start(8, &mut one, now, TIMEOUT);
+        assert_ne!(one.life(), other.life());
+        let reply = Message { round: 8, body: shards(0) };
+        assert_eq!(exchange.handle(&mut other, reply, now), Err(ExchangeError::NewEpoch));
+    }
+
+    #[test]
+    fn an_answer_looks_at_so_many_records_and_says_where_it_stopped() {
+        let mut one = replica(1);
+        one.work((0..SCAN_MAX + 100).map(|key| request(key, b"value")).collect());
+        let mut rows = vec![];
+        let mut found = |place: &Place, sum, _: &[u8]| {
+            rows.push(Row { place: *place, hash: half(sum) });
+            ControlFlow::Continue(())
+        };
+        one.walk(&[0; 32], &mut found).unwrap();
+        let (buckets, next) = (rows.iter().map(|row| bucket_of(&row.place)).collect(), rows[SCAN_MAX].place);
+        let body = Body::Rows { buckets, from: first_place(0), until: None, rows };
+        let reply = answer(&mut one, Message { round: 7, body }).unwrap().unwrap();
+        let nothing_yet = Body::Offer { records: vec![], wanted: vec![], stopped: Some(next) };
+        assert_eq!(reply.body, nothing_yet);
     }
 }
