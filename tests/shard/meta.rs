@@ -329,6 +329,27 @@ fn the_life_of_a_registration_is_told_in_order() {
 }
 
 #[test]
+fn a_shared_registration_is_created_and_deleted_once_wherever_its_callees_are() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let (one, two, three) = (world.join(false), world.join(true), world.join(false));
+        world.subscribe(one, "wamp.registration.", "prefix");
+        let shared = || json!({"invoke": "roundrobin"});
+        let id = world.register(two, "a.b", shared());
+        assert_eq!(world.events(one).len(), 2, "the registration, then its callee");
+        let told = |session: u64| json!([[session, id], {"procedure": "a.b"}]);
+        let (second, third) = (told(world.ids[two]), told(world.ids[three]));
+        world.register(three, "a.b", shared());
+        assert_eq!(world.events(one), std::slice::from_ref(&third), "it was there");
+        world.close(two);
+        assert_eq!(world.events(one), [second], "it still is");
+        world.close(three);
+        assert_eq!(world.events(one), [third.clone(), third], "the callee, then the registration");
+        world.end();
+    });
+}
+
+#[test]
 fn testaments_are_published_when_a_session_ends() {
     type Ends = fn(&mut World, usize, usize);
     let ends: [Ends; 3] = [

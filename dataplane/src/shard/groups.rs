@@ -70,6 +70,7 @@ impl Shard {
         members.follow(self.latest_elsewhere(wanted));
         members.insert(asked.1, owner, wish.concurrency);
         let spread = Spread { missing: self.others(), token, waiting: Vec::new() };
+        let elsewhere = holders(&self.realms[realm as usize], &self.folded, policy, uri);
         let uri: Box<str> = uri.into();
         let asked = vec![asked];
         let group = Group {
@@ -79,6 +80,7 @@ impl Shard {
             uri: uri.clone(),
             members,
             forced: wish.force,
+            is_first: wish.force || elsewhere.is_empty(),
             prefer_local: wish.prefer_local && may_prefer_local(wish.invoke),
             spread,
             asked,
@@ -144,8 +146,9 @@ impl Shard {
         }
         let asked = std::mem::take(&mut group.asked);
         let held = std::mem::take(&mut group.held);
+        let is_first = group.is_first;
         for (place, (asker, grant)) in asked.into_iter().enumerate() {
-            self.answer_ask(asker, grant, place == 0);
+            self.answer_ask(asker, grant, is_first && place == 0);
         }
         if !self.groups.contains(index as usize) {
             // The last of those that asked had left.

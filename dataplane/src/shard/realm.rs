@@ -168,6 +168,8 @@ pub(super) struct Group {
     pub members: Members,
     /// It took the place of all who held the registration before.
     pub forced: bool,
+    /// No other node had callees when it was made.
+    pub is_first: bool,
     /// Callees of this node are called while one is free.
     pub prefer_local: bool,
     pub spread: Spread,

@@ -13,7 +13,7 @@ use super::query::RouteInfo;
 use crate::shard::Shard;
 use crate::shard::delivery::Published;
 use crate::shard::relay::Publication;
-use crate::shard::routes::{is_known_elsewhere, resolve_topic};
+use crate::shard::routes::{holders, is_known_elsewhere, resolve_topic};
 use common::ids::{Match, RouteKind, route_id};
 use common::metrics::Counter;
 use common::wire::{OwnedValue, Payload, Serializer};
@@ -199,7 +199,7 @@ impl Shard {
         }
     }
 
-    /// The last callee of a shared registration, a session of this shard, has left it.
+    /// The last callee of a shared registration in this node, a session of this shard, has left it.
     pub(in crate::shard) fn registration_emptied(
         &mut self,
         realm: u32,
@@ -208,7 +208,11 @@ impl Shard {
         session: u64,
     ) {
         let kind = RouteKind::Procedure;
-        let id = route_id(self.realms[realm as usize].id, kind, policy, uri);
+        let state = &self.realms[realm as usize];
+        if !holders(state, &self.folded, policy, uri).is_empty() {
+            return;
+        }
+        let id = route_id(state.id, kind, policy, uri);
         let (args, named) = (vec![session.into(), id.into()], Some((key(kind), uri)));
         self.announce(0, realm, endings(kind)[1], args, named);
     }
