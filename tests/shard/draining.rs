@@ -177,3 +177,79 @@ fn many_calls_whose_time_is_over_at_once_share_the_turns() {
         world.end();
     });
 }
+
+/// A caller at the first place, a callee at the second, and many calls between them.
+fn with_calls(place: &super::places::Place, realm: &str, count: usize) -> (World, usize, usize) {
+    let mut world = World::new(place, realm);
+    let roles = json!({"caller": {}, "callee": {"features": {"call_canceling": true}}});
+    let (caller, callee) = (world.join(false), world.join_as(true, &roles));
+    world.register(callee, "com.example.slow", json!({}));
+    let calls: Vec<String> =
+        (1..=count).map(|n| json!([48, n, {}, "com.example.slow"]).to_string()).collect();
+    for part in calls.chunks(200) {
+        let part: Vec<&str> = part.iter().map(String::as_str).collect();
+        world.rig.receive(world.links[caller], &super::frames(&part));
+        world.rig.run();
+    }
+    assert_eq!(world.hears(callee).len(), count);
+    (world, caller, callee)
+}
+
+/// What one is told in this turn, and in some that follow.
+fn told(world: &mut World, who: usize) -> (usize, Vec<Value>) {
+    let mut got = world.hears(who);
+    let at_once = got.len();
+    for _ in 0..10 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+        got.extend(world.hears(who));
+    }
+    (at_once, got)
+}
+
+#[test]
+fn many_calls_that_lose_one_side_at_once_end_over_several_turns() {
+    const CALLS: usize = 1_000;
+    everywhere(|place, realm| {
+        let (mut world, caller, callee) = with_calls(place, realm, CALLS);
+        world.rig.close(world.links[callee]);
+        world.rig.run();
+        let (at_once, got) = told(&mut world, caller);
+        assert!((1..CALLS / 2).contains(&at_once), "{at_once} in one turn");
+        assert_eq!(got.len(), CALLS, "each is answered once");
+        assert!(got.iter().all(|message| message[0] == 8 && message[4] == "wamp.error.canceled"));
+        world.end();
+
+        let (mut world, caller, callee) = with_calls(place, realm, CALLS);
+        world.rig.close(world.links[caller]);
+        world.rig.run();
+        let (at_once, got) = told(&mut world, callee);
+        assert!((1..CALLS / 2).contains(&at_once), "{at_once} in one turn");
+        assert_eq!(got.len(), CALLS);
+        assert!(got.iter().all(|message| message[0] == 69), "INTERRUPT");
+        world.end();
+    });
+}
+
+#[test]
+fn many_calls_to_a_node_that_dies_end_over_several_turns() {
+    const CALLS: usize = 1_000;
+    for place in PLACES.iter().filter(|place| place.is_apart()) {
+        let (mut world, caller, _) = with_calls(place, "realm1", CALLS);
+        world.rig.kill(place.second);
+        world.rig.run();
+        let (at_once, got) = told(&mut world, caller);
+        assert!((1..CALLS / 2).contains(&at_once), "{at_once} in one turn");
+        assert_eq!(got.len(), CALLS, "each is answered once");
+        assert!(got.iter().all(|message| message[0] == 8 && message[4] == "wamp.error.canceled"));
+        world.end();
+
+        let (mut world, _, callee) = with_calls(place, "realm1", CALLS);
+        world.rig.kill(place.first);
+        world.rig.run();
+        let (at_once, got) = told(&mut world, callee);
+        assert!((1..CALLS / 2).contains(&at_once), "{at_once} in one turn");
+        assert_eq!(got.len(), CALLS, "the callee is told that its caller's node is gone");
+        world.end();
+    }
+}

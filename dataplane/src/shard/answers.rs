@@ -144,14 +144,6 @@ impl Shard {
         session.invocations.get(&invocation).filter(|open| open.caller == caller)
     }
 
-    /// The callee of these invocations has left.
-    pub(super) fn fail_invocations(&mut self, invocations: impl Iterator<Item = Invocation>) {
-        for open in invocations {
-            self.foreign.remove(&open.caller);
-            self.answer_error(open.caller, wamp::CANCELED, "the callee has left");
-        }
-    }
-
     /// The callee for which these calls were held will not be registered.
     pub(super) fn fail_held(&mut self, held: Vec<HeldCall>) {
         for call in held {

@@ -4,10 +4,10 @@
 //! The caller's shard decides and answers; the callee's shard, found by the way the call went, tells the callee.
 
 use super::Shard;
-use super::conn::{Call, Route};
+use super::conn::Route;
 use super::features::Features;
 use super::options::CancelMode;
-use crate::mesh::{Caller, Item, Owner};
+use crate::mesh::{Caller, Item};
 use common::uri::wamp;
 use common::wire::Dict;
 use common::wire::encode::{self, Field};
@@ -133,17 +133,6 @@ impl Shard {
         self.push(slot, Class::Invocation, |serializer, out| {
             encode::id_dict(serializer, out, code::INTERRUPT, invocation, &options);
         });
-    }
-
-    /// The caller of these calls has left.
-    pub(super) fn abandon_calls(&mut self, owner: Owner, calls: impl Iterator<Item = (u64, Call)>) {
-        for (request, call) in calls {
-            self.calls -= 1;
-            if let Some(deadline) = call.deadline {
-                self.deadlines.remove(&deadline);
-            }
-            self.cancel_route(call.route, Caller { owner, request }, CancelMode::KillNoWait, false);
-        }
     }
 
     /// Sets when a call times out: the caller's wish within the configured bound, else the configured default.

@@ -382,7 +382,7 @@ impl Shard {
             self.goodbye(id.slot, wamp::KILLED, &text);
             self.hang_up(id.slot, 1008);
         }
-        if self.draining && self.conns_len == 0 {
+        if self.draining && self.conns_len == 0 && self.orphans.is_empty() {
             self.relay_finish();
         }
         self.resume();

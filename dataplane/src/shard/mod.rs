@@ -39,6 +39,7 @@ mod meta;
 mod nodes;
 mod options;
 mod origin;
+mod orphans;
 mod outbound;
 mod output;
 mod overlay;
@@ -155,6 +156,7 @@ pub struct Shard {
     ids: meta::Ids,
     /// Slots whose ended sessions still hold subscriptions.
     leaving: VecDeque<u32>,
+    orphans: orphans::Orphans,
     endings: endings::Endings,
     /// Spreads, registrations and their ends that wait for other shards, by token.
     awaited: IdMap<register::Awaited>,
@@ -245,6 +247,7 @@ impl Shard {
             searches: meta::Searches::default(),
             ids: meta::Ids::default(),
             leaving: VecDeque::new(),
+            orphans: orphans::Orphans::default(),
             endings: endings::Endings::default(),
             awaited: HashMap::with_hasher(hasher.clone()),
             last_token: 0,
@@ -501,6 +504,7 @@ impl Shard {
         self.set_now(now);
         self.go_on_upkeep();
         self.go_on_leaving();
+        self.go_on_orphans();
         self.go_on_ending();
         self.go_on_expiring();
         self.go_on_inflating();
@@ -538,6 +542,7 @@ impl Shard {
             self.tick = self.timers.tick(now);
             self.inflating.next_turn();
             self.searches.next_turn();
+            self.orphans.next_turn();
         }
     }
 

@@ -58,6 +58,7 @@ impl Shard {
             || !self.retained.scans.is_empty()
             || !self.searches.is_empty()
             || self.histories.owes()
+            || !self.orphans.is_empty()
     }
 
     pub(super) fn go_on_upkeep(&mut self) {

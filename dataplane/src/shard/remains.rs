@@ -21,6 +21,7 @@ impl Shard {
             ("registrations given", of_realms(|realm| realm.home.len())),
             ("groups", self.groups.len()),
             ("calls", self.calls as usize),
+            ("calls that lost one side", self.orphans.len()),
             ("calls of other shards", self.foreign.len()),
             ("calls of groups", self.shared.len()),
             ("bytes of calls of groups", self.shared.kept_bytes()),

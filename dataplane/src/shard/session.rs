@@ -279,8 +279,8 @@ impl Shard {
         for procedure in registrations {
             self.remove_procedure(procedure, 0);
         }
-        self.fail_invocations(invocations.into_iter());
-        self.abandon_calls(owner, calls.into_iter());
+        self.fail_invocations(invocations);
+        self.abandon_calls(owner, calls);
         self.leave_topics(slot);
     }
 }

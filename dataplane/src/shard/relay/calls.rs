@@ -15,6 +15,7 @@ use common::limits::URI_BYTES_MAX;
 use common::metrics::Counter;
 use common::relay::{BARE_BYTES, Content, EXTRA_BYTES_MAX, Frame, Kind, put_with_extra};
 use common::uri::wamp;
+use std::vec::IntoIter;
 
 /// The terms of a call as they are packed: `session u64 │ timeout u32 │ flags u8 │ length u16 of who calls`. The routing key
 /// follows if there is one, then what may be told of who calls, then the attributes of payload passthru mode.
@@ -230,11 +231,9 @@ impl Shard {
     }
 
     /// The link of a guest is gone: its calls are given up.
-    pub(super) fn guest_gone(&mut self, slot: u32, link: u64, calls: impl Iterator<Item = (u64, Route)>) {
-        for (request, route) in calls {
-            let caller = self.guest_caller(slot, link, request);
-            self.cancel_route(route, caller, CancelMode::KillNoWait, false);
-        }
+    pub(super) fn guest_gone(&mut self, slot: u32, link: u64, calls: IntoIter<Option<(u64, Route)>>) {
+        let owner = Owner { shard: self.me, slot, session: link };
+        self.abandon_guest(owner, calls);
     }
 
     /// The way a guest's call went.

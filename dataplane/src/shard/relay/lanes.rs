@@ -196,16 +196,14 @@ impl Shard {
     }
 
     /// Drops what waits, and answers what waits for an answer.
-    fn lane_fail(&mut self, at: usize, uri: &str, text: &str) {
+    fn lane_fail(&mut self, at: usize, uri: &'static str, text: &'static str) {
         let Some(lane) = self.relay.lanes[at].as_mut() else { return };
         self.relay.queued_bytes -= lane.held.clear(&mut self.pool);
         self.metrics.add(Counter::DroppedRelayDown, std::mem::take(&mut lane.held_events));
         let node = lane.node;
         let calls = lane.calls.drain();
         self.metrics.add(Counter::RelayCallsLost, calls.len() as u64);
-        for caller in calls {
-            self.answer_error(caller, uri, text);
-        }
+        self.fail_passed(calls, uri, text);
         self.acks_lost(node, at);
         self.asks_lost(node, at);
         self.ports_lost(at);
