@@ -253,3 +253,32 @@ fn many_calls_to_a_node_that_dies_end_over_several_turns() {
         world.end();
     }
 }
+
+#[test]
+fn many_publications_that_a_lost_node_does_not_acknowledge_are_answered_over_several_turns() {
+    const EVENTS: usize = 1_000;
+    for place in PLACES.iter().filter(|place| place.is_apart()) {
+        for dies in [false, true] {
+            let mut world = World::new(place, "realm1");
+            let (publisher, subscriber) = (world.join(false), world.join(true));
+            world.subscribe(subscriber, "com.example.a", "exact");
+            let publish = |n| json!([16, n, {"acknowledge": true}, "com.example.a"]).to_string();
+            let all: Vec<String> = (1..=EVENTS).map(publish).collect();
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            world.rig.receive(world.links[publisher], &super::frames(&all));
+            if dies {
+                world.rig.kill(place.second);
+            } else {
+                world.rig.cut();
+            }
+            world.rig.run();
+            let (at_once, got) = told(&mut world, publisher);
+            assert!(at_once < EVENTS / 2, "{at_once} in one turn");
+            let requests: BTreeSet<u64> = (got.iter())
+                .filter_map(|answer| if answer[0] == 8 { answer[2].as_u64() } else { answer[1].as_u64() })
+                .collect();
+            assert_eq!((got.len(), requests.len()), (EVENTS, EVENTS), "each is answered once");
+            world.end();
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Calls that have lost one side, slice by slice: a callee, a caller or another node that ends may leave tens of thousands behind.
+//! Calls that have lost one side, slice by slice: a callee, a caller or another node that ends may leave tens of thousands behind, and
+//! publications that were to be acknowledged.
 //!
 //! A callee that is gone gets no more calls at once; its callers are told in their turn. Both sides are named as always, so who
 //! has ended meanwhile, or has given the call up, is passed over.
@@ -10,10 +11,10 @@ use common::uri::wamp;
 use std::collections::VecDeque;
 use std::vec::IntoIter;
 
-/// Calls that are ended in one turn.
+/// Calls and publications that are ended in one turn.
 const ORPHAN_SLICE: usize = 256;
 
-/// Calls that lost the same side at once.
+/// Those that lost the same side at once.
 #[derive(Debug)]
 enum Left {
     /// A callee of this shard is gone.
@@ -24,6 +25,10 @@ enum Left {
     ByCaller(Owner, IntoIter<(u64, Call)>),
     /// A caller on another node is gone.
     ByGuest(Owner, IntoIter<Option<(u64, Route)>>),
+    /// A node will not say that it has a publication: whose they are, their requests and that node, and why.
+    Unpublished(IntoIter<(Owner, u64, u16)>, &'static str),
+    /// Nobody is left who has not said so: whose they are, their requests and their ids.
+    Published(IntoIter<(Owner, u64, u64)>),
 }
 
 /// Those of one shard, first come first.
@@ -56,6 +61,8 @@ impl Left {
             Self::ByNode(left, ..) => left.len(),
             Self::ByCaller(_, left) => left.len(),
             Self::ByGuest(_, left) => left.len(),
+            Self::Unpublished(left, _) => left.len(),
+            Self::Published(left) => left.len(),
         }
     }
 }
@@ -79,6 +86,16 @@ impl Shard {
     /// The link of these calls is gone.
     pub(super) fn abandon_guest(&mut self, owner: Owner, calls: IntoIter<Option<(u64, Route)>>) {
         self.orphaned(Left::ByGuest(owner, calls));
+    }
+
+    /// A node each will not acknowledge these publications.
+    pub(super) fn fail_publications(&mut self, publications: Vec<(Owner, u64, u16)>, what: &'static str) {
+        self.orphaned(Left::Unpublished(publications.into_iter(), what));
+    }
+
+    /// All nodes that have not acknowledged these publications are gone.
+    pub(super) fn complete_publications(&mut self, publications: Vec<(Owner, u64, u64)>) {
+        self.orphaned(Left::Published(publications.into_iter()));
     }
 
     /// Ends what the turn has room for, and has the others wait for turns to come.
@@ -135,6 +152,14 @@ impl Shard {
                 let Some((request, route)) = place else { return true };
                 let caller = Caller { owner: *owner, request };
                 self.cancel_route(route, caller, CancelMode::KillNoWait, false);
+            }
+            Left::Published(left) => {
+                let Some((owner, request, publication)) = left.next() else { return false };
+                self.published_to_all(owner, request, publication);
+            }
+            Left::Unpublished(left, what) => {
+                let Some((owner, request, node)) = left.next() else { return false };
+                self.ack_failed(owner, request, node, what);
             }
         }
         true

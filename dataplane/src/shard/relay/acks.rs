@@ -64,14 +64,19 @@ impl Shard {
 
     fn ack_complete(&mut self, publication: u64) {
         let Some(ack) = self.relay.acks.remove(&publication) else { return };
-        if self.session_of(ack.owner).is_some() {
-            self.reply(ack.owner.slot, |serializer, out| {
-                encode::ids(serializer, out, code::PUBLISHED, &[ack.request, publication]);
+        self.published_to_all(ack.owner, ack.request, publication);
+    }
+
+    /// PUBLISHED, if the publisher is there still.
+    pub(in crate::shard) fn published_to_all(&mut self, owner: Owner, request: u64, publication: u64) {
+        if self.session_of(owner).is_some() {
+            self.reply(owner.slot, |serializer, out| {
+                encode::ids(serializer, out, code::PUBLISHED, &[request, publication]);
             });
         }
     }
 
-    fn ack_failed(&mut self, owner: Owner, request: u64, node: u16, what: &str) {
+    pub(in crate::shard) fn ack_failed(&mut self, owner: Owner, request: u64, node: u16, what: &str) {
         self.metrics.count(Counter::RelayAcksFailed);
         if self.session_of(owner).is_none() {
             return;
@@ -92,11 +97,18 @@ impl Shard {
         };
         let lost: Vec<u64> =
             self.relay.acks.iter().filter(|(_, ack)| lost(self, ack)).map(|(id, _)| *id).collect();
-        for publication in lost {
-            if let Some(ack) = self.relay.acks.remove(&publication) {
-                self.ack_failed(ack.owner, ack.request, node, "was lost before it had the event");
-            }
-        }
+        self.give_up_acks(lost, Some(node), "was lost before it had the event");
+    }
+
+    /// `node`: the one for which these publications fail; else it is the first that is missing.
+    fn give_up_acks(&mut self, publications: Vec<u64>, node: Option<u16>, what: &'static str) {
+        let acks = publications.into_iter().filter_map(|publication| {
+            let ack = self.relay.acks.remove(&publication)?;
+            let node = node.or_else(|| ack.missing.iter().next());
+            Some((ack.owner, ack.request, node.unwrap_or_default()))
+        });
+        let acks = acks.collect();
+        self.fail_publications(acks, what);
     }
 
     /// Nodes that are gone are not waited for.
@@ -110,9 +122,12 @@ impl Shard {
                 complete.push(*publication);
             }
         }
-        for publication in complete {
-            self.ack_complete(publication);
-        }
+        let acks = complete.into_iter().filter_map(|publication| {
+            let ack = self.relay.acks.remove(&publication)?;
+            Some((ack.owner, ack.request, publication))
+        });
+        let acks = acks.collect();
+        self.complete_publications(acks);
     }
 
     /// Publications that waited too long, and when the next one will have.
@@ -120,12 +135,7 @@ impl Shard {
         let now = self.now;
         let due = self.relay.acks.iter().filter(|(_, ack)| ack.deadline <= now);
         let due: Vec<u64> = due.map(|(publication, _)| *publication).collect();
-        for publication in due {
-            if let Some(ack) = self.relay.acks.remove(&publication) {
-                let node = ack.missing.iter().next().unwrap_or_default();
-                self.ack_failed(ack.owner, ack.request, node, "did not say in time that it has the event");
-            }
-        }
+        self.give_up_acks(due, None, "did not say in time that it has the event");
         self.relay.acks.values().map(|ack| ack.deadline).min()
     }
 }
