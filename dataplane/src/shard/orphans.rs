@@ -1,5 +1,5 @@
 //! Calls that have lost one side, slice by slice: a callee, a caller or another node that ends may leave tens of thousands behind, and
-//! publications that were to be acknowledged.
+//! publications that were to be acknowledged and sessions that were carried.
 //!
 //! A callee that is gone gets no more calls at once; its callers are told in their turn. Both sides are named as always, so who
 //! has ended meanwhile, or has given the call up, is passed over.
@@ -11,7 +11,7 @@ use common::uri::wamp;
 use std::collections::VecDeque;
 use std::vec::IntoIter;
 
-/// Calls and publications that are ended in one turn.
+/// Calls and others that are ended in one turn.
 const ORPHAN_SLICE: usize = 256;
 
 /// Those that lost the same side at once.
@@ -29,6 +29,10 @@ enum Left {
     Unpublished(IntoIter<(Owner, u64, u16)>, &'static str),
     /// Nobody is left who has not said so: whose they are, their requests and their ids.
     Published(IntoIter<(Owner, u64, u64)>),
+    /// The way from these ports to their seats on another node is gone.
+    Ports(IntoIter<u64>),
+    /// So is that from connections of another node to these ports.
+    GuestPorts(IntoIter<u64>),
 }
 
 /// Those of one shard, first come first.
@@ -63,6 +67,7 @@ impl Left {
             Self::ByGuest(_, left) => left.len(),
             Self::Unpublished(left, _) => left.len(),
             Self::Published(left) => left.len(),
+            Self::Ports(left) | Self::GuestPorts(left) => left.len(),
         }
     }
 }
@@ -96,6 +101,16 @@ impl Shard {
     /// All nodes that have not acknowledged these publications are gone.
     pub(super) fn complete_publications(&mut self, publications: Vec<(Owner, u64, u64)>) {
         self.orphaned(Left::Published(publications.into_iter()));
+    }
+
+    /// These ports have lost their seats.
+    pub(super) fn give_up_ports(&mut self, ports: Vec<u64>) {
+        self.orphaned(Left::Ports(ports.into_iter()));
+    }
+
+    /// These ports have lost the connections they carry.
+    pub(super) fn give_up_guest_ports(&mut self, ports: Vec<u64>) {
+        self.orphaned(Left::GuestPorts(ports.into_iter()));
     }
 
     /// Ends what the turn has room for, and has the others wait for turns to come.
@@ -152,6 +167,14 @@ impl Shard {
                 let Some((request, route)) = place else { return true };
                 let caller = Caller { owner: *owner, request };
                 self.cancel_route(route, caller, CancelMode::KillNoWait, false);
+            }
+            Left::Ports(left) => {
+                let Some(number) = left.next() else { return false };
+                self.port_lost(number);
+            }
+            Left::GuestPorts(left) => {
+                let Some(number) = left.next() else { return false };
+                self.guest_port_lost(number);
             }
             Left::Published(left) => {
                 let Some((owner, request, publication)) = left.next() else { return false };

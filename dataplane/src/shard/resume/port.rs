@@ -301,7 +301,7 @@ impl Shard {
     }
 
     /// The seat of a port cannot be reached, or has nothing for it: who asks gets a new session, who had one may ask again.
-    fn port_lost(&mut self, number: u64) {
+    pub(in crate::shard) fn port_lost(&mut self, number: u64) {
         let Some(port) = self.remove_port(number) else { return };
         match port.near {
             Near::Asking { slot, joining } => {
@@ -332,21 +332,24 @@ impl Shard {
         self.port_lost(self.conns[slot as usize].as_ref().map_or(0, |conn| conn.port));
     }
 
-    /// What a lane carried is lost.
+    /// What a lane carried is lost. Until its turn has come a port finds no way to its seat, or a seat that does not know it.
     pub(in crate::shard) fn ports_lost(&mut self, at: usize) {
         let lost = |(number, port): (&u64, &Port)| (port.far == Far::Lane(at)).then_some(*number);
-        let lost: Vec<u64> = self.resumption.ports.iter().filter_map(lost).collect();
-        lost.into_iter().for_each(|number| self.port_lost(number));
+        let lost = self.resumption.ports.iter().filter_map(lost).collect();
+        self.give_up_ports(lost);
     }
 
     /// The connections of another node that carried sessions of this one by this link are gone.
     pub(in crate::shard) fn guest_ports_lost(&mut self, gone: u64) {
         let of_link = |((link, _), number): (&(u64, u64), &u64)| (*link == gone).then_some(*number);
-        let lost: Vec<u64> = self.resumption.guests.iter().filter_map(of_link).collect();
-        for number in lost {
-            if let Some(port) = self.remove_port(number) {
-                self.tell_seat_by(port.far, number, ToSeat::Gone, &[]);
-            }
+        let lost = self.resumption.guests.iter().filter_map(of_link).collect();
+        self.give_up_guest_ports(lost);
+    }
+
+    /// A connection of another node that carried a session of this one is gone.
+    pub(in crate::shard) fn guest_port_lost(&mut self, number: u64) {
+        if let Some(port) = self.remove_port(number) {
+            self.tell_seat_by(port.far, number, ToSeat::Gone, &[]);
         }
     }
 
