@@ -1,5 +1,6 @@
 //! `signalbox`: parses the command line and the configuration, then calls a plane. No logic of its own.
 
+mod allocator;
 mod cli;
 
 use clap::Parser;

@@ -266,6 +266,35 @@ fn a_port_that_is_taken_is_named() {
 }
 
 #[test]
+fn no_thread_but_its_own_runs_on_the_cpu_of_a_shard() {
+    let all = dataplane::cpus::allowed().expect("the affinity of this process");
+    let [first, _, ..] = all[..] else {
+        return eprintln!(
+            "skipped no_thread_but_its_own_runs_on_the_cpu_of_a_shard: this machine has one CPU"
+        );
+    };
+    let node = Node::with(support::Setup { cores: first.to_string(), ..support::Setup::default() });
+    let mut shards = 0;
+    for pid in [node.control_pid(), node.data_pid().expect("a data plane")] {
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads") {
+            let thread = thread.expect("a thread").path();
+            // It may end while it is looked at.
+            let Ok(status) = std::fs::read_to_string(thread.join("status")) else { continue };
+            let field = |name: &str| {
+                status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+            };
+            let (name, cpus) = (field("Name:"), field("Cpus_allowed_list:"));
+            let is_shard = name.starts_with("shard-");
+            let wanted = if is_shard { first.to_string() } else { dataplane::cpus::list_text(&all[1..]) };
+            assert_eq!(cpus, wanted, "{name}");
+            shards += u32::from(is_shard);
+        }
+    }
+    // It has helpers of its own.
+    assert!(shards > 0);
+}
+
+#[test]
 fn a_cpu_that_is_not_there_is_named_with_those_that_are() {
     let node = Node::start();
     let folder = tempfile::tempdir().expect("a folder");

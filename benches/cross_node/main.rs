@@ -7,6 +7,8 @@
 //! that ratio where the bytes are all there is. `-- --rounds N`, `-- --seconds S`; without `--bench` it only checks that
 //! events cross.
 
+#[path = "../../src/allocator.rs"]
+mod allocator;
 #[path = "../relay_limit/bare.rs"]
 mod bare;
 #[path = "../../tests/relay/cluster.rs"]

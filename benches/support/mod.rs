@@ -3,6 +3,9 @@
 
 pub mod cpu_time;
 
+#[path = "../../src/allocator.rs"]
+mod allocator;
+
 use common::config::{Config, Listener, Transport};
 use common::ids::{BootEpoch, ShardId, SnapshotVersion};
 use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};

@@ -128,7 +128,7 @@ pub fn run(boot: Boot) -> Result<(), BootError> {
     let allowed = placement::allowed().map_err(folder)?;
     let shards = shard_cpus(&boot.config.cores, &allowed);
     let own = control_cpus(&boot.config.control.cpus, &shards, &allowed);
-    placement::bind(&own).map_err(|source| BootError::Cpus { cpus: placement::show(&own), source })?;
+    placement::bind_all(&own).map_err(|source| BootError::Cpus { cpus: placement::show(&own), source })?;
 
     let settings = store::Settings::of(&boot.config);
     let Opened { store, thread, loaded } = Store::open(&data_dir.join("store"), store::MAP_BYTES, &settings)?;

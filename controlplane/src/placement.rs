@@ -1,7 +1,8 @@
-//! Which CPUs the control plane runs on. Pure, but for the two functions that ask and tell the kernel.
+//! Which CPUs the control plane runs on. Pure, but for the functions that ask and tell the kernel.
 
 use common::config::Cores;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::io;
 
 /// The CPUs of the shards: those of the configuration, or all `allowed`.
@@ -32,6 +33,24 @@ pub fn allowed() -> io::Result<Vec<u32>> {
 
 /// Binds this thread, and those it starts from now on, to `cpus`.
 pub fn bind(cpus: &[u32]) -> io::Result<()> {
+    Ok(sched_setaffinity(None, &set_of(cpus)?)?)
+}
+
+/// As [`bind`], with every thread this process has: libraries have started some.
+pub fn bind_all(cpus: &[u32]) -> io::Result<()> {
+    let set = set_of(cpus)?;
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let thread = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        match thread.map_or(Ok(()), |thread| sched_setaffinity(Some(thread), &set)) {
+            // It has ended meanwhile.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn set_of(cpus: &[u32]) -> io::Result<CpuSet> {
     let mut set = CpuSet::new();
     for cpu in cpus {
         if *cpu as usize >= CpuSet::MAX_CPU {
@@ -39,7 +58,7 @@ pub fn bind(cpus: &[u32]) -> io::Result<()> {
         }
         set.set(*cpu as usize);
     }
-    Ok(sched_setaffinity(None, &set)?)
+    Ok(set)
 }
 
 /// `0-3,6`

@@ -142,6 +142,10 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     let _lock = lock_folder(&config.data_dir)?;
     raise_descriptors();
     let placement = Placement::decide(&config.cores, &config.control.cpus, &cpus::allowed()?)?;
+    // Shards go to their own CPUs from here; all other threads, those of libraries too, keep off them where they can.
+    if let Err(error) = cpus::restrict_process(&placement.helpers) {
+        tracing::warn!(%error, "could not place the threads that are no shard");
+    }
     let features = Features::probe()?;
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let wake = rustix::event::eventfd(0, flags)
@@ -168,15 +172,9 @@ fn start_and_wait(config: Config) -> Result<LinkEnd, BootError> {
     log_start(&config, &placement, &running);
     let identity = identity(&config, epoch, &running);
     let link = link_plan(&config, identity, running, wake, signals);
-    let helpers = placement.helpers;
     let thread = std::thread::Builder::new()
         .name("link".to_owned())
-        .spawn(move || {
-            if let Err(error) = cpus::restrict_thread(&helpers) {
-                tracing::warn!(%error, "could not place the link thread");
-            }
-            crate::io::link::run(link)
-        })
+        .spawn(move || crate::io::link::run(link))
         .map_err(system("the link thread"))?;
     thread.join().expect("a panic aborts the process").map_err(system("the link"))
 }
