@@ -507,23 +507,32 @@ fn there_are_so_many_transports_and_no_more() {
     rig.check_empty();
 }
 
-#[test]
-fn what_feeds_a_shard_without_memory_waits() {
-    let mut rig = Rig::new(2, |config| {
+/// Some large messages fill its memory.
+fn short_of_memory() -> Rig {
+    Rig::new(2, |config| {
         serving(config);
         config.memory_max = 200 << 10;
         config.slow_receiver.queue_max = 1 << 20;
-    });
+    })
+}
+
+/// A large PUBLISH.
+fn large(request: u32) -> String {
+    format!("[16,{request},{{}},\"com.example.a\",[\"{}\"]]", "x".repeat(50 << 10))
+}
+
+#[test]
+fn what_feeds_a_shard_without_memory_waits() {
+    let mut rig = short_of_memory();
     let subscriber = connect(&mut rig, 1, &[HELLO, r#"[32,1,{},"com.example.a"]"#]);
     let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, 1);
     poll.join(&mut rig, "realm1");
     rig.run();
     rig.links[subscriber].stuck = true;
-    let publish = |n: u32| format!("[16,{n},{{}},\"com.example.a\",[\"{}\"]]", "x".repeat(50 << 10));
     let path = format!("{}/send", poll.base);
     let mut waited = 0;
     for n in 1..=8 {
-        rig.receive(poll.up, request("POST", &path, &publish(n)).as_bytes());
+        rig.receive(poll.up, request("POST", &path, &large(n)).as_bytes());
         rig.run();
         if answers(&mut rig, poll.up).is_empty() {
             waited = n;
@@ -531,12 +540,58 @@ fn what_feeds_a_shard_without_memory_waits() {
         }
     }
     assert!((4..8).contains(&waited), "{waited}");
-    let refused = ask(&mut rig, poll.down, "POST", &path, &publish(9));
+    let refused = ask(&mut rig, poll.down, "POST", &path, &large(9));
     assert_eq!(refused.status, 503, "the next one is not even looked at");
     rig.links[subscriber].stuck = false;
     rig.run();
     assert_eq!(answers(&mut rig, poll.up)[0].status, 202);
-    assert_eq!(poll.send(&mut rig, &publish(10)), 202);
+    assert_eq!(poll.send(&mut rig, &large(10)), 202);
     assert_eq!(poll.close(&mut rig), 202);
     rig.check_empty();
+}
+
+#[test]
+fn who_is_held_back_is_answered_when_the_transport_ends() {
+    let mut rig = short_of_memory();
+    let subscriber = connect(&mut rig, 1, &[HELLO, r#"[32,1,{},"com.example.a"]"#]);
+    let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, 1);
+    poll.join(&mut rig, "realm1");
+    rig.links[subscriber].stuck = true;
+    let path = format!("{}/send", poll.base);
+    let is_held = (1..8).any(|n| {
+        rig.receive(poll.up, request("POST", &path, &large(n)).as_bytes());
+        rig.run();
+        answers(&mut rig, poll.up).is_empty()
+    });
+    assert!(is_held);
+    assert_eq!(ask(&mut rig, poll.down, "POST", &format!("{}/close", poll.base), "").status, 202);
+    assert_eq!(answers(&mut rig, poll.up)[0].status, 202, "it was handled");
+    rig.links[subscriber].stuck = false;
+    rig.run();
+    rig.check_empty();
+}
+
+#[test]
+fn what_a_client_has_taken_makes_room_for_publishers() {
+    for other in [0, 1] {
+        let mut rig = short_of_memory();
+        let poll = Transport::open(&mut rig, "longpoll", "wamp.2.json", 0, other);
+        poll.join(&mut rig, "realm1");
+        assert_eq!(poll.send(&mut rig, r#"[32,1,{},"com.example.a"]"#), 202);
+        assert!(poll.receive(&mut rig).starts_with("[33,1,"));
+        let publisher = connect(&mut rig, 0, &[HELLO]);
+        rig.run();
+        let mut sent = 0;
+        while !rig.links[publisher].paused {
+            sent += 1;
+            assert!(sent < 20, "there is no room for so many");
+            rig.receive(publisher, &frames(&[&large(sent)]));
+            rig.run();
+        }
+        while rig.links[publisher].paused {
+            assert!(poll.receive(&mut rig).starts_with("[36,"));
+        }
+        poll.close(&mut rig);
+        rig.check_empty();
+    }
 }

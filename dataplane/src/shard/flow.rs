@@ -454,7 +454,7 @@ impl Shard {
             return Flow::Continue;
         }
         let Some(conn) = self.conn_mut(id) else { return self.relay_pause(id) };
-        if conn.away.is_some() {
+        if conn.away.is_some() || !conn.feeds() {
             return Flow::Continue;
         }
         if !conn.paused {

@@ -64,6 +64,12 @@ impl Http {
 }
 
 impl Conn {
+    /// What it receives may fill memory. A request for what waits to be received makes room instead: whoever fetches must be read
+    /// while there is none.
+    pub fn feeds(&self) -> bool {
+        !matches!(self.http.as_deref(), Some(Http::Peer(peer)) if !peer.feeds())
+    }
+
     /// The kind of transport that this is, if it has no socket.
     pub fn transport_kind(&self) -> Option<Kind> {
         match self.http.as_deref() {

@@ -37,6 +37,8 @@ pub(in crate::shard) struct Peer {
     asked: Option<(Kind, TransportId)>,
     /// Messages of it are with the connection.
     carrying: bool,
+    /// See [`Peer::feeds`].
+    feeds: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +64,7 @@ impl Default for Peer {
             manner: Manner::CLOSING,
             asked: None,
             carrying: false,
+            feeds: true,
         }
     }
 }
@@ -69,6 +72,11 @@ impl Default for Peer {
 impl Peer {
     pub fn buffered_bytes(&self) -> usize {
         self.reader.buffered_bytes() + self.held.capacity()
+    }
+
+    /// The request in hand, or the last one, has brought messages.
+    pub const fn feeds(&self) -> bool {
+        self.feeds
     }
 
     /// What comes is looked at now.
@@ -173,6 +181,7 @@ impl Shard {
             Action::Receive | Action::Close => EMPTY_BODY_BYTES_MAX,
         };
         let peer = self.peer(slot);
+        peer.feeds = matches!(target.action, Action::Open | Action::Send);
         peer.reader.expect(head.length, bytes_max)?;
         peer.step = Step::Body(target, head.content);
         if head.expects_continue && !head.length.is_none() {

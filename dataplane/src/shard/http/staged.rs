@@ -107,11 +107,6 @@ impl Staged {
         std::mem::take(&mut self.under_way)
     }
 
-    /// It was not: it is to be taken again.
-    pub fn rewind(&mut self) {
-        self.under_way = 0;
-    }
-
     pub fn recycle(&mut self, pool: &mut Pool) {
         pool.recycle(std::mem::take(self).buf);
     }
@@ -149,7 +144,6 @@ mod tests {
         for expected in ["[1]", "[2,2]", "[3]"] {
             assert!(!staged.is_empty());
             assert_eq!(next(&mut staged, Form::Single), expected);
-            staged.rewind();
             assert_eq!(next(&mut staged, Form::Single), expected, "not sent, so it comes again");
             committed += staged.commit();
         }

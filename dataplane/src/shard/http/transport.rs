@@ -266,8 +266,8 @@ impl Shard {
     fn gone(&mut self, from: Asker, slot: u32) {
         let Some(transport) = self.at(slot).transport() else { return };
         if transport.serving == Some(from) {
+            // What is staged is taken again.
             transport.serving = None;
-            transport.staged.rewind();
         }
         if transport.waiting == Some(from) {
             transport.waiting = None;
