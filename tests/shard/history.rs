@@ -6,7 +6,7 @@ use super::rig::{Rig, realm, source};
 use super::{frames, join, messages};
 use common::history::History;
 use common::ids::{Match, RealmId, RouteKind, SnapshotVersion, route_id};
-use common::metrics::Counter;
+use common::metrics::{Counter, Gauge};
 use common::snapshot::Delta;
 use dataplane::feed::FeedDown;
 use serde_json::{Value, json};
@@ -277,7 +277,7 @@ fn a_node_that_is_cut_off_while_it_is_asked_is_left_out() {
         world.rig.receive(world.asker, &frames(&[&call.to_string()]));
         world.rig.cut();
         // What was asked by the connection before is not waited for; what is asked then has its own time.
-        (0..3).for_each(|_| world.pass(1_000));
+        (0..3).for_each(|_| world.pass(500));
         let got = messages(&mut world.rig, world.asker);
         let answer: Value = serde_json::from_str(got.first().expect("an answer")).expect("JSON");
         assert_eq!(answer[3].as_array().map(Vec::len), Some(2), "{answer}");
@@ -372,6 +372,12 @@ fn histories_come_and_go_with_the_realms_settings() {
         world.change(vec![History { events_max: 5, ..History::of(Match::Exact, "com.log.a") }]);
         assert_eq!(world.ids(id, json!({})), [first], "a change of bounds forgets nothing");
         world.change(vec![]);
+        let shards = world.rig.shards();
+        for (shard, gauge) in
+            (0..shards).flat_map(|at| [(at, Gauge::HistoryEvents), (at, Gauge::HistoryBytes)])
+        {
+            assert_eq!(world.rig.gauge(shard, gauge), 0, "{gauge:?}");
+        }
         assert_eq!(world.ask(id, json!({}))[4], "wamp.error.history_unavailable");
         world.publish("{}", "com.log.a", "[2]");
         world.change(histories());

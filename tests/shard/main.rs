@@ -43,8 +43,13 @@ fn frames(messages: &[&str]) -> Vec<u8> {
 
 /// A RawSocket connection that sends the handshake and `messages` in one piece.
 fn connect(rig: &mut Rig, shard: usize, messages: &[&str]) -> usize {
+    connect_with(rig, shard, messages, 1 << 24)
+}
+
+/// The same of a client that takes messages of so many bytes.
+fn connect_with(rig: &mut Rig, shard: usize, messages: &[&str], message_bytes_max: usize) -> usize {
     let at = rig.connect(shard, RAWSOCKET).expect("there is room");
-    let handshake = Handshake { serializer: Serializer::Json, message_bytes_max: 1 << 24 };
+    let handshake = Handshake { serializer: Serializer::Json, message_bytes_max };
     let mut bytes = rawsocket::write(handshake).to_vec();
     bytes.extend_from_slice(&frames(messages));
     rig.receive(at, &bytes);

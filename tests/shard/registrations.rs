@@ -2,6 +2,7 @@
 //! "Registration Revocation", "Call Trust Levels"): each history with caller, callees and the procedure's home shard on the same
 //! shard, on different ones, and on different nodes.
 
+use super::clients::World;
 use super::frames;
 use super::hall::{ABLE, Hall, PLAIN, Seats, apart, everywhere};
 use super::places::{PLACES, REALMS};
@@ -288,6 +289,43 @@ fn calls_that_cannot_be_sent_again_are_not() {
             assert_eq!(hall.error_of(request), "wamp.error.no_available_callee");
             assert_eq!(hall.invoked(), None);
         });
+    }
+}
+
+#[test]
+fn a_call_that_was_answered_in_part_is_not_sent_again() {
+    everywhere(ABLE, |hall| {
+        hall.register_all(r#"{"invoke":"first"}"#);
+        let request = hall.call(r#"{"receive_progress":true}"#);
+        let (callee, invocation) = hall.invoked().expect("somebody is called");
+        hall.callee(callee, &format!("[70,{},{{\"progress\":true}},[1]]", invocation[1]));
+        assert_eq!(hall.caller_hears(), [serde_json::json!([50, request, {"progress": true}, [1]])]);
+        hall.unavailable(callee, &invocation);
+        assert_eq!(hall.error_of(request), "wamp.error.no_available_callee");
+        assert_eq!(hall.invoked(), None);
+    });
+}
+
+#[test]
+fn so_many_callees_are_asked_to_take_one_call() {
+    for place in &PLACES {
+        let mut world = World::new(place, "realm1");
+        let caller = world.join(false);
+        let callees: Vec<usize> = (0..40).map(|_| world.join(true)).collect();
+        for callee in &callees {
+            world.register(*callee, "com.example.p", serde_json::json!({"invoke": "roundrobin"}));
+        }
+        world.asks(caller, serde_json::json!([48, null, {}, "com.example.p"]));
+        for callee in &callees[..32] {
+            let heard = world.hears(*callee);
+            assert_eq!((heard.len(), &heard[0][0]), (1, &68.into()), "{heard:?}");
+            let busy = serde_json::json!([8, 68, heard[0][1], {}, "wamp.error.unavailable"]);
+            world.says(*callee, &busy);
+        }
+        assert!(callees.iter().all(|callee| world.hears(*callee).is_empty()));
+        let heard = world.hears(caller);
+        assert_eq!((heard.len(), &heard[0][4]), (1, &"wamp.error.no_available_callee".into()), "{heard:?}");
+        world.end();
     }
 }
 

@@ -8,7 +8,7 @@ mod nodes;
 use super::places::{PLACES, Place, everywhere};
 use super::rig::Rig;
 use super::switches::{both, off, put_on};
-use super::{connect, frames, messages};
+use super::{connect, connect_with, frames, messages};
 use common::features::{Feature, FeatureSet};
 use common::metrics::Gauge;
 use common::rules::Bounds;
@@ -63,8 +63,13 @@ impl World {
 
     /// A connection that says HELLO with these details besides roles, and what it hears.
     fn hello(&mut self, second: bool, more: &[(&str, Value)]) -> (usize, Vec<Value>) {
+        self.hello_by(second, more, 1 << 24)
+    }
+
+    /// The same by a transport that takes messages of so many bytes.
+    fn hello_by(&mut self, second: bool, more: &[(&str, Value)], bytes_max: usize) -> (usize, Vec<Value>) {
         let shard = self.shard(second);
-        let link = connect(&mut self.rig, shard, &[&hello(&self.realm, more)]);
+        let link = connect_with(&mut self.rig, shard, &[&hello(&self.realm, more)], bytes_max);
         self.rig.run();
         (link, self.heard(link))
     }
@@ -84,7 +89,11 @@ impl World {
 
     /// The client comes back with the token it has. What it hears after WELCOME.
     fn back(&mut self, client: &mut Client, second: bool) -> Vec<Value> {
-        let (link, mut heard) = self.ask_back(client, second);
+        self.back_by(client, second, 1 << 24)
+    }
+
+    fn back_by(&mut self, client: &mut Client, second: bool, bytes_max: usize) -> Vec<Value> {
+        let (link, mut heard) = self.ask_back_by(client, second, bytes_max);
         let welcome = heard.remove(0);
         assert_eq!((&welcome[0], &welcome[1]), (&2.into(), &client.session.into()), "{welcome}");
         assert_eq!((&welcome[2]["resumed"], &welcome[2]["resumable"]), (&true.into(), &true.into()));
@@ -95,12 +104,15 @@ impl World {
     }
 
     fn ask_back(&mut self, client: &Client, second: bool) -> (usize, Vec<Value>) {
+        self.ask_back_by(client, second, 1 << 24)
+    }
+
+    fn ask_back_by(&mut self, client: &Client, second: bool, bytes_max: usize) -> (usize, Vec<Value>) {
         let token = client.token.clone().expect("it can be resumed");
         let session = client.session;
-        self.hello(
-            second,
-            &[("resumable", true.into()), ("resume-session", session.into()), ("resume-token", token.into())],
-        )
+        let more =
+            [("resumable", true.into()), ("resume-session", session.into()), ("resume-token", token.into())];
+        self.hello_by(second, &more, bytes_max)
     }
 
     fn heard(&mut self, link: usize) -> Vec<Value> {

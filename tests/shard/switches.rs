@@ -561,3 +561,23 @@ fn nothing_is_wider_than_the_node() {
         assert_eq!(held.get(bound), node.get(bound), "{name}");
     }
 }
+
+#[test]
+fn trust_is_told_no_more_from_the_next_message_on_after_it_was_switched_off() {
+    everywhere(|place, realm| {
+        let open = Rules::new(FeatureSet::EMPTY, Bounds::NONE, vec![]).expect("no role");
+        let (mut world, one, two) = ruled(place, realm, &open);
+        let told = |world: &mut World| {
+            world.asks(one, json!([16, null, {}, "com.example.t", ["x"]]));
+            let heard = world.hears(two);
+            assert_eq!(heard.len(), 1, "{heard:?}");
+            heard[0][3].get("trustlevel").cloned()
+        };
+        assert_eq!(told(&mut world), Some(json!(0)));
+        let [rules, _] = both(off(&[Feature::PublicationTrustlevels]), Bounds::NONE);
+        put(&mut world, 2, &rules);
+        world.subscribe(two, "com.example.other", "exact");
+        assert_eq!(told(&mut world), None);
+        world.end();
+    });
+}

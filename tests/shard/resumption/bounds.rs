@@ -3,7 +3,7 @@
 use super::super::places::{PLACES, everywhere};
 use super::{AFTER, Client, TOPIC, World, numbers};
 use crate::frames;
-use common::metrics::Gauge;
+use common::metrics::{Counter, Gauge};
 use serde_json::json;
 use std::time::Duration;
 
@@ -152,4 +152,39 @@ fn events_for_sessions_that_end_are_not_kept() {
     assert_eq!(world.waiting(), 0);
     assert_eq!(world.rig.gauge(0, Gauge::DetachedBytes), 0);
     world.end();
+}
+
+#[test]
+fn a_client_that_comes_back_in_the_last_moment_has_its_whole_window_again() {
+    let mut world = World::new(&PLACES[0], "realm1");
+    let mut clients: Vec<Client> = (0..8).map(|_| world.join_to_stay()).collect();
+    clients.iter().for_each(|client| world.drop(client));
+    // Their time is over, and turns to come end some of them each.
+    world.rig.pass(AFTER);
+    assert_eq!(world.waiting(), 8);
+    let late = clients.last_mut().expect("a client");
+    world.back(late, true);
+    world.drop(late);
+    world.wait(Duration::from_secs(2));
+    assert_eq!(world.waiting(), 1);
+    world.back(late, true);
+    world.end();
+}
+
+#[test]
+fn a_client_gets_nothing_longer_than_its_new_transport_takes() {
+    everywhere(|place, realm| {
+        let mut world = World::new(place, realm);
+        let mut stays = world.join_to_stay();
+        let mut other = world.join(true, &[]);
+        world.subscribe(&mut stays, TOPIC);
+        world.drop(&stays);
+        world.asks(&mut other, json!([16, null, {}, TOPIC, [1, "x".repeat(20_000)]]));
+        world.publish(&mut other, 2..3);
+        let heard = world.back_by(&mut stays, true, 8 << 10);
+        assert_eq!(numbers(&heard), [2]);
+        let shard = world.shard(true);
+        assert_eq!(world.rig.counter(shard, Counter::DroppedTooLarge), 1);
+        world.end();
+    });
 }

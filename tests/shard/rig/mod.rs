@@ -389,6 +389,11 @@ impl Rig {
             && self.wires.is_quiet()
     }
 
+    /// Of all nodes.
+    pub fn shards(&self) -> usize {
+        self.places.len()
+    }
+
     /// What the time of day is, on all nodes.
     pub fn set_clocks(&mut self, unix: Duration) {
         for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {

@@ -237,6 +237,9 @@ pub(in crate::shard) mod tests {
         assert_eq!(ids(&log, &Filter { reverse: true, ..all() }), [3, 1, 9]);
         assert_eq!(log.find(1).map(|event| event.key()), Some((5 << 16, 1)));
         assert_eq!(log.find(2), None);
+        let bytes = log.bytes();
+        assert!(log.put(event(7, 3, "a"), 9, usize::MAX), "by two ways it has two stamps");
+        assert_eq!((ids(&log, &all()), log.bytes()), (vec![9, 1, 3], bytes));
     }
 
     #[test]
@@ -256,6 +259,8 @@ pub(in crate::shard) mod tests {
     fn what_is_too_old_goes() {
         let mut log = log(10, 100);
         [1, 50, 90].iter().for_each(|ms| assert!(log.put(event(*ms, *ms, "a"), 100, usize::MAX)));
+        log.trim(150, usize::MAX);
+        assert_eq!(ids(&log, &all()), [50, 90]);
         log.trim(151, usize::MAX);
         assert_eq!(ids(&log, &all()), [90]);
     }

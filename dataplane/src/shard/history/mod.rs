@@ -202,3 +202,27 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foldhash::fast::RandomState;
+
+    #[test]
+    fn events_that_are_too_old_go_while_others_are_kept() {
+        let mut histories = Histories::default();
+        let bounds = History { age_max_ms: 100, ..History::of(Match::Exact, "a") };
+        for topic in 0..5 {
+            histories.logs.insert(topic, Log::new(bounds.clone(), &RandomState::default()));
+        }
+        for topic in 0..4 {
+            assert!(histories.put(topic, test_events::event(1, u64::from(topic), "a"), 1, usize::MAX));
+        }
+        assert_eq!(histories.events(), 4);
+        for n in 10..13 {
+            assert!(histories.put(4, test_events::event(200, n, "a"), 200, usize::MAX));
+        }
+        assert_eq!(histories.events(), 3);
+        assert_eq!(histories.bytes(), histories.logs[&4].bytes());
+    }
+}

@@ -139,3 +139,31 @@ impl Shard {
         self.relay.acks.values().map(|ack| ack.deadline).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{lane, shard_with};
+    use super::*;
+    use common::ids::ShardId;
+
+    #[test]
+    fn publications_are_lost_with_their_lane_and_no_other() {
+        let now = Instant::now();
+        let mut shard = shard_with(now, 1, 2);
+        lane(&mut shard, now);
+        let node = shard.nodes.live().iter().next().expect("a node");
+        for slot in 0..4 {
+            let owner = Owner { shard: ShardId(0), slot, session: 1 };
+            let mut missing = NodeSet::default();
+            missing.insert(node);
+            let ack = Ack { owner, request: 1, missing, deadline: now + ACK_TIME };
+            shard.relay.acks.insert(u64::from(slot), ack);
+        }
+        let lost = shard.lane_of(node, 1);
+        shard.acks_lost(node, lost);
+        let mut left: Vec<u64> = shard.relay.acks.keys().copied().collect();
+        left.sort_unstable();
+        assert_eq!(left, [0, 2]);
+        assert_eq!(shard.metrics.get(Counter::RelayAcksFailed), 2);
+    }
+}

@@ -23,6 +23,8 @@ mod link;
 mod links;
 mod open;
 mod succession;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod tls;
 

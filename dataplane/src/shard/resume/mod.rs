@@ -256,7 +256,9 @@ mod tests {
     use crate::feed::FeedDown;
     use crate::shard::{Output, ShardConfig};
     use common::config::{Config, Listener, Transport};
-    use common::ids::{BootEpoch, RealmId, SnapshotVersion};
+    use common::ids::{BootEpoch, NodeId, RealmId, SnapshotVersion};
+    use common::link::Peer;
+    use common::metrics::Counter;
     use common::resume::{ResumeToken, TOKEN_BYTES};
     use common::snapshot::{Anonymous, Realm, Snapshot, Source, build};
     use common::transport::{FrameKind, rawsocket, write_client_frame};
@@ -352,7 +354,7 @@ mod tests {
                 shard.bury();
                 run(&mut shard, now);
             }
-            resumed += shard.metrics_mut().get(common::metrics::Counter::SessionsResumed);
+            resumed += shard.metrics_mut().get(Counter::SessionsResumed);
             shard.guest_ports_lost(1 << 60);
             (1..5).for_each(|port| shard.seat_told(Carrier { shard: ShardId(0), port }, ToSeat::Gone, &[]));
             shard.closed(now, CONN);
@@ -364,5 +366,59 @@ mod tests {
             assert_eq!(shard.remains(), []);
         }
         assert!(resumed > 300, "{resumed} resumptions");
+    }
+
+    /// What the client of a session asks with, if it says the truth.
+    fn ask(shard: &Shard, session: u64) -> Ask<'static> {
+        let token =
+            shard.conns[0].as_ref().and_then(|conn| conn.session.as_ref()).and_then(|held| held.token);
+        Ask {
+            session,
+            token: token.expect("it can be resumed"),
+            realm: RealmId::of("realm1"),
+            peer_message_max: 1 << 24,
+            serializer: Serializer::Json,
+            framing: Framing::RawSocket,
+            origin: crate::shard::Origin::Hidden,
+            who: &[],
+        }
+    }
+
+    #[test]
+    fn a_session_is_given_to_its_client_only() {
+        let now = Instant::now();
+        let mut shard = shard(now);
+        let session = join(&mut shard, now);
+        shard.closed(now, CONN);
+        run(&mut shard, now);
+        let right = ask(&shard, session);
+        let token = ResumeToken::from_bytes([7; TOKEN_BYTES]);
+        for wrong in [
+            Ask { session: session + 1, ..right },
+            Ask { token, ..right },
+            Ask { realm: RealmId::of("realm2"), ..right },
+            Ask { serializer: Serializer::Cbor, ..right },
+            Ask { who: b"somebody else", ..right },
+        ] {
+            shard.seat_told(Carrier { shard: ShardId(0), port: 1 }, ToSeat::Ask, &wrong.pack());
+            assert_eq!(shard.metrics.get(Counter::SessionsResumed), 0, "{wrong:?}");
+        }
+        shard.seat_told(Carrier { shard: ShardId(0), port: 1 }, ToSeat::Ask, &right.pack());
+        assert_eq!(shard.metrics.get(Counter::SessionsResumed), 1);
+    }
+
+    #[test]
+    fn what_one_node_asks_for_is_not_passed_on_to_another() {
+        let now = Instant::now();
+        let mut shard = shard(now);
+        let session = join(&mut shard, now);
+        let epoch = BootEpoch(2);
+        let third = Peer { node: NodeId([3; 16]), epoch, relay: "127.0.0.1:1".to_owned() };
+        shard.feed(now, FeedDown::Peers([third].into()));
+        let token = ResumeToken::new(&[5; 32], ShardId(0), epoch);
+        let ask = Ask { token, ..ask(&shard, session) };
+        assert!(shard.holder_of(session, &token).is_some(), "a client of this node would be served");
+        assert!(shard.guest_to_seat((9, 1 << 60, 1), ToSeat::Ask, &ask.pack()));
+        assert!(shard.resumption.guests.is_empty() && shard.resumption.ports.is_empty());
     }
 }

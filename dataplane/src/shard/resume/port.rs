@@ -65,7 +65,7 @@ enum Near {
 
 /// Where the seat is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Far {
+pub(super) enum Far {
     Shard(ShardId),
     /// In another node, by way of this lane.
     Lane(usize),
@@ -111,7 +111,7 @@ impl Shard {
     }
 
     /// Where the session of a token is.
-    fn holder_of(&self, session: u64, token: &ResumeToken) -> Option<Far> {
+    pub(super) fn holder_of(&self, session: u64, token: &ResumeToken) -> Option<Far> {
         if token.is_of(self.config.epoch) {
             let is_shard = token.shard().index() < self.config.shards;
             return is_shard.then_some(Far::Shard(token.shard()));
