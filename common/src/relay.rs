@@ -172,6 +172,10 @@ impl<'a> Frame<'a> {
         let args = part(HAS_ARGS, header.args_at, header.args_bytes)?;
         let kwargs = part(HAS_KWARGS, header.kwargs_at, header.kwargs_bytes)?;
         let is_event = header.flags & IS_EVENT != 0;
+        let id = header.id.to_native();
+        if header.kind == Kind::Publish && !(1..=ID_MAX).contains(&id) {
+            return Err(FrameError::Header);
+        }
         if is_event && header.kind != Kind::Publish || data.len() > MESSAGE_BYTES_MAX + EVENT_HEAD_BYTES_MAX {
             return Err(FrameError::Payload);
         }
@@ -180,7 +184,7 @@ impl<'a> Frame<'a> {
             serializer,
             wants_ack: header.flags & WANTS_ACK != 0,
             realm: RealmId(header.realm.to_native()),
-            id: header.id.to_native(),
+            id,
             uri,
             extra,
             progress: header.flags & PROGRESS != 0,
@@ -535,11 +539,15 @@ mod tests {
             payload: Payload { args: Some(b"[1]"), kwargs: None },
         };
         call.put(&mut bytes);
-        let change = |at: usize, to: &[u8]| {
+        let changed = |changes: &[(usize, &[u8])]| {
             let mut bad = bytes.clone();
-            bad[at..at + to.len()].copy_from_slice(to);
+            changes.iter().for_each(|(at, to)| bad[*at..at + to.len()].copy_from_slice(to));
             Frame::check(&bad[LENGTH_BYTES..]).err()
         };
+        let change = |at: usize, to: &[u8]| changed(&[(at, to)]);
+        let publication = |id: u64| changed(&[(4, &[Kind::Publish as u8]), (20, &id.to_le_bytes())]);
+        assert_eq!([1, ID_MAX].map(publication), [None, None]);
+        assert_eq!([0, ID_MAX + 1].map(publication), [Some(FrameError::Header), Some(FrameError::Header)]);
         assert_eq!(change(4, &[0]), Some(FrameError::Header));
         assert_eq!(change(4, &[14]), Some(FrameError::Header), "a kind to come");
         assert_eq!(change(4, &[4]), Some(FrameError::Uri), "a result has none");
