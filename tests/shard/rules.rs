@@ -412,3 +412,18 @@ fn results_and_errors_reach_the_caller_as_they_were_said() {
         }
     });
 }
+
+/// "URIs": an error has a valid one, whatever a callee says; the caller would break off.
+#[test]
+fn an_error_without_a_valid_uri_is_told_with_one() {
+    in_every_place(|two| {
+        two.asks(1, r#"[64,1,{},"com.p"]"#);
+        let long = "x".repeat(2_000);
+        for (request, uri) in (1..).zip(["", "a b", "a..b", "a#", &long]) {
+            two.says(0, &[&format!(r#"[48,{request},{{}},"com.p"]"#)]);
+            two.hears(1);
+            two.says(1, &[&format!(r#"[8,68,{request},{{}},"{uri}",["why"]]"#)]);
+            assert_eq!(two.hears(0), [json!([8, 48, request, {}, "wamp.error.invalid_uri", ["why"]])]);
+        }
+    });
+}

@@ -10,7 +10,7 @@ use super::shared::is_shared;
 use crate::mesh::{Caller, Item, Terms};
 use common::features::Feature;
 use common::metrics::Counter;
-use common::uri::wamp;
+use common::uri::{UriRule, is_valid, wamp};
 use common::wire::encode::{self, Field};
 use common::wire::message::code;
 use common::wire::{Dict, OwnedValue, Payload, Serializer};
@@ -98,7 +98,12 @@ impl Shard {
         };
         let from = self.at(slot).serializer;
         if let Some(caller) = self.take_invocation(slot, "ERROR", request) {
-            let uri = if *uri == *wamp::UNAVAILABLE { self.unavailable(slot) } else { uri };
+            let uri = match uri {
+                wamp::UNAVAILABLE => self.unavailable(slot),
+                // Callers end their sessions over a message that breaks the rules, and this one is not theirs.
+                uri if !is_valid(uri, UriRule::Loose) => wamp::INVALID_URI,
+                uri => uri,
+            };
             self.answer(caller, &Answering { kind: Answer::Error(uri), ppt: &ppt, from, payload });
         }
     }
