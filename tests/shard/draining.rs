@@ -178,6 +178,54 @@ fn many_calls_whose_time_is_over_at_once_share_the_turns() {
     });
 }
 
+#[test]
+fn sessions_with_many_registrations_count_more() {
+    const REGISTRATIONS: u64 = 200;
+    let mut world = World::new(&PLACES[1], "realm1");
+    let one = world.join(false);
+    let others: Vec<usize> = (0..30).map(|_| world.join(true)).collect();
+    for who in &others {
+        let register = |n| json!([64, n, {}, format!("com.example.p{who}.n{n}")]).to_string();
+        let all: Vec<String> = (1..=REGISTRATIONS).map(register).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        world.rig.receive(world.links[*who], &super::frames(&all));
+        world.rig.run();
+        assert_eq!(world.hears(*who).len() as u64, REGISTRATIONS);
+    }
+    world.asks(one, json!([48, null, {}, "wamp.session.kill_all"]));
+    let at_once = others.iter().filter(|who| !world.hears(**who).is_empty()).count();
+    assert_eq!(at_once, 8, "32 by four each");
+    for _ in 0..5 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+    }
+    assert_eq!(world.hears(one)[0][3], json!([30]));
+    world.end();
+}
+
+#[test]
+fn sessions_with_many_testaments_count_more() {
+    let mut world = World::new(&PLACES[1], "realm1");
+    let one = world.join(false);
+    world.subscribe(one, "com.example.will", "exact");
+    let others: Vec<usize> = (0..10).map(|_| world.join(true)).collect();
+    for who in &others {
+        (0..40).for_each(|n| {
+            world.ask(*who, "wamp.session.add_testament", json!(["com.example.will", [n], {}]));
+        });
+    }
+    world.rig.feed(&FeedDown::Drain);
+    let at_once = others.iter().filter(|who| is_told(&world.rig, world.links[**who])).count();
+    assert_eq!(at_once, 3, "32 by eleven each, and what is left is enough for one more");
+    assert_eq!(world.events(one).len(), 0, "it was told first itself");
+    for _ in 0..5 {
+        world.rig.pass(Duration::ZERO);
+        world.rig.run();
+    }
+    assert!(others.iter().all(|who| is_told(&world.rig, world.links[*who])));
+    world.end();
+}
+
 /// A caller at the first place, a callee at the second, and many calls between them.
 fn with_calls(place: &super::places::Place, realm: &str, count: usize) -> (World, usize, usize) {
     let mut world = World::new(place, realm);

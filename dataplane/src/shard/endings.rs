@@ -16,6 +16,10 @@ use std::time::Duration;
 
 /// Sessions ended in one turn.
 const END_SLICE: usize = 32;
+/// What counts as one session more, because it is given up, or published, with its session.
+const REGISTRATIONS_PER_END: usize = 64;
+const TESTAMENTS_PER_END: usize = 4;
+const TESTAMENT_BYTES_PER_END: usize = 16 << 10;
 /// Sessions, or connections, looked at in one turn.
 const LOOK_SLICE: usize = 1_024;
 /// Connections whose time has come that are looked at in one turn.
@@ -161,15 +165,25 @@ impl Shard {
                 return;
             }
             budget.looks -= 1;
-            budget.ends -= usize::from(self.drain_one(next, until));
+            budget.ends = budget.ends.saturating_sub(self.weight_of(next));
+            self.drain_one(next, until);
             next += 1;
         }
         self.endings.drain = Some(Drain { next, until });
     }
 
-    /// True: there was one.
-    fn drain_one(&mut self, slot: u32, until: Tick) -> bool {
-        let Some(Some(conn)) = self.conns.get(slot as usize) else { return false };
+    /// As how many sessions the end of a connection counts.
+    fn weight_of(&self, slot: u32) -> usize {
+        let Some(Some(conn)) = self.conns.get(slot as usize) else { return 0 };
+        let Some(session) = &conn.session else { return 1 };
+        let (registrations, testaments) = (session.registrations.len(), &session.testaments);
+        1 + registrations / REGISTRATIONS_PER_END
+            + testaments.len() / TESTAMENTS_PER_END
+            + testaments.bytes() / TESTAMENT_BYTES_PER_END
+    }
+
+    fn drain_one(&mut self, slot: u32, until: Tick) {
+        let Some(Some(conn)) = self.conns.get(slot as usize) else { return };
         let phase = conn.phase;
         let left = TICK * until.saturating_sub(self.tick).max(1);
         match phase {
@@ -186,7 +200,6 @@ impl Shard {
             Phase::Http => self.drain_peer(slot, left),
             Phase::Leaving | Phase::Flushing | Phase::Lingering => {}
         }
-        true
     }
 
     /// True: all are ended.
@@ -199,7 +212,7 @@ impl Shard {
             begun.after = id;
             budget.looks -= 1;
             if self.is_meant(slot, begun) {
-                budget.ends -= 1;
+                budget.ends = budget.ends.saturating_sub(self.weight_of(slot));
                 begun.part.count += 1;
                 // One more than is wanted shows that there are more.
                 if begun.part.ids[0].len() <= begun.ending.limit {

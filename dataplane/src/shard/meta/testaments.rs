@@ -27,11 +27,11 @@ const SCOPES: [&str; 2] = ["detached", "destroyed"];
 pub(in crate::shard) struct Testaments([Vec<Vec<u8>>; 2]);
 
 impl Testaments {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.0.iter().map(Vec::len).sum()
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.0.iter().flatten().map(Vec::len).sum()
     }
 
