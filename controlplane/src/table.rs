@@ -438,8 +438,10 @@ mod tests {
             for n in 0..3_000u32 {
                 table.get_or_insert(key(&format!("{n:05}")), || n);
             }
-            let (mut from, mut seen) = (None, 0);
+            let (mut from, mut seen, mut slices) = (None, 0, 0);
             loop {
+                slices += 1;
+                assert!(slices < 100, "a sweep comes to an end");
                 from = table.sweep(
                     from.as_ref(),
                     |value| value % gone == 0,
