@@ -5,7 +5,7 @@
 //!
 //! `on_create` and `on_delete` tell of the first and the last holder in the cluster, as far as the shard where it happens
 //! knows: two sessions that subscribe at the same moment on two shards may both be said to have created the
-//! subscription, and two that leave so may both be said to have deleted it.
+//! subscription; of two that leave so each sees the other still there, and neither is said to have deleted it.
 
 use super::look::session_details;
 use super::procedures::route_details;
