@@ -216,8 +216,19 @@ async fn read(body: Body) -> Result<(Wanted, Rules), Response> {
     let mut given: Map<String, Value> =
         serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     let rules = rules::take(&mut given).map_err(bad)?;
+    check_keys(&given).map_err(bad)?;
     let wanted = serde_json::from_value(given.into()).map_err(|error| bad(error.to_string()))?;
     Ok((wanted, rules))
+}
+
+/// Keys of [`Wanted`].
+const KEYS: [&str; 4] = ["degree", "uri", "anonymous", "history"];
+
+/// What is left when the keys of rules are taken out has the other keys only. The error names all there are.
+fn check_keys(left: &Map<String, Value>) -> Result<(), String> {
+    let Some(key) = left.keys().find(|key| !KEYS.contains(&key.as_str())) else { return Ok(()) };
+    let known: Vec<&str> = KEYS.into_iter().chain(rules::keys()).collect();
+    Err(format!("{key:?} is no key of a realm; there are {}", known.join(", ")))
 }
 
 /// Waits until all shards use the change, for a while.
@@ -265,3 +276,24 @@ fn not_stored(error: &StoreError) -> Response {
 
 /// How long a change of realms waits for the data plane.
 const TAKEN_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_none_is_answered_with_all_there_are() {
+        let left = |text: &str| serde_json::from_str::<Map<String, Value>>(text).expect("an object");
+        assert_eq!(check_keys(&left(r#"{"degree": "strict", "history": []}"#)), Ok(()));
+        let error = check_keys(&left(r#"{"feature_off": []}"#)).unwrap_err();
+        let all = KEYS.into_iter().chain(rules::keys());
+        for known in ["\"feature_off\" is no key"].into_iter().chain(all) {
+            assert!(error.contains(known), "{known}: {error}");
+        }
+        for key in KEYS {
+            let wanted = json!({ key: null });
+            let error = serde_json::from_value::<Wanted>(wanted).map(|_| ()).unwrap_err().to_string();
+            assert!(!error.contains("unknown field"), "{error}");
+        }
+    }
+}

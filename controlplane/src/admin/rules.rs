@@ -7,6 +7,11 @@ use serde_json::{Map, Value, json};
 const FEATURES_OFF: &str = "features_off";
 const ROLES: &str = "roles";
 
+/// The keys that [`take`] takes.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    [FEATURES_OFF, ROLES].into_iter().chain(BOUNDS.into_iter().map(|(_, name)| name))
+}
+
 /// Takes the keys of rules out of a realm as it is put, and leaves the others. The error says what is wrong.
 pub fn take(realm: &mut Map<String, Value>) -> Result<Rules, String> {
     let off = features_off(realm)?.unwrap_or_default();
