@@ -470,7 +470,19 @@ mod tests {
     use common::transport::Framing;
     use std::net::SocketAddr;
 
+    /// Longer than this machine ever stands still.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
     fn outcome(line: &str, framing: Framing, address: SocketAddr) -> Result<Outcome, RunError> {
+        outcome_within(PATIENCE, line, framing, address)
+    }
+
+    fn outcome_within(
+        patience: Duration,
+        line: &str,
+        framing: Framing,
+        address: SocketAddr,
+    ) -> Result<Outcome, RunError> {
         let line = std::iter::once("loadgen").chain(line.split(' '));
         let scenario = Cli::try_parse_from(line).unwrap().scenario.unwrap();
         let endpoint = Endpoint { framing, address, host: address.to_string(), path: "/ws".into() };
@@ -478,7 +490,7 @@ mod tests {
         let timing = Timing {
             warmup: Duration::from_millis(20),
             duration: Duration::from_millis(200),
-            patience: Duration::from_millis(900),
+            patience,
             settle: Duration::ZERO,
             cpus: Vec::new(),
             spin: false,
@@ -540,16 +552,19 @@ mod tests {
     fn lost_and_repeated_events_are_counted() {
         let router = FakeRouter::start(Framing::RawSocket, Misdeed::DropEvery(10));
         let tally = outcome("pubsub --window 16", Framing::RawSocket, router.address).unwrap().tally;
-        assert!(tally.lost >= tally.sent / 10 && !tally.is_clean(), "{tally:?}");
+        assert!(tally.lost >= tally.sent / 10 && !tally.is_clean(), "{} of {}", tally.lost, tally.sent);
         let router = FakeRouter::start(Framing::RawSocket, Misdeed::RepeatEvery(10));
         let tally = outcome("pubsub --window 16", Framing::RawSocket, router.address).unwrap().tally;
-        assert!(tally.duplicated >= tally.sent / 10 && tally.lost == 0, "{tally:?}");
+        // The run is over when everything has come, so the last event may be repeated too late.
+        assert!(tally.duplicated + 1 >= tally.sent / 10, "{} of {}", tally.duplicated, tally.sent);
+        assert!(tally.duplicated > 0 && tally.lost == 0, "{} and {}", tally.duplicated, tally.lost);
     }
 
     #[test]
     fn a_router_that_delivers_nothing_is_noticed() {
         let router = FakeRouter::start(Framing::RawSocket, Misdeed::DropEvery(1));
-        let error = outcome("pubsub --window 4", Framing::RawSocket, router.address);
+        let patience = Duration::from_millis(900);
+        let error = outcome_within(patience, "pubsub --window 4", Framing::RawSocket, router.address);
         match error {
             // The run was over before patience was.
             Ok(outcome) => assert_eq!(outcome.tally.lost, 4),
