@@ -4,6 +4,7 @@
 #![no_main]
 
 #[path = "../../tests/shard/rig/mod.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
 mod rig;
 
 use arbitrary::{Arbitrary, Unstructured};
