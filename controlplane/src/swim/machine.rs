@@ -73,6 +73,8 @@ pub struct Swim {
     sealer: Sealer,
     windows: BTreeMap<Uuid, Heard>,
     known: BTreeMap<Uuid, Member>,
+    /// Lives that were forgotten, newest first: others may go on telling that they are over.
+    forgotten: VecDeque<Identity>,
     seeds: Vec<SocketAddr>,
     /// Seeds an operator has named.
     named: Vec<SocketAddr>,
@@ -151,6 +153,7 @@ impl Swim {
             sealer: Sealer::new(settings.keys, &settings.env, settings.nonce),
             windows: BTreeMap::new(),
             known: BTreeMap::new(),
+            forgotten: VecDeque::new(),
             seeds: bounded(settings.seeds),
             named: vec![],
             probe: Probe::default(),
@@ -286,7 +289,10 @@ impl Swim {
         }
         let gone = foca::Timer::RemoveDown(member.identity.clone());
         let _ = self.foca.handle_timer(gone, &mut self.effects);
-        self.known.remove(&node);
+        if let Some(member) = self.known.remove(&node) {
+            self.forgotten.truncate(FORGOTTEN_MAX - 1);
+            self.forgotten.push_front(member.identity);
+        }
         self.windows.remove(&node);
         self.settle();
         Ok(())
@@ -614,6 +620,10 @@ impl Swim {
             if before == Some(state) && !renewed {
                 continue;
             }
+            let is_gone = matches!(state, State::Down | State::Left);
+            if before.is_none() && is_gone && self.forgotten.contains(identity) {
+                continue;
+            }
             if state == State::Suspect {
                 self.nudge_at.get_or_insert(now);
             }
@@ -664,6 +674,8 @@ fn bounded(mut seeds: Vec<SocketAddr>) -> Vec<SocketAddr> {
 pub const DATAGRAM_BYTES_MAX: usize = 1_400;
 /// The part of a packet before foca's: whether we suspect the receiver, and which incarnation.
 pub(super) const HINT_BYTES_MAX: usize = 3;
+/// Forgotten lives that are remembered.
+const FORGOTTEN_MAX: usize = 64;
 /// Most addresses of discovery that are used.
 pub const SEEDS_MAX: usize = 64;
 /// Others have at least this many probe intervals to be heard; in one of them everybody may be busy with the same node.

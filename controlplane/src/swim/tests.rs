@@ -640,6 +640,30 @@ fn only_the_dead_are_forgotten() {
 }
 
 #[test]
+fn who_is_forgotten_does_not_come_back_by_what_others_still_tell() {
+    for seed in seeds() {
+        let mut world = World::joined(3, seed);
+        let now = world.now;
+        world.swim(1).leave(now);
+        world.drain(1);
+        world.hosts[1] = None;
+        // The other one is still telling that it has left.
+        while world.view(0)[&node(1)] != State::Left {
+            world.run(Duration::from_millis(1));
+        }
+        let now = world.now;
+        assert_eq!(world.swim(0).forget(now, node(1)), Ok(()));
+        for _ in 0..100 {
+            world.run(Duration::from_millis(100));
+            assert_eq!(world.view(0).keys().collect::<Vec<_>>(), [&node(2)], "seed {seed}");
+        }
+        world.boot(1);
+        world.run(Duration::from_secs(3));
+        world.demand_all(State::Alive);
+    }
+}
+
+#[test]
 fn members_are_bounded() {
     let now = Instant::now();
     let mut swim = Swim::new(now, settings(0, 1, 1));
