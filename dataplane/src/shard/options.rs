@@ -72,25 +72,26 @@ pub(super) const PASSTHRU_BYTES_MAX: usize = PASSTHRU.len() * (2 + PASSTHRU_TEXT
 /// Packs the attributes; their content is the peers' business.
 pub(super) fn passthru(dict: &Dict<'_>, message: &'static str, strict: bool) -> Result<Passthru, BadOption> {
     let is_used = matches!(dict.get(PASSTHRU[0]), Some(Value::Str(scheme)) if !scheme.is_empty());
-    if !is_used && !strict {
-        return Ok(Vec::new());
-    }
     let mut packed = Vec::new();
+    if dict.is_empty() || !is_used && !strict {
+        return Ok(packed);
+    }
     for key in PASSTHRU {
-        match dict.get(key) {
-            Some(Value::Str(text)) if text.len() <= PASSTHRU_TEXT_MAX => {
-                packed.extend_from_slice(&(text.len() as u16).to_le_bytes());
-                packed.extend_from_slice(text.as_bytes());
-            }
+        let text = match dict.get(key) {
+            Some(Value::Str(text)) if text.len() <= PASSTHRU_TEXT_MAX => Some(text),
             // Without one of its attributes a payload may be read as something else, so a long one is not passed over.
             Some(value) if strict || matches!(value, Value::Str(_)) => {
                 let allowed = format!("a string of at most {PASSTHRU_TEXT_MAX} bytes");
                 return Err(BadOption(format!("{message}.Options.{key} must be {allowed}")));
             }
-            _ => packed.extend_from_slice(&ABSENT.to_le_bytes()),
+            _ => None,
+        };
+        if is_used {
+            packed.extend_from_slice(&text.as_ref().map_or(ABSENT, |text| text.len() as u16).to_le_bytes());
+            packed.extend_from_slice(text.as_ref().map_or(&[], |text| text.as_bytes()));
         }
     }
-    Ok(if is_used { packed } else { Vec::new() })
+    Ok(packed)
 }
 
 /// The attributes in packed form again, by name. Ends early when the bytes were not packed here.
